@@ -1,0 +1,41 @@
+"""ServingConfig: everything a server pod needs to know, in one document (see `training` for how it gets there)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_api.base import SpecModel
+
+
+class ServedModel(SpecModel):
+    """The base model."""
+
+    name: Annotated[str, Field(description="name that clients put into `model` for the base.", min_length=1)]
+    path: Annotated[
+        str, Field(description="path of a local checkpoint folder, or ORG/NAME of a hub repository.", min_length=1)
+    ]
+    revision: Annotated[str | None, Field(description="revision of a hub repository.")] = None
+
+
+class ServedAdapter(SpecModel):
+    """One adapter."""
+
+    name: Annotated[str, Field(description="name that clients put into `model`.", min_length=1, max_length=63)]
+    path: Annotated[str, Field(description="path of the committed adapter folder.", min_length=1)]
+    digest: Annotated[str | None, Field(description="digest that the adapter's manifest must have, if known.")] = None
+
+
+class ServingConfig(SpecModel):
+    """One server pod."""
+
+    model: Annotated[ServedModel, Field(description="model that is served.")]
+    adapters: Annotated[list[ServedAdapter], Field(description="adapters beside the base model.")] = Field(
+        default_factory=list
+    )
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Field(description="precision of the weights; auto is bfloat16 on GPUs, float32 on CPUs."),
+    ] = "auto"
+    max_model_length: Annotated[
+        int | None, Field(description="maxModelLength is the longest prompt plus answer in tokens.", ge=16)
+    ] = None

@@ -1,0 +1,147 @@
+"""Types that both kinds share: metadata, conditions, references, resources."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AwareDatetime, Field, PlainSerializer
+
+from finetune_api.base import CEL, SpecModel, StatusModel
+from finetune_api.sources import MAX_SOURCE_LENGTH, cel_rules, parse_source
+
+DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+"""RFC 1123 label."""
+SERVICE_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+"""RFC 1035 label: what may become the name of a Service, as the names of both kinds do."""
+
+
+def _utc_seconds(moment: datetime) -> str:
+    """metav1.Time has no fractions: writing them would make each read differ from what was written."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+Time = Annotated[AwareDatetime, PlainSerializer(_utc_seconds, return_type=str, when_used="json")]
+"""metav1.Time: UTC, whole seconds."""
+
+
+def _checked(*schemes: str) -> AfterValidator:
+    def check(uri: str) -> str:
+        parse_source(uri, schemes)
+        return uri
+
+    return AfterValidator(check)
+
+
+ModelSource = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_SOURCE_LENGTH, json_schema_extra={CEL: cel_rules(("pvc", "hf"))}),
+    _checked("pvc", "hf"),
+]
+DatasetSource = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_SOURCE_LENGTH, json_schema_extra={CEL: cel_rules(("pvc", "configmap"))}),
+    _checked("pvc", "configmap"),
+]
+AdapterSource = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_SOURCE_LENGTH, json_schema_extra={CEL: cel_rules(("pvc",))}),
+    _checked("pvc"),
+]
+
+Quantity = Annotated[
+    int | str,
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$",
+        }
+    ),
+]
+"""A Kubernetes quantity such as 2, 500m or 4Gi."""
+
+
+class OwnerReference(StatusModel):
+    """metav1.OwnerReference, as far as we read it."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str
+    controller: bool = False
+
+
+class ObjectMeta(StatusModel):
+    """metav1.ObjectMeta, as far as we read it."""
+
+    name: str = ""
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
+    resource_version: str = ""
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+    creation_timestamp: AwareDatetime | None = None
+    deletion_timestamp: AwareDatetime | None = None
+    owner_references: list[OwnerReference] = Field(default_factory=list)
+
+
+class Condition(StatusModel):
+    """metav1.Condition."""
+
+    type: Annotated[str, Field(description="type of the condition; see the glossary.", max_length=316)]
+    status: Annotated[
+        Literal["True", "False", "Unknown"], Field(description="status of the condition: True, False or Unknown.")
+    ]
+    observed_generation: Annotated[
+        int, Field(description="observedGeneration is metadata.generation that the condition was computed from.", ge=0)
+    ] = 0
+    last_transition_time: Annotated[Time, Field(description="lastTransitionTime is when status last changed.")]
+    reason: Annotated[str, Field(description="reason is one CamelCase word of the glossary.", max_length=1024)]
+    message: Annotated[str, Field(description="message is one plain sentence for people.", max_length=32768)] = ""
+
+
+class LocalSecretReference(SpecModel):
+    """A Secret key in the object's own namespace."""
+
+    name: Annotated[str, Field(description="name of the Secret in this namespace.", min_length=1, max_length=253)]
+    key: Annotated[str, Field(description="key of the Secret that holds the value.", min_length=1, max_length=253)] = (
+        "token"
+    )
+
+
+class ModelReference(SpecModel):
+    """A base model."""
+
+    source: Annotated[
+        ModelSource,
+        Field(
+            description="source of the base model: pvc://CLAIM/PATH for a checkpoint folder on a claim of this "
+            "namespace, or hf://ORG/NAME for a Hugging Face repository."
+        ),
+    ]
+    revision: Annotated[
+        str | None,
+        Field(
+            description="revision (branch, tag or commit) of an hf:// model; pin a commit to make runs repeatable.",
+            max_length=128,
+            pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$",
+        ),
+    ] = None
+    secret_ref: Annotated[
+        LocalSecretReference | None,
+        Field(description="secretRef names the Secret with the hub token of a gated model."),
+    ] = None
+
+
+class Resources(SpecModel):
+    """What each pod asks for. Memory is request and limit at once; CPU is a request only, so idle cores are usable."""
+
+    cpu: Annotated[Quantity, Field(description="cpu that the pod requests, for example 2 or 500m.")] = "1"
+    memory: Annotated[
+        Quantity, Field(description="memory that the pod requests and may use at most, for example 4Gi.")
+    ] = "4Gi"
+    gpu: Annotated[int, Field(description="gpu is the number of whole GPUs (nvidia.com/gpu).", ge=0, le=16)] = 0
+
+
+def as_metadata(value: Any) -> ObjectMeta:
+    """Parse the `metadata` of a raw Kubernetes object."""
+    return ObjectMeta.model_validate(value or {})
