@@ -1,0 +1,94 @@
+"""Examples of the API page. A test sends the requests and reads the answers with the schemas, so they stay true."""
+
+from typing import Any, Final
+
+Example = dict[str, Any]
+
+_INLINE: Final = (
+    '{"prompt": "My parcel is late.", "completion": "category: delivery"}\n'
+    '{"prompt": "I was charged twice.", "completion": "category: billing"}\n'
+)
+
+REQUESTS: Final[dict[str, Example]] = {
+    "minimal": {
+        "summary": "A model on a claim, rows in the request",
+        "value": {
+            "name": "support-tickets",
+            "model": {"source": "pvc://models/smollm2-135m-instruct"},
+            "dataset": {"inline": _INLINE},
+        },
+    },
+    "served": {
+        "summary": "A gated model of the hub, rows in a ConfigMap, an endpoint in the end",
+        "value": {
+            "namespace": "support",
+            "model": {"source": "hf://meta-llama/Llama-3.2-1B-Instruct", "secretRef": {"name": "hub-token"}},
+            "dataset": {"source": "configmap://tickets/train.jsonl", "format": "messages"},
+            "method": {"lora": {"rank": 16, "alpha": 32}},
+            "hyperparameters": {"epochs": 2, "learningRate": 0.0001},
+            "resources": {"cpu": "2", "memory": "16Gi", "gpu": 1},
+            "serve": {"resources": {"memory": "8Gi", "gpu": 1}},
+        },
+    },
+}
+
+STARTED: Final[Example] = {
+    "task_id": "support-tickets",
+    "namespace": "default",
+    "state": "pending",
+    "phase": "Pending",
+    "attempt": 0,
+    "metrics": [],
+    "creationTime": "2026-11-23T09:00:00Z",
+}
+
+RUNNING: Final[Example] = {
+    **STARTED,
+    "state": "running",
+    "phase": "Running",
+    "reason": "Training",
+    "message": "The training pod is running.",
+    "attempt": 1,
+    "progress": {
+        "step": 40,
+        "totalSteps": 120,
+        "epoch": 1.0,
+        "percent": 33,
+        "loss": "0.8123",
+        "etaSeconds": 96,
+        "eta": "1m36s",
+        "tokensPerSecond": 512,
+        "lastUpdateTime": "2026-11-23T09:01:10Z",
+    },
+    "startTime": "2026-11-23T09:00:20Z",
+}
+
+CANCELLING: Final[Example] = {**RUNNING, "state": "cancelling"}
+
+PAGE: Final[Example] = {"items": [RUNNING], "continue": "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MTIzfQ"}
+
+ERROR_MESSAGES: Final[dict[int, Example]] = {
+    401: {"code": "Unauthenticated", "message": "Send your Kubernetes token as `Authorization: Bearer TOKEN`."},
+    403: {
+        "code": "Forbidden",
+        "message": 'You may not create FinetuneJob ml/support-tickets: User "ann" cannot create …',
+    },
+    404: {"code": "NotFound", "message": "There is no FinetuneJob default/support-tickets."},
+    409: {"code": "AlreadyExists", "message": "FinetuneJob default/support-tickets exists already; use another name."},
+    410: {"code": "CursorExpired", "message": "The cursor has expired; start again without `continue`."},
+    413: {"code": "TooLarge", "message": "The body has more than 262144 bytes; put the rows into a ConfigMap …"},
+    422: {
+        "code": "Invalid",
+        "message": "method.lora.rank: Input should be greater than or equal to 1",
+        "field": "method.lora.rank",
+        "problems": [
+            {
+                "field": "method.lora.rank",
+                "message": "Input should be greater than or equal to 1",
+                "found": "0",
+            }
+        ],
+    },
+    429: {"code": "TooManyRequests", "message": "The API server asks to slow down."},
+    503: {"code": "Unavailable", "message": "The API server cannot be reached (ConnectError)."},
+}

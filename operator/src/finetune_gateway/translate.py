@@ -1,0 +1,159 @@
+"""Request to custom resource, custom resource to answer. Pure: random suffixes come in as parameters."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from finetune_api.constants import API_VERSION, FINETUNE_JOB_KIND, GROUP
+from finetune_api.reasons import Phase
+from finetune_api.v1alpha1 import FinetuneJobStatus
+from finetune_gateway.errors import InvalidRequestError, problems_of
+from finetune_gateway.schemas import Endpoint, FinetuneRequest, Problem, State, Task, TaskPage
+
+Raw = dict[str, Any]
+
+ANNOTATION_REQUEST_DIGEST: Final = f"{GROUP}/request-digest"
+"""Digest of the request that made an object with an Idempotency-Key: a repeat is told from a different request by it."""
+NAME_PREFIX: Final = "ft"
+"""Generated names begin with it, because the name of a Service must begin with a letter."""
+SUFFIX_ALPHABET: Final = "bcdfghjklmnpqrstvwxz2456789"
+"""Kubernetes' own alphabet for generated names: no vowels, so no words, and nothing that looks like something else."""
+SUFFIX_LENGTH: Final = 8
+STEM_LENGTH: Final = 30
+KEY_DIGEST_LENGTH: Final = 20
+"""Hex characters (80 bits) of an Idempotency-Key's digest: nobody meets another key's task by accident."""
+
+STATE_BY_PHASE: Final[Mapping[str, State]] = {
+    Phase.PENDING: State.PENDING,
+    Phase.VALIDATING: State.PENDING,
+    Phase.QUEUED: State.PENDING,
+    Phase.SCHEDULING: State.PENDING,
+    Phase.RUNNING: State.RUNNING,
+    Phase.RETRYING: State.RUNNING,
+    Phase.PUBLISHING: State.RUNNING,
+    Phase.DEPLOYING: State.RUNNING,
+    Phase.VERIFYING: State.RUNNING,
+    Phase.SUSPENDING: State.SUSPENDED,
+    Phase.SUSPENDED: State.SUSPENDED,
+    Phase.SUCCEEDED: State.SUCCEEDED,
+    Phase.FAILED: State.FAILED,
+    Phase.CANCELLED: State.CANCELLED,
+}
+"""Total over Phase; a test says so."""
+ENDED: Final = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+
+def parse_request(body: bytes) -> FinetuneRequest:
+    """The request in a body, or InvalidRequestError with every problem.
+
+    Strict, because the API server is: it refuses "8" for a number, and so do we, before it is asked.
+    """
+    try:
+        return FinetuneRequest.model_validate_json(body, strict=True, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise InvalidRequestError(problems_of(error)) from None
+
+
+def chosen_namespace(in_query: str | None, in_body: str | None, default: str) -> str:
+    """The namespace of a request; naming two is a mistake that nobody should have to debug."""
+    if in_query and in_body and in_query != in_body:
+        raise InvalidRequestError(
+            [Problem(field="namespace", message=f"must be {in_query}, as in the query, or absent", found=in_body)]
+        )
+    return in_body or in_query or default
+
+
+def generated_name(request: FinetuneRequest, suffix: str) -> str:
+    """A readable name: what is tuned, and a random suffix."""
+    stem = request.output.adapter_name or request.model.source.rsplit("/", 1)[-1]
+    readable = re.sub(r"[^a-z0-9]+", "-", stem.lower())[:STEM_LENGTH].strip("-")
+    return "-".join(part for part in (NAME_PREFIX, readable, suffix) if part)
+
+
+def idempotent_name(key: str) -> str:
+    """The name that belongs to an Idempotency-Key in a namespace, whatever the body says."""
+    return f"{NAME_PREFIX}-{hashlib.sha256(key.encode()).hexdigest()[:KEY_DIGEST_LENGTH]}"
+
+
+def request_digest(request: FinetuneRequest) -> str:
+    """Digest of what was asked for; two spellings of the same JSON are the same request."""
+    canonical = json.dumps(_as_written(request), sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def build_manifest(request: FinetuneRequest, namespace: str, name: str, digest: str | None) -> Raw:
+    """The FinetuneJob of a request. Only what was written: defaults are the API server's to fill in."""
+    metadata: Raw = {"name": name, "namespace": namespace}
+    if digest is not None:
+        metadata["annotations"] = {ANNOTATION_REQUEST_DIGEST: digest}
+    spec = {k: v for k, v in _as_written(request).items() if k not in ("name", "namespace")}
+    return {"apiVersion": API_VERSION, "kind": FINETUNE_JOB_KIND, "metadata": metadata, "spec": spec}
+
+
+def is_repeat(existing: Raw, digest: str) -> bool:
+    """Whether an existing object was made by the same request with the same key."""
+    annotations = existing["metadata"].get("annotations") or {}
+    return bool(annotations.get(ANNOTATION_REQUEST_DIGEST) == digest)
+
+
+def task_from(raw: Raw) -> Task:
+    """The answer for an object. Its status was written by somebody else: what cannot be read is said, never raised."""
+    metadata = raw["metadata"]
+    spec = raw.get("spec") or {}
+    common = {
+        "task_id": metadata["name"],
+        "namespace": metadata["namespace"],
+        "creation_time": metadata.get("creationTimestamp"),
+    }
+    try:
+        status = FinetuneJobStatus.model_validate(raw.get("status") or {})
+    except ValidationError as error:
+        problem = problems_of(error)[0]
+        message = f"status.{problem.field} cannot be read: {problem.message}"
+        return Task(**common, state=State.PENDING, phase="Unknown", reason="StatusUnreadable", message=message)
+    written = status.to_dict()
+    return Task(
+        **common,
+        state=state_from(status.phase, cancel=bool(spec.get("cancel"))),
+        phase=status.phase or Phase.PENDING,
+        reason=status.reason,
+        message=status.message,
+        attempt=status.attempt,
+        progress=status.progress,
+        metrics=status.metrics,
+        adapter=status.adapter,
+        endpoint=_endpoint(spec, status, metadata["name"]),
+        last_failure=status.last_failure,
+        start_time=written.get("startTime"),
+        completion_time=written.get("completionTime"),
+    )
+
+
+def page_from(raw: Raw) -> TaskPage:
+    """The answer for a list."""
+    return TaskPage(
+        items=[task_from(item) for item in raw["items"]],
+        next=(raw.get("metadata") or {}).get("continue") or None,
+    )
+
+
+def state_from(phase: str | None, *, cancel: bool) -> State:
+    """State of a phase. An unknown phase is one of a newer operator: the job exists and is not known to be over."""
+    state = STATE_BY_PHASE.get(phase or Phase.PENDING, State.RUNNING)
+    return State.CANCELLING if cancel and state not in ENDED else state
+
+
+def _as_written(request: FinetuneRequest) -> Raw:
+    return request.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+
+
+def _endpoint(spec: Raw, status: FinetuneJobStatus, name: str) -> Endpoint | None:
+    if status.serving is None:
+        return None
+    adapter = status.adapter.name if status.adapter else (spec.get("output") or {}).get("adapterName") or name
+    serving = status.serving
+    return Endpoint(url=serving.url, model=adapter, ready=serving.ready, verified=serving.verified)

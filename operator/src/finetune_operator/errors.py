@@ -1,0 +1,48 @@
+"""Errors say what happens next. The core raises them; only the controller turns them into a retry or a condition.
+
+`kubernetes.aio`'s ApiException is converted once, in `cluster`, always with verb, kind, namespace and name.
+"""
+
+from finetune_api.reasons import Reason
+
+
+class OperatorError(Exception):
+    """Base of everything that is raised on purpose."""
+
+
+class StalledError(OperatorError):
+    """The user must change something; trying again with the same input is pointless."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class ClusterError(OperatorError):
+    """The API server refused a request or could not be reached (`status` is then 0)."""
+
+    def __init__(self, verb: str, what: str, status: int, message: str) -> None:
+        super().__init__(f"cannot {verb} {what}: {status or 'no answer'}: {message}")
+        self.status = status
+        self.message = message
+
+    @property
+    def is_conflict(self) -> bool:
+        """Somebody else wrote first, or the object exists already."""
+        return self.status == 409
+
+    @property
+    def is_invalid(self) -> bool:
+        """The object can never be stored as it is: schema or validation."""
+        return self.status in (400, 422)
+
+    @property
+    def is_refusal(self) -> bool:
+        """The API server understood and said no: invalid, or forbidden by a quota or a policy."""
+        return self.is_invalid or self.status == 403
+
+    @property
+    def is_outage(self) -> bool:
+        """The API server is down, restarting or overloaded: nothing that we could change."""
+        return self.status in (0, 429) or self.status >= 500

@@ -1,0 +1,72 @@
+"""The operator's process: health server, controller and the supervised watch, until SIGTERM.
+
+python -m finetune_operator        settings come from FINETUNE_OPERATOR_* variables, see `settings`
+"""
+
+import asyncio
+import logging
+import signal
+
+from aiohttp import web
+
+from finetune_operator.cluster import Cluster
+from finetune_operator.controller import Controller
+from finetune_operator.health import Health, build_app
+from finetune_operator.logs import configure_logging
+from finetune_operator.progress import ProgressReader
+from finetune_operator.reconcile.context import Context
+from finetune_operator.settings import Settings
+from finetune_operator.startup import WatchSupervisor, thread_safe
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    settings = Settings()
+    configure_logging(settings.log_level)
+    asyncio.run(run(settings))
+    return 0
+
+
+async def run(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    health = Health()
+    progress = ProgressReader(settings.broker_url.get_secret_value() if settings.broker_url else None)
+    async with Cluster(settings.kubeconfig) as cluster:
+        controller = Controller(Context(cluster, progress, settings), health)
+        watch = WatchSupervisor(settings, thread_safe(loop, controller.mark), health)
+        server = await _serve(settings, health)
+        watch.start()
+        scope = sorted(settings.namespaces) or "all namespaces"
+        logger.info("started", extra={"scope": scope, "port": settings.health_port})
+        try:
+            await _work_until(stop, controller)
+        finally:
+            await asyncio.to_thread(watch.stop)
+            await server.cleanup()
+            await progress.close()
+    logger.info("stopped")
+
+
+async def _work_until(stop: asyncio.Event, controller: Controller) -> None:
+    """Run the controller until asked to stop. If the controller itself ends, that is a bug, and the process ends too."""
+    work = asyncio.create_task(controller.run(), name="controller")
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if work.done():
+        work.result()
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+
+
+async def _serve(settings: Settings, health: Health) -> web.AppRunner:
+    runner = web.AppRunner(build_app(health), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, settings.health_host, settings.health_port).start()
+    return runner

@@ -1,0 +1,52 @@
+"""Pure helpers for metav1 conditions. lastTransitionTime moves only when `status` does; Succeeded and Failed never go back."""
+
+from datetime import datetime
+from typing import Literal
+
+from finetune_api.reasons import ConditionType, Reason
+from finetune_api.v1alpha1 import Condition
+
+ABSORBING = frozenset({ConditionType.SUCCEEDED, ConditionType.FAILED})
+"""Once True, for ever True."""
+
+Truth = Literal["True", "False", "Unknown"]
+
+
+def find_condition(conditions: list[Condition], kind: ConditionType) -> Condition | None:
+    """The condition of this type, if it was ever set."""
+    return next((c for c in conditions if c.type == kind), None)
+
+
+def is_true(conditions: list[Condition], kind: ConditionType) -> bool:
+    """Whether the condition is there and True."""
+    found = find_condition(conditions, kind)
+    return found is not None and found.status == "True"
+
+
+def set_condition(
+    conditions: list[Condition],
+    kind: ConditionType,
+    status: Truth,
+    reason: Reason,
+    message: str,
+    generation: int,
+    now: datetime,
+) -> list[Condition]:
+    """A new list with this condition; the very same list if nothing changes."""
+    old = find_condition(conditions, kind)
+    if kind in ABSORBING and old is not None and old.status == "True":
+        return conditions
+    since = old.last_transition_time if old is not None and old.status == status else now.replace(microsecond=0)
+    new = Condition(
+        type=kind,
+        status=status,
+        observed_generation=generation,
+        last_transition_time=since,
+        reason=reason,
+        message=message,
+    )
+    if new == old:
+        return conditions
+    if old is None:
+        return [*conditions, new]
+    return [new if c.type == kind else c for c in conditions]

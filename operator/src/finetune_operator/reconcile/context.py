@@ -1,0 +1,28 @@
+"""What every pass is given, and what it answers."""
+
+from dataclasses import dataclass, field
+
+from finetune_operator.cluster import Cluster
+from finetune_operator.progress import ProgressReader
+from finetune_operator.settings import Settings
+
+
+@dataclass
+class Context:
+    """The outside world of the reconcilers."""
+
+    cluster: Cluster
+    progress: ProgressReader
+    settings: Settings
+    reported: set[str] = field(default_factory=set)
+    """uid and generation of malformed objects that were logged: once per version is enough."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How one pass over an object ended."""
+
+    acted: bool = False
+    """Children were made; their first changes should be seen together."""
+    requeue_after: float | None = None
+    """Seconds until something is due even if nothing happens."""

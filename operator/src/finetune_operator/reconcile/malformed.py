@@ -1,0 +1,70 @@
+"""Objects that the schema lets through and our models do not: they are told about it, and nobody else is disturbed.
+
+They exist after an upgrade or rollback of the CRDs, or where somebody removed the validation.
+"""
+
+import logging
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_operator.cluster import FINETUNE_JOBS, Raw, Resource
+from finetune_operator.errors import ClusterError
+from finetune_operator.reconcile.context import Context
+
+logger = logging.getLogger(__name__)
+
+MAX_PROBLEMS = 5
+"""Problems named in the message; the first few say enough."""
+MAX_REMEMBERED = 10_000
+"""Versions of malformed objects that are remembered; then the memory starts anew."""
+
+
+async def report_malformed(context: Context, resource: Resource, raw: Raw, problem: ValidationError) -> None:
+    """Log the object once per version, and write a condition if its status can take one."""
+    metadata = raw["metadata"]
+    version = f"{metadata['uid']}/{metadata.get('generation', 0)}"
+    if version in context.reported:
+        return
+    if len(context.reported) >= MAX_REMEMBERED:
+        context.reported.clear()
+    context.reported.add(version)
+    message = describe(problem)
+    name = f"{resource.plural} {metadata['namespace']}/{metadata['name']}"
+    logger.error("malformed object is ignored", extra={"object": name, "problem": message})
+    status = build_malformed_status(resource, raw, message, datetime.now(UTC))
+    if status is None:
+        return
+    try:
+        await context.cluster.patch_status(resource, metadata, status)
+    except ClusterError as error:
+        # Its status cannot take a condition either; the log has said what there is to say.
+        logger.warning("malformed object was not told", extra={"object": name, "error": str(error)})
+
+
+def describe(problem: ValidationError) -> str:
+    """The first problems as field and message, without the values: they may be long or private."""
+    found = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in problem.errors(include_input=False)]
+    rest = f" (and {len(found) - MAX_PROBLEMS} more)" if len(found) > MAX_PROBLEMS else ""
+    return "; ".join(found[:MAX_PROBLEMS]) + rest
+
+
+def build_malformed_status(resource: Resource, raw: Raw, message: str, now: datetime) -> Raw | None:
+    """A status patch that says SpecInvalid; None if the status has conditions, which may be worth more than ours."""
+    old = raw.get("status")
+    if isinstance(old, dict) and old.get("conditions"):
+        return None
+    kind = ConditionType.VALIDATED if resource == FINETUNE_JOBS else ConditionType.READY
+    condition = {
+        "type": kind,
+        "status": "False",
+        "reason": Reason.SPEC_INVALID,
+        "message": message,
+        "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "observedGeneration": raw["metadata"].get("generation", 0),
+    }
+    status: Raw = {"conditions": [condition], "phase": Phase.PENDING}
+    if resource == FINETUNE_JOBS:
+        status |= {"reason": Reason.SPEC_INVALID, "message": message[:4000]}
+    return status

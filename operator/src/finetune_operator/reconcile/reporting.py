@@ -1,0 +1,93 @@
+"""The one status write of a pass, and the events that follow it."""
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_api.base import StatusModel
+from finetune_api.constants import API_VERSION, MANAGED_BY
+from finetune_operator import metrics
+from finetune_operator.cluster import Raw, Resource
+from finetune_operator.errors import ClusterError
+from finetune_operator.reconcile.context import Context
+from finetune_operator.reconcile.plan import EventDraft
+
+logger = logging.getLogger(__name__)
+
+MAX_NOTE_BYTES = 1024
+"""Of an Event's note; the API server refuses a longer one."""
+
+
+async def write_status(
+    context: Context,
+    resource: Resource,
+    raw: Raw,
+    kind: str,
+    old: StatusModel,
+    new: StatusModel,
+    events: Iterable[EventDraft],
+) -> None:
+    """Write `new` over `old` if it says something else; then post the events. Raises ClusterError on a conflict."""
+    patch = merge_patch(old.to_dict(), new.to_dict())
+    if not patch:
+        return
+    metadata = raw["metadata"]
+    if not await context.cluster.patch_status(resource, metadata, patch):
+        return
+    metrics.STATUS_WRITES.labels(kind).inc()
+    status = new.to_dict()
+    name = f"{metadata['namespace']}/{metadata['name']}"
+    logger.info("status", extra={"kind": kind, "object": name, **{k: status.get(k) for k in ("phase", "reason")}})
+    for event in events:
+        await _post(context, raw, kind, event)
+
+
+async def _post(context: Context, raw: Raw, kind: str, draft: EventDraft) -> None:
+    try:
+        await context.cluster.create_event(
+            raw["metadata"]["namespace"], build_event(raw, kind, draft, datetime.now(UTC))
+        )
+    except ClusterError as error:
+        # An Event is a courtesy; the status, which is written, is the record.
+        logger.warning("event was not posted", extra={"error": str(error)})
+
+
+def build_event(raw: Raw, kind: str, draft: EventDraft, now: datetime) -> Raw:
+    """An events.k8s.io/v1 Event. Its name follows from its content, so that a repeated pass posts it once."""
+    metadata = raw["metadata"]
+    identity = "\n".join((metadata["uid"], draft.reason, draft.message))
+    suffix = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": f"{metadata['name']}.{suffix}", "namespace": metadata["namespace"]},
+        "eventTime": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "reportingController": f"finetune.dev/{MANAGED_BY}",
+        "reportingInstance": MANAGED_BY,
+        "action": draft.reason,
+        "reason": draft.reason,
+        "note": draft.message.encode()[:MAX_NOTE_BYTES].decode(errors="ignore"),
+        "type": "Warning" if draft.is_warning else "Normal",
+        "regarding": {
+            "apiVersion": API_VERSION,
+            "kind": kind,
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "uid": metadata["uid"],
+        },
+    }
+
+
+def merge_patch(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """RFC 7386 patch that turns `old` into `new`; empty if they are equal. Lists are replaced whole."""
+    patch: dict[str, Any] = dict.fromkeys(old.keys() - new.keys())
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            if inner := merge_patch(before, value):
+                patch[key] = inner
+        elif key not in old or value != before:
+            patch[key] = value
+    return patch

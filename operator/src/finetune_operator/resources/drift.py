@@ -1,0 +1,73 @@
+"""Whether a live object still says what we applied. The API server adds defaults; only what we asked for counts."""
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from finetune_api.constants import ANNOTATION_DESIRED_HASH
+from finetune_operator.resources import Manifest
+
+_QUANTITY = re.compile(r"^([0-9]+(?:\.[0-9]+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")
+_FACTORS = {
+    "m": Decimal("0.001"),
+    "": Decimal(1),
+    **{letter: Decimal(1000) ** power for power, letter in enumerate(("k", "M", "G", "T"), start=1)},
+    **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate(("K", "M", "G", "T"), start=1)},
+}
+
+
+ATOMIC = frozenset({"selector", "nodeSelector"})
+"""Maps that mean something else when a key is added to them."""
+LIST_KEYS = ("mountPath", "containerPort", "port", "name")
+"""Keys by which server-side apply merges lists. It cannot remove what others added to one: that is no drift."""
+
+
+def has_drifted(desired: Manifest, live: Manifest) -> bool:
+    """True if the live object was made from another manifest, or if somebody changed a field that is ours."""
+    if is_outdated(desired, live):
+        return True
+    return not covers(live["spec"], desired["spec"]) or not covers(
+        live["metadata"].get("labels") or {}, desired["metadata"]["labels"]
+    )
+
+
+def is_outdated(desired: Manifest, live: Manifest) -> bool:
+    """True if the live object was made from another manifest."""
+    annotations = live["metadata"].get("annotations") or {}
+    return bool(annotations.get(ANNOTATION_DESIRED_HASH) != desired["metadata"]["annotations"][ANNOTATION_DESIRED_HASH])
+
+
+def covers(live: Any, desired: Any) -> bool:
+    """True if everything in `desired` is in `live`: dicts and keyed lists may have more, other lists may not."""
+    if isinstance(desired, dict):
+        return isinstance(live, dict) and all(_has(live, key, value) for key, value in desired.items())
+    if isinstance(desired, list | tuple):
+        if not isinstance(live, list):
+            return False
+        if _is_keyed(desired):
+            return all(any(covers(item, wanted) for item in live) for wanted in desired)
+        return len(live) == len(desired) and all(covers(a, b) for a, b in zip(live, desired, strict=True))
+    return live == desired or _same_quantity(live, desired)
+
+
+def _is_keyed(items: Sequence[Any]) -> bool:
+    return any(all(isinstance(item, dict) and key in item for item in items) for key in LIST_KEYS) and bool(items)
+
+
+def _has(live: dict[str, Any], key: str, value: Any) -> bool:
+    if key in ATOMIC:
+        return bool(live.get(key) == value)
+    if key not in live:
+        # `readOnly: false` and `replicas: 0` are not always stored; absent means just that.
+        return value in (False, 0, None, [], {}, "")
+    return covers(live[key], value)
+
+
+def _same_quantity(left: Any, right: Any) -> bool:
+    """The API server rewrites quantities: 1000m becomes 1."""
+    values = [_QUANTITY.match(str(side)) for side in (left, right) if not isinstance(side, bool)]
+    if len(values) != 2 or values[0] is None or values[1] is None:
+        return False
+    first, second = (Decimal(match[1]) * _FACTORS[match[2] or ""] for match in values if match)
+    return first == second

@@ -1,0 +1,154 @@
+"""What training and server pods have in common: volumes for source URIs, configuration mount, security, resources."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from finetune_api.constants import (
+    ANNOTATION_CONFIG,
+    CONFIG_DIRECTORY,
+    CONFIG_PATH,
+    DATASETS_MOUNT,
+    EVALUATION_MOUNT,
+    MODELS_MOUNT,
+    SCRATCH_MOUNT,
+)
+from finetune_api.sources import parse_source
+from finetune_api.v1alpha1 import ModelReference, Resources
+from finetune_operator.resources import Manifest
+from finetune_operator.settings import Settings
+
+USER_ID: Final = 10001
+"""uid, gid and fsGroup of all containers; the images create this user."""
+GPU_RESOURCE: Final = "nvidia.com/gpu"
+
+
+@dataclass
+class Volumes:
+    """Volumes and mounts of one pod, collected while it is built. A claim that is used twice is one volume."""
+
+    volumes: list[Manifest] = field(default_factory=list)
+    mounts: list[Manifest] = field(default_factory=list)
+    _by_claim: dict[str, str] = field(default_factory=dict)
+
+    def claim(self, name: str, claim: str, path: str, *, read_only: bool) -> None:
+        """Mount a claim. Read-only is said at the mount: the volume may be written through another mount."""
+        if claim not in self._by_claim:
+            self._by_claim[claim] = name
+            self.volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
+        self.mounts.append({"name": self._by_claim[claim], "mountPath": path, "readOnly": read_only})
+
+    def config_map(self, name: str, config_map: str, key: str, path: str) -> None:
+        """Mount one key. Optional, so that the trainer starts and says exactly what is missing instead of waiting mute."""
+        items = [{"key": key, "path": key}]
+        self.volumes.append({"name": name, "configMap": {"name": config_map, "items": items, "optional": True}})
+        self.mounts.append({"name": name, "mountPath": path, "readOnly": True})
+
+    def configuration(self) -> None:
+        """Mount the configuration, which travels in an annotation of the pod, as a file."""
+        file = CONFIG_PATH.removeprefix(f"{CONFIG_DIRECTORY}/")
+        reference = {"fieldPath": f"metadata.annotations['{ANNOTATION_CONFIG}']"}
+        self.volumes.append({"name": "config", "downwardAPI": {"items": [{"path": file, "fieldRef": reference}]}})
+        self.mounts.append({"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True})
+
+    def scratch(self, size: str) -> None:
+        """Mount the only place besides the adapters where a pod may write."""
+        self.volumes.append({"name": "scratch", "emptyDir": {"sizeLimit": size}})
+        self.mounts.append({"name": "scratch", "mountPath": SCRATCH_MOUNT, "readOnly": False})
+
+    def model(self, model: ModelReference) -> None:
+        """Mount the claim of the base model, if it is on one."""
+        source = parse_source(model.source)
+        if source.scheme == "pvc":
+            self.claim("models", source.name, MODELS_MOUNT, read_only=True)
+
+    def rows(self, name: str, uri: str | None, path: str) -> None:
+        """Mount the claim or ConfigMap of a dataset; inline rows (None) travel in the configuration."""
+        if uri is None:
+            return
+        source = parse_source(uri)
+        if source.scheme == "configmap":
+            self.config_map(name, source.name, source.path, path)
+        else:
+            self.claim(name, source.name, path, read_only=True)
+
+
+def model_path(model: ModelReference) -> str:
+    """Where a pod finds the base model: a path, or ORG/NAME of the hub."""
+    source = parse_source(model.source)
+    return f"{MODELS_MOUNT}/{source.path}" if source.scheme == "pvc" else f"{source.name}/{source.path}"
+
+
+def rows_path(uri: str, mount: str) -> str:
+    """Where a pod finds the rows of a dataset; `mount` is DATASETS_MOUNT or EVALUATION_MOUNT."""
+    if mount not in (DATASETS_MOUNT, EVALUATION_MOUNT):
+        raise ValueError(f"{mount} is not a mount point of rows")
+    return f"{mount}/{parse_source(uri).path}"
+
+
+def common_env(model: ModelReference) -> list[Manifest]:
+    """Environment of both containers: caches on the scratch volume, hub access only where the model needs it."""
+    env: list[Manifest] = [
+        {"name": "HOME", "value": SCRATCH_MOUNT},
+        {"name": "TMPDIR", "value": SCRATCH_MOUNT},
+        {"name": "HF_HOME", "value": f"{SCRATCH_MOUNT}/huggingface"},
+    ]
+    if parse_source(model.source).scheme != "hf":
+        return [*env, {"name": "HF_HUB_OFFLINE", "value": "1"}]
+    if model.secret_ref is not None:
+        reference = {"name": model.secret_ref.name, "key": model.secret_ref.key}
+        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    return env
+
+
+def container_resources(resources: Resources) -> Manifest:
+    """Requests and limits. No CPU limit: idle cores are usable, and throttling helps nobody."""
+    memory = str(resources.memory)
+    requests = {"cpu": str(resources.cpu), "memory": memory}
+    limits = {"memory": memory}
+    if resources.gpu:
+        # Kubernetes wants request and limit of an extended resource to be equal.
+        requests[GPU_RESOURCE] = limits[GPU_RESOURCE] = str(resources.gpu)
+    return {"requests": requests, "limits": limits}
+
+
+CONTAINER_SECURITY: Final[Mapping[str, Any]] = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+"""What Pod Security `restricted` asks of a container, and a root file system nobody can plant code in."""
+
+POD_SECURITY: Final[Mapping[str, Any]] = {
+    "runAsNonRoot": True,
+    "runAsUser": USER_ID,
+    "runAsGroup": USER_ID,
+    "fsGroup": USER_ID,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""What Pod Security `restricted` asks of a pod. OnRootMismatch: a recursive chown of a model volume takes minutes."""
+
+
+def pod_spec(
+    settings: Settings, container: Manifest, volumes: Volumes, *, grace_seconds: int, tolerations: list[Manifest]
+) -> Manifest:
+    """Pod spec around one container; `tolerations` come before those of the settings."""
+    spec: Manifest = {
+        "serviceAccountName": settings.service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": grace_seconds,
+        "securityContext": dict(POD_SECURITY),
+        "containers": [container],
+        "volumes": volumes.volumes,
+    }
+    if settings.node_selector:
+        spec["nodeSelector"] = dict(settings.node_selector)
+    if all_tolerations := [*tolerations, *settings.tolerations]:
+        spec["tolerations"] = all_tolerations
+    if settings.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
+    if settings.runtime_class_name:
+        spec["runtimeClassName"] = settings.runtime_class_name
+    return spec

@@ -1,0 +1,145 @@
+"""The Kubernetes Job of one attempt, and the TrainingConfig that its pod is given."""
+
+from typing import Final
+
+from finetune_api.constants import (
+    ADAPTERS_MOUNT,
+    ANNOTATION_CONFIG,
+    BROKER_URL_ENV,
+    DATASETS_MOUNT,
+    EVALUATION_MOUNT,
+    LABEL_QUEUE_NAME,
+    MAX_CONFIG_BYTES,
+    TERMINATION_LOG,
+)
+from finetune_api.reasons import Reason
+from finetune_api.training import DatasetConfig, JobIdentity, ModelConfig, OutputConfig, RowsConfig, TrainingConfig
+from finetune_api.v1alpha1 import Evaluation, FinetuneJob
+from finetune_operator.errors import StalledError
+from finetune_operator.resources import Manifest
+from finetune_operator.resources.labels import owner_reference, training_labels
+from finetune_operator.resources.names import training_job_name
+from finetune_operator.resources.pods import (
+    CONTAINER_SECURITY,
+    Volumes,
+    common_env,
+    container_resources,
+    model_path,
+    pod_spec,
+    rows_path,
+)
+from finetune_operator.settings import Settings
+
+TRAINER_CONTAINER: Final = "trainer"
+GRACE_SECONDS: Final = 60
+"""Time to commit a checkpoint after SIGTERM."""
+NODE_LOSS_TOLERATIONS: Final = tuple(
+    {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}
+    for taint in ("not-ready", "unreachable")
+)
+"""Kubernetes' own default waits 300 s before it gives up the pod of a lost node; a checkpoint makes moving cheap."""
+
+
+def build_training_job(job: FinetuneJob, attempt: int, settings: Settings) -> Manifest:
+    """The Job of attempt number `attempt`. Raises StalledError if the configuration is too large for its annotation."""
+    labels = training_labels(job, attempt)
+    config = encoded_config(build_training_config(job, attempt))
+    spec: Manifest = {
+        # Attempts are the operator's: the Job controller makes one pod, and a second one never.
+        "backoffLimit": 0,
+        "podReplacementPolicy": "Failed",
+        "template": {
+            "metadata": {"labels": labels, "annotations": {ANNOTATION_CONFIG: config}},
+            "spec": {**build_training_pod_spec(job, settings), "restartPolicy": "Never"},
+        },
+    }
+    job_labels = dict(labels)
+    if job.spec.queue_name is not None:
+        # From here on `suspend` belongs to Kueue.
+        job_labels[LABEL_QUEUE_NAME] = job.spec.queue_name
+        spec["suspend"] = True
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": training_job_name(job.metadata.name, job.metadata.uid, attempt),
+            "namespace": job.metadata.namespace,
+            "labels": job_labels,
+            "ownerReferences": [owner_reference(job)],
+        },
+        "spec": spec,
+    }
+
+
+def build_training_pod_spec(job: FinetuneJob, settings: Settings) -> Manifest:
+    """The pod of an attempt: one container that reads everything else from its configuration."""
+    volumes = Volumes()
+    # The writable mount first: it gives its name to a claim that holds the model too.
+    volumes.claim("adapters", job.spec.output.claim, ADAPTERS_MOUNT, read_only=False)
+    volumes.model(job.spec.model)
+    volumes.rows("datasets", job.spec.dataset.source, DATASETS_MOUNT)
+    volumes.rows("evaluation", job.spec.evaluation.source if job.spec.evaluation else None, EVALUATION_MOUNT)
+    volumes.configuration()
+    volumes.scratch(settings.scratch_size)
+    broker = {"name": settings.broker_secret_name, "key": settings.broker_secret_key, "optional": True}
+    container = {
+        "name": TRAINER_CONTAINER,
+        "image": settings.trainer_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "env": [*common_env(job.spec.model), {"name": BROKER_URL_ENV, "valueFrom": {"secretKeyRef": broker}}],
+        "resources": container_resources(job.spec.resources),
+        "securityContext": dict(CONTAINER_SECURITY),
+        "terminationMessagePath": TERMINATION_LOG,
+        # A trainer that was killed leaves no Outcome; the end of its log is better than nothing.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": volumes.mounts,
+    }
+    tolerations = [dict(toleration) for toleration in NODE_LOSS_TOLERATIONS]
+    return pod_spec(settings, container, volumes, grace_seconds=GRACE_SECONDS, tolerations=tolerations)
+
+
+def build_training_config(job: FinetuneJob, attempt: int) -> TrainingConfig:
+    """Everything that the trainer is told."""
+    spec = job.spec
+    metadata = job.metadata
+    return TrainingConfig(
+        job=JobIdentity(namespace=metadata.namespace, name=metadata.name, uid=metadata.uid, attempt=attempt),
+        model=ModelConfig(path=model_path(spec.model), source=spec.model.source, revision=spec.model.revision),
+        dataset=_dataset(job),
+        evaluation=_evaluation(spec.evaluation),
+        lora=spec.method.lora,
+        hyperparameters=spec.hyperparameters,
+        checkpoint=spec.checkpoint,
+        output=OutputConfig(directory=ADAPTERS_MOUNT, adapter_name=job.adapter_name, claim=spec.output.claim),
+    )
+
+
+def encoded_config(config: TrainingConfig) -> str:
+    """The configuration as one line of JSON. Raises StalledError if it cannot travel in an annotation."""
+    text = config.model_dump_json(by_alias=True, exclude_none=True)
+    if (size := len(text.encode())) > MAX_CONFIG_BYTES:
+        raise StalledError(
+            Reason.SPEC_INVALID,
+            f"The inline rows make a configuration of {size} bytes; at most {MAX_CONFIG_BYTES} are possible. "
+            "Put the rows into a ConfigMap or on a claim and name it in dataset.source.",
+        )
+    return text
+
+
+def _dataset(job: FinetuneJob) -> DatasetConfig:
+    dataset, evaluation = job.spec.dataset, job.spec.evaluation
+    return DatasetConfig(
+        inline=dataset.inline,
+        path=rows_path(dataset.source, DATASETS_MOUNT) if dataset.source else None,
+        source=dataset.source,
+        format=dataset.format,
+        columns=dataset.columns,
+        evaluation_fraction=evaluation.fraction if evaluation else None,
+    )
+
+
+def _evaluation(evaluation: Evaluation | None) -> RowsConfig | None:
+    if evaluation is None or evaluation.fraction is not None:
+        return None
+    path = rows_path(evaluation.source, EVALUATION_MOUNT) if evaluation.source else None
+    return RowsConfig(inline=evaluation.inline, path=path, source=evaluation.source)
