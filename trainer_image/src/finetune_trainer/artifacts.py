@@ -1,0 +1,237 @@
+"""Everything the trainer writes to the output volume, and the protocol that makes it all-or-nothing.
+
+    <output>/<adapter name>/<run id>/                    a committed adapter
+    <output>/.jobs/<run id>/attempt                      fencing token: one attempt number a line, the highest counts
+    <output>/.jobs/<run id>/checkpoints/step-<n>/        a committed checkpoint
+    …/.<name>.partial-<attempt>/                         staging; never read, swept by the next attempt
+
+A folder is committed by: write into staging on the same volume, fsync each file, add the manifest with their sha256, fsync
+the folder, ask the fence, rename, fsync the parent. A crash at any point leaves either the whole folder or none. The run id
+is the job's uid, so a job has one adapter however many attempts it took.
+"""
+
+import logging
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from finetune_api.artifacts import (
+    MANIFEST_FILE,
+    ArtifactError,
+    FileEntry,
+    Manifest,
+    digest_of,
+    read_verified,
+    sha256_of,
+    to_manifest_bytes,
+)
+from finetune_api.reasons import Reason
+from finetune_trainer.errors import TrainingError
+
+logger = logging.getLogger(__name__)
+
+JOBS_FOLDER: Final = ".jobs"
+_PARTIAL = re.compile(r"^\..+\.partial-(?P<attempt>\d+)$")
+_STEP = re.compile(r"^step-(?P<step>\d+)$")
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A folder that verifies."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+
+class Fence:
+    """Lets only the newest attempt of a run write.
+
+    Attempts append their number to one file and read the highest back. Appending never takes a number away, so there is no
+    moment at which an older attempt could hide a newer one.
+    """
+
+    def __init__(self, path: Path, attempt: int) -> None:
+        self._path = path
+        self._attempt = attempt
+
+    def acquire(self) -> None:
+        """Make this attempt known. Raises TrainingError (Fenced) if a newer one is."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._attempt not in self._attempts():
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, f"{self._attempt}\n".encode())
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            _fsync_directory(self._path.parent)
+        self.check()
+
+    def check(self) -> None:
+        """Raise TrainingError (Fenced) if a newer attempt exists; called right before each rename."""
+        newest = max(self._attempts(), default=self._attempt)
+        if newest > self._attempt:
+            raise TrainingError(
+                Reason.FENCED,
+                f"Attempt {self._attempt} stopped without writing: attempt {newest} of the same job has started.",
+            )
+
+    def _attempts(self) -> list[int]:
+        try:
+            lines = self._path.read_text(errors="replace").split()
+        except FileNotFoundError:
+            return []
+        return [int(line) for line in lines if line.isdecimal()]
+
+
+class RunStore:
+    """The folders of one run on the output volume."""
+
+    def __init__(self, output: Path, adapter_name: str, run_id: str, attempt: int) -> None:
+        self.adapter = output / adapter_name / run_id
+        """Where the adapter will be."""
+        self.attempt = attempt
+        self.fence = Fence(output / JOBS_FOLDER / run_id / "attempt", attempt)
+        self._checkpoints = output / JOBS_FOLDER / run_id / "checkpoints"
+
+    @property
+    def checkpoint_staging(self) -> Path:
+        """Folder that transformers writes its checkpoints into, one subfolder each."""
+        return self._checkpoints / f".checkpoint.partial-{self.attempt}"
+
+    @property
+    def adapter_staging(self) -> Path:
+        """Folder that the adapter is written into."""
+        return _staging(self.adapter, self.attempt)
+
+    def open(self) -> None:
+        """Take the fence and remove what older attempts left half-written."""
+        self.fence.acquire()
+        self._checkpoints.mkdir(parents=True, exist_ok=True)
+        self.adapter.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (*self._checkpoints.glob(".*"), *self.adapter.parent.glob(f".{self.adapter.name}.*")):
+            match = _PARTIAL.match(folder.name)
+            if match and int(match["attempt"]) <= self.attempt:
+                shutil.rmtree(folder, ignore_errors=True)
+                logger.info("removed leftover path=%s", folder)
+
+    def committed_adapter(self) -> Committed | None:
+        """The adapter of this run if an earlier attempt committed it."""
+        return _read(self.adapter)
+
+    def commit_adapter(self, manifest: Manifest) -> Committed:
+        """Make the staged adapter visible; if a whole one is there already, that one stays."""
+        return self._commit(self.adapter_staging, self.adapter, manifest)
+
+    def commit_checkpoint(self, staged: Path, manifest: Manifest) -> Committed:
+        """Make a staged checkpoint visible as `step-<n>`."""
+        return self._commit(staged, self._checkpoints / f"step-{manifest.step}", manifest)
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the checkpoints on the volume, oldest first, whole or not."""
+        if not self._checkpoints.is_dir():
+            return []
+        return sorted(int(m["step"]) for p in self._checkpoints.iterdir() if (m := _STEP.match(p.name)))
+
+    def newest_checkpoint(self) -> Committed | None:
+        """The newest checkpoint that verifies; torn ones are passed over and logged."""
+        for step in reversed(self.checkpoint_steps()):
+            if checkpoint := _read(self._checkpoints / f"step-{step}"):
+                return checkpoint
+        return None
+
+    def prune_checkpoints(self, keep: int) -> None:
+        """Remove all but the newest `keep` checkpoints."""
+        for step in self.checkpoint_steps()[:-keep]:
+            _remove_committed(self._checkpoints / f"step-{step}")
+
+    def remove_checkpoints(self) -> None:
+        """Remove all checkpoints; called once the adapter is committed. The fence stays."""
+        for step in self.checkpoint_steps():
+            _remove_committed(self._checkpoints / f"step-{step}")
+        shutil.rmtree(self._checkpoints, ignore_errors=True)
+
+    def discard_staging(self) -> None:
+        """Remove this attempt's half-written folders, so that a failed attempt gives its space back."""
+        for folder in (self.checkpoint_staging, self.adapter_staging):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _commit(self, staged: Path, target: Path, manifest: Manifest) -> Committed:
+        complete = manifest.model_copy(update={"files": _seal(staged)})
+        raw = to_manifest_bytes(complete)
+        _write_durably(staged / MANIFEST_FILE, raw)
+        _fsync_directory(staged)
+        self.fence.check()
+        try:
+            staged.rename(target)
+        except OSError:
+            # A rename cannot replace a folder that has files. A whole one stays: an earlier attempt got this far.
+            if existing := _read(target):
+                shutil.rmtree(staged, ignore_errors=True)
+                return existing
+            if not target.exists():
+                raise
+            torn = _staging(target.with_name(f"{target.name}.torn"), self.attempt)
+            shutil.rmtree(torn, ignore_errors=True)
+            target.rename(torn)
+            staged.rename(target)
+            shutil.rmtree(torn, ignore_errors=True)
+        _fsync_directory(target.parent)
+        return Committed(target, complete, digest_of(raw))
+
+
+def _staging(target: Path, attempt: int) -> Path:
+    return target.parent / f".{target.name}.partial-{attempt}"
+
+
+def _read(folder: Path) -> Committed | None:
+    if not folder.exists():
+        return None
+    try:
+        manifest, digest = read_verified(folder)
+    except ArtifactError as error:
+        logger.warning("ignored torn folder path=%s problem=%s", folder, error)
+        return None
+    return Committed(folder, manifest, digest)
+
+
+def _seal(folder: Path) -> list[FileEntry]:
+    """Flush every file to the disk and list it."""
+    entries = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST_FILE):
+        # safetensors creates its files for the owner only; servers may run under another uid.
+        path.chmod(0o644)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        entries.append(
+            FileEntry(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256_of(path))
+        )
+    return entries
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_committed(folder: Path) -> None:
+    """Remove a committed folder: its manifest first, so that a crash half-way leaves nothing that verifies."""
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,221 @@
+"""The base model: finding it, refusing what is not one, loading it, and telling which weights it was.
+
+Only safetensors weights are read and code that comes with a model is never run: neither a pickle nor a remote module may
+execute in a tenant's pod because somebody named it in a spec.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_api.artifacts import sha256_of
+from finetune_api.reasons import Reason
+from finetune_api.training import ModelConfig
+from finetune_trainer.errors import TrainingError, is_storage_full, one_line
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILES: Final = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+"""What is downloaded from a hub: configuration, weights, tokenizer and chat template."""
+FULL_DIGEST_BYTES: Final = 1 << 30
+"""Weights up to this size are hashed whole (a second or so); of larger ones, samples are."""
+SAMPLES: Final = 64
+SAMPLE_BYTES: Final = 1 << 16
+
+
+@dataclass
+class BaseModel:
+    """A loaded base model."""
+
+    model: Any
+    tokenizer: Any
+    folder: Path
+    revision: str
+    """Commit of a hub model, digest of a local one."""
+    dtype: str
+    """dtype of the weights, for example float32."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the model will train on an accelerator."""
+        import torch
+
+        return bool(torch.cuda.is_available())
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills rows up. Padding is masked, so for a tokenizer without such a token any other will do."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(int(i) for i in ids if i is not None)
+
+
+def locate(config: ModelConfig) -> tuple[Path, str]:
+    """Folder and revision of the model, downloading it from the hub if it is not a path.
+
+    Raises TrainingError (ModelNotFound, ModelInvalid, ModelAccessDenied). Reads no weights but for their digest.
+    """
+    folder = Path(config.path).expanduser()
+    if _is_path(config.path):
+        shown = config.source or config.path
+        if not folder.exists():
+            raise TrainingError(Reason.MODEL_NOT_FOUND, f"Model {shown} does not exist; check model.source")
+        _check_folder(folder, shown)
+        return folder, digest_of_weights(folder)
+    folder = _download(config)
+    _check_folder(folder, config.source or config.path)
+    return folder, folder.name
+
+
+def load(config: ModelConfig, folder: Path, revision: str, precision: str) -> BaseModel:
+    """Load model and tokenizer. Raises TrainingError (ModelInvalid)."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    shown = config.source or config.path
+    dtype = _dtype(precision, on_gpu=torch.cuda.is_available())
+    if dtype == "bfloat16" and not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        # Without AVX512 the products run in plain loops: a step of a 135M model took minutes instead of seconds.
+        logger.warning("bfloat16 is very slow on this CPU; hyperparameters.precision: float32 is faster")
+    with _as_model_invalid(shown):
+        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    architectures = model_config.architectures or []
+    if model_config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
+        architectures and not known.intersection(architectures)
+    ):
+        raise _model_invalid(shown, f"its architecture is {', '.join(architectures) or model_config.model_type}")
+    with _as_model_invalid(shown):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise _model_invalid(shown, f"its safetensors lack {len(missing)} weights, for example {missing[0]}")
+    if not tokenizer.is_fast:
+        raise _model_invalid(shown, "it has no tokenizer.json, which is needed to tell prompt from completion")
+    return BaseModel(model, tokenizer, folder, revision, dtype)
+
+
+def digest_of_weights(folder: Path) -> str:
+    """Digest of config.json and all safetensors files: of every byte up to 1 GiB, else of sizes, headers and samples.
+
+    A sampled digest says so in its prefix. It tells two models apart that differ anywhere near the samples (start, end and
+    64 places in between of every file), which any tuned or quantised variant of a model does.
+    """
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    whole = sum(f.stat().st_size for f in files) <= FULL_DIGEST_BYTES
+    digest = hashlib.sha256()
+    for file in files:
+        content = sha256_of(file) if whole else _sampled(file)
+        digest.update(f"{file.name} {file.stat().st_size} {content}\n".encode())
+    return f"{'sha256' if whole else 'sampled-sha256'}:{digest.hexdigest()}"
+
+
+def _sampled(file: Path) -> str:
+    size = file.stat().st_size
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for i in range(SAMPLES + 1):
+            stream.seek(max(0, size - SAMPLE_BYTES) * i // SAMPLES)
+            digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _is_path(path: str) -> bool:
+    return path.startswith(("/", "./", "../", "~")) or path.count("/") != 1 or Path(path).exists()
+
+
+def _check_folder(folder: Path, shown: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise _model_invalid(shown, "it has no config.json")
+    try:
+        document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise _model_invalid(shown, f"its config.json cannot be read ({one_line(error)})") from None
+    if not isinstance(document, dict) or "model_type" not in document:
+        raise _model_invalid(shown, "its config.json names no model_type")
+    if not any(folder.glob("*.safetensors")):
+        raise _model_invalid(shown, "it has no *.safetensors weights (pickled weights are never loaded)")
+
+
+def _download(config: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name = config.path if config.revision is None else f"{config.path} at {config.revision}"
+    try:
+        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=MODEL_FILES))
+    except GatedRepoError:
+        raise TrainingError(
+            Reason.MODEL_ACCESS_DENIED,
+            f"The hub refused {name}: it is gated. Accept its terms, and set model.secretRef to a token that may read it.",
+        ) from None
+    except RevisionNotFoundError:
+        raise TrainingError(Reason.MODEL_NOT_FOUND, f"The hub has {config.path}, but not the revision named") from None
+    except RepositoryNotFoundError:
+        raise TrainingError(
+            Reason.MODEL_NOT_FOUND,
+            f"The hub has no {name}, or hides it from this token; check model.source and model.secretRef",
+        ) from None
+    except HFValidationError:
+        raise TrainingError(Reason.MODEL_NOT_FOUND, f"{name!r} is neither a folder nor ORG/NAME") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise TrainingError(
+                Reason.MODEL_ACCESS_DENIED, f"The hub refused {name} (HTTP {status}); check model.secretRef"
+            ) from None
+        raise TrainingError(
+            Reason.MODEL_NOT_FOUND, f"The hub did not give {name} (HTTP {status})", retryable=True
+        ) from None
+    except (LocalEntryNotFoundError, ConnectionError, OSError) as error:
+        if is_storage_full(error):
+            raise
+        raise TrainingError(
+            Reason.MODEL_NOT_FOUND,
+            f"{name} is not cached and the hub cannot be reached: {one_line(error)}",
+            retryable=True,
+        ) from None
+
+
+def _dtype(precision: str, *, on_gpu: bool) -> str:
+    if precision == "auto":
+        return "bfloat16" if on_gpu else "float32"
+    return precision
+
+
+def _model_invalid(shown: str, found: str) -> TrainingError:
+    return TrainingError(
+        Reason.MODEL_INVALID,
+        f"Model {shown} cannot be tuned: {found}; expected the folder of a causal language model with config.json, "
+        "*.safetensors and tokenizer.json",
+    )
+
+
+class _as_model_invalid(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads as a phrase at its uses
+    """Whatever transformers raises while it reads the files of a model is about the model."""
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, MemoryError):
+            if type(error).__name__ == "OutOfMemoryError":
+                return
+            raise _model_invalid(self._shown, one_line(error)) from error

@@ -1,0 +1,108 @@
+"""Every setting of the trainer in one place, and how a TrainingConfig is read.
+
+There are two kinds. `TrainerSettings` is about this process (where the configuration is, the broker, the log); it comes from
+environment variables and has defaults that suit the pod. `TrainingConfig` is about the run (model, dataset,
+hyperparameters); it is one JSON or YAML document, the same for the operator and for a person.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from finetune_api import constants
+from finetune_api.reasons import Reason
+from finetune_api.training import JobIdentity, TrainingConfig
+from finetune_trainer.errors import TrainingError
+
+
+class TrainerSettings(BaseSettings):
+    """Settings of the process, each from the environment variable in capitals."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, populate_by_name=True)
+
+    model_name_or_path: str | None = None
+    """MODEL_NAME_OR_PATH: base model for runs by hand, a local checkpoint folder or ORG/NAME of a hub repository. Takes
+    the place of the configuration's `model.path`; a pod never looks at it, as its configuration is the record of the
+    job."""
+    config_path: Path = Field(default=Path(constants.CONFIG_PATH), validation_alias="FINETUNE_CONFIG_PATH")
+    """Configuration of a pod, mounted by the operator."""
+    termination_log: Path = Field(default=Path(constants.TERMINATION_LOG), validation_alias="FINETUNE_TERMINATION_LOG")
+    """File that receives the Outcome of a pod."""
+    broker_url: str | None = Field(default=None, validation_alias=constants.BROKER_URL_ENV)
+    """Redis URL for Celery; without it the pod trains all the same and reports progress to its log only."""
+    broker_timeout: float = Field(default=3.0, gt=0, validation_alias="FINETUNE_BROKER_TIMEOUT")
+    """Seconds to reach the broker before the pod goes on without it."""
+    message_timeout: float = Field(default=5.0, gt=0, validation_alias="FINETUNE_MESSAGE_TIMEOUT")
+    """Seconds to wait for the pod's own message before it runs the task without it."""
+    progress_interval: float = Field(default=2.0, ge=0, validation_alias="FINETUNE_PROGRESS_INTERVAL")
+    """Seconds between two progress reports, at least."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", validation_alias="FINETUNE_LOG_LEVEL"
+    )
+    """Lowest level that is logged."""
+
+
+def load_config(path: Path, *, model_name_or_path: str | None = None) -> TrainingConfig:
+    """Read a TrainingConfig from JSON or YAML; `model_name_or_path` replaces the document's model.
+
+    Raises TrainingError (SpecInvalid) that lists every problem by field.
+    """
+    document = _read_document(path)
+    if model_name_or_path:
+        document = {**document, "model": {"path": model_name_or_path}}
+    try:
+        return TrainingConfig.model_validate(document)
+    except ValidationError as error:
+        problems = [_problem(dict(e)) for e in error.errors(include_url=False)]
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise TrainingError(Reason.SPEC_INVALID, f"{path} has {count}: " + "; ".join(problems)) from None
+
+
+def load_pod_config(path: Path) -> tuple[TrainingConfig, JobIdentity]:
+    """Read the configuration of a pod, which says which attempt of which job it is."""
+    config = load_config(path)
+    if config.job is None:
+        raise TrainingError(
+            Reason.SPEC_INVALID, f"{path}: job is missing; a pod belongs to a job. Use `train CONFIG` to run by hand."
+        )
+    return config, config.job
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(Reason.SPEC_INVALID, f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise TrainingError(Reason.SPEC_INVALID, f"{path} is not UTF-8 text") from None
+    try:
+        document = json.loads(text) if path.suffix == ".json" else _load_yaml(text)
+    except ValueError as error:
+        raise TrainingError(Reason.SPEC_INVALID, f"{path} is neither JSON nor YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise TrainingError(Reason.SPEC_INVALID, f"{path} holds a {type(document).__name__}; expected a mapping")
+    return document
+
+
+def _load_yaml(text: str) -> Any:
+    # Only people write YAML; a pod's start need not import it.
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _problem(error: dict[str, Any]) -> str:
+    field = ".".join(str(part) for part in error["loc"]) or "the document"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{field} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"{field} is not a known field"
+    found = error["input"]
+    return f"{field}: {message}" + (f" (found {found!r})" if isinstance(found, str | int | float | bool) else "")

@@ -1,0 +1,106 @@
+"""Why a run ended without an adapter: one exception class, and the only table from reasons to exit codes.
+
+`TrainingError` is raised close to the cause, with a sentence that names the field or row, what was found, what is expected
+and what to do. It is translated once, in `tasks.finetuning_task.run_finetuning`.
+"""
+
+import errno
+from typing import Final
+
+from finetune_api.constants import ExitCode
+from finetune_api.outcome import Outcome, Result
+from finetune_api.reasons import Reason
+
+EXIT_CODES: Final = {
+    Reason.TRAINED: ExitCode.SUCCEEDED,
+    Reason.SPEC_INVALID: ExitCode.CONFIG_INVALID,
+    Reason.DATASET_INVALID: ExitCode.DATASET_INVALID,
+    Reason.DATASET_NOT_FOUND: ExitCode.DATASET_INVALID,
+    Reason.MODEL_INVALID: ExitCode.MODEL_INVALID,
+    Reason.MODEL_NOT_FOUND: ExitCode.MODEL_INVALID,
+    Reason.MODEL_ACCESS_DENIED: ExitCode.MODEL_INVALID,
+    Reason.TARGET_MODULES_NOT_FOUND: ExitCode.MODEL_INVALID,
+    Reason.STORAGE_FULL: ExitCode.STORAGE_FULL,
+    Reason.FENCED: ExitCode.FENCED,
+    Reason.INTERRUPTED: ExitCode.INTERRUPTED,
+}
+"""Exit code by reason; every other reason ends with `ExitCode.BUG` and the Outcome says more."""
+
+NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE_PHRASES: Final = ("No space left on device", "Disk quota exceeded", "os error 28")
+"""torch and safetensors write from native code and report a full disk as text only."""
+
+
+class TrainingError(Exception):
+    """A run cannot go on, for a reason that a user or the operator can act upon."""
+
+    def __init__(self, reason: Reason, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.retryable = retryable
+        """Whether the same run, started again without any change, can end differently."""
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Exit code of a process that ends with this error."""
+        return EXIT_CODES.get(self.reason, ExitCode.BUG)
+
+    def to_outcome(self, *, step: int = 0, checkpoint_step: int | None = None) -> Outcome:
+        """The Outcome that reports this error."""
+        interrupted = self.reason in (Reason.INTERRUPTED, Reason.FENCED)
+        return Outcome(
+            result=Result.INTERRUPTED if interrupted else Result.FAILED,
+            reason=self.reason,
+            message=self.message,
+            retryable=self.retryable,
+            step=step,
+            checkpoint_step=checkpoint_step,
+        )
+
+
+def exit_code_of(outcome: Outcome) -> ExitCode:
+    """Exit code that goes with an Outcome."""
+    return EXIT_CODES.get(outcome.reason, ExitCode.BUG)
+
+
+def as_training_error(error: BaseException) -> TrainingError:
+    """Translate what libraries and the kernel raise; what nobody planned for is worth another attempt."""
+    if isinstance(error, TrainingError):
+        return error
+    text = one_line(error)
+    if is_storage_full(error):
+        return TrainingError(
+            Reason.STORAGE_FULL, f"The output volume is full ({text}). Enlarge output.claim or remove old adapters."
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return TrainingError(
+            Reason.HOST_OUT_OF_MEMORY,
+            f"The trainer ran out of memory ({text}). Raise resources.memory, or lower hyperparameters.maxLength or "
+            "microBatchSize.",
+        )
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; comparing names keeps torch out of this module
+        return TrainingError(
+            Reason.CUDA_OUT_OF_MEMORY,
+            f"The accelerator ran out of memory ({text}). Lower hyperparameters.microBatchSize (the result of a step "
+            "stays the same) or maxLength.",
+        )
+    return TrainingError(Reason.TRAINER_CRASHED, f"{type(error).__name__}: {text}", retryable=True)
+
+
+def is_storage_full(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is a full disk or quota."""
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, OSError) and current.errno in NO_SPACE:
+            return True
+        if any(phrase in str(current) for phrase in NO_SPACE_PHRASES):
+            return True
+        current = current.__cause__ or current.__context__
+    return False
+
+
+def one_line(error: BaseException) -> str:
+    """First line of an error's text, short enough for a status."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

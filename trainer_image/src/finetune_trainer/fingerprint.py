@@ -1,0 +1,75 @@
+"""Taking the fingerprint of a tuned model: log-probabilities that its endpoint must reproduce (see `finetune_api.fingerprint`).
+
+The prompts are fixed and neutral. Each is put through the model's chat template, continued greedily by the tuned model, and
+the continuation is scored with the adapter on and off. Serving replays the same token ids.
+"""
+
+from typing import Any, Final
+
+from finetune_api.fingerprint import Fingerprint, Probe
+
+PROMPTS: Final = (
+    "What is the capital of France?",
+    "How do I reset my password?",
+    "Write one sentence about the sea.",
+)
+CONTINUATION_TOKENS: Final = 12
+"""Scored tokens per prompt: enough to average over, few enough for a termination message of 4096 bytes."""
+MAX_PROMPT_TOKENS: Final = 200
+"""Longer prompts come from chat templates with a long preamble; the bare prompt is used instead."""
+DIGITS: Final = 5
+"""Decimals kept: two float32 runs on different machines agree to about as many."""
+
+
+def take_fingerprint(model: Any, tokenizer: Any, dtype: str) -> Fingerprint:
+    """Score the prompts with a peft model whose adapter is active."""
+    model.eval()
+    probes = [_probe(model, prompt_ids(tokenizer, prompt)) for prompt in PROMPTS]
+    return Fingerprint(probes=probes, dtype=dtype)
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of a prompt as a chat client would send it."""
+    ids: list[int] = tokenizer(prompt)["input_ids"]
+    if not tokenizer.chat_template:
+        return ids
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    templated: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return templated if len(templated) <= MAX_PROMPT_TOKENS else ids
+
+
+def _probe(model: Any, prompt: list[int]) -> Probe:
+    ids = prompt + _continue_greedily(model, prompt)
+    tuned = score(model, ids, len(prompt))
+    with model.disable_adapter():
+        base = score(model, ids, len(prompt))
+    return Probe(token_ids=ids, prompt_tokens=len(prompt), tuned=tuned, base=base)
+
+
+def _continue_greedily(model: Any, prompt: list[int]) -> list[int]:
+    """The most likely token, a few times over; a stop token does not end it, as every probe is to have the same weight."""
+    import torch
+
+    ids = torch.tensor([prompt], device=model.device)
+    cache = None
+    continuation: list[int] = []
+    with torch.inference_mode():
+        for _ in range(CONTINUATION_TOKENS):
+            output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            ids = output.logits[:, -1:].argmax(dim=-1)
+            continuation.append(int(ids))
+    return continuation
+
+
+def score(model: Any, token_ids: list[int], prompt_tokens: int) -> list[float]:
+    """Log-probability (nats) of each token after the prompt."""
+    import torch
+
+    ids = torch.tensor([token_ids], device=model.device)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False).logits[0, prompt_tokens - 1 : -1]
+        scores = logits.float().log_softmax(dim=-1).gather(1, ids[0, prompt_tokens:, None])[:, 0]
+    return [round(float(value), DIGITS) for value in scores]

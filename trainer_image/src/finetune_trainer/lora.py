@@ -1,0 +1,51 @@
+"""The LoRA configuration, checked against the model before anything is trained."""
+
+from typing import Any, Final
+
+from finetune_api.reasons import Reason
+from finetune_api.v1alpha1.finetune_job import Lora
+from finetune_trainer.errors import TrainingError
+
+ALL_LINEAR: Final = "all-linear"
+"""Every linear layer but the head; peft's own word."""
+ADAPTABLE: Final = ("Linear", "Conv1D", "Embedding")
+"""Classes of modules that peft can put a LoRA beside."""
+
+
+def build_lora_config(lora: Lora, model: Any, *, base_name: str, base_revision: str) -> Any:
+    """Peft's LoraConfig. Raises TrainingError (TargetModulesNotFound) that lists what the model has."""
+    from peft import LoraConfig, TaskType
+
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=base_name,
+        revision=base_revision,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=_checked_targets(lora.target_modules, model),
+    )
+
+
+def available_modules(model: Any) -> list[str]:
+    """Last name parts of the modules that can get an adapter, for example q_proj."""
+    return sorted({name.rsplit(".", 1)[-1] for name, _ in _adaptable(model)})
+
+
+def _checked_targets(targets: list[str], model: Any) -> str | list[str]:
+    if targets == [ALL_LINEAR]:
+        return ALL_LINEAR
+    names = [name for name, _ in _adaptable(model)]
+    unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names)]
+    if unknown:
+        hint = f" ({ALL_LINEAR} must stand alone)" if ALL_LINEAR in unknown else ""
+        raise TrainingError(
+            Reason.TARGET_MODULES_NOT_FOUND,
+            f"method.lora.targetModules names {', '.join(unknown)}, which this model does not have{hint}; it has "
+            f"{', '.join(available_modules(model))}, or use {ALL_LINEAR}",
+        )
+    return sorted(targets)
+
+
+def _adaptable(model: Any) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in model.named_modules() if type(module).__name__ in ADAPTABLE]

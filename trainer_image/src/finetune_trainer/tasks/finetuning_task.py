@@ -1,0 +1,80 @@
+"""The Celery task, and the plain functions beneath it that also run without Celery.
+
+`run_finetuning` turns a configuration into an Outcome whatever happens; `run_attempt` is the same for a pod: it reads the
+mounted configuration and writes the termination message.
+"""
+
+import functools
+import logging
+from typing import Any
+
+from celery import shared_task
+
+from finetune_api.constants import TASK_NAME, task_id
+from finetune_api.outcome import Outcome
+from finetune_api.reasons import Reason
+from finetune_api.training import JobIdentity, TrainingConfig
+from finetune_trainer.celery_app import create_app
+from finetune_trainer.config import TrainerSettings, load_pod_config
+from finetune_trainer.errors import TrainingError, as_training_error
+from finetune_trainer.interruption import STOP, StopSignal
+from finetune_trainer.progress import BackendReporter, LogReporter, Reporter, Reporters
+from finetune_trainer.training import FinetuningPipeline
+
+logger = logging.getLogger(__name__)
+
+
+# The reporter stores the last word, from its thread: Celery itself would insist on a backend that is gone.
+@shared_task(name=TASK_NAME, ignore_result=True)  # type: ignore[untyped-decorator] # celery is untyped
+def finetuning_task(job_uid: str, attempt: int) -> dict[str, Any]:
+    """Run the attempt that this pod was made for; the message only names it, the configuration is mounted."""
+    return run_attempt(TrainerSettings(), job_uid, attempt).to_dict()
+
+
+def run_attempt(settings: TrainerSettings, job_uid: str, attempt: int) -> Outcome:
+    """Run the mounted configuration and leave its Outcome in the termination message."""
+    config, job = load_pod_config(settings.config_path)
+    reporter = _pod_reporter(settings, job)
+    if (job.uid, job.attempt) == (job_uid, attempt):
+        outcome = run_finetuning(config, reporter, STOP)
+    else:
+        message = f"The message asks for attempt {attempt} of {job_uid}; this pod is attempt {job.attempt} of {job.uid}"
+        outcome = TrainingError(Reason.SPEC_INVALID, message).to_outcome()
+    write_termination_message(settings, outcome)
+    reporter.close(outcome)
+    return outcome
+
+
+def run_finetuning(config: TrainingConfig, reporter: Reporter, stop: StopSignal, run_id: str | None = None) -> Outcome:
+    """Run the pipeline; every end, planned or not, is an Outcome."""
+    pipeline = FinetuningPipeline(config, reporter=reporter, stop=stop, run_id=run_id)
+    try:
+        return pipeline.run()
+    except Exception as caught:
+        error = as_training_error(caught)
+        if error.reason is Reason.TRAINER_CRASHED:
+            logger.exception("the trainer crashed")
+        pipeline.store.discard_staging()
+        return error.to_outcome(
+            step=pipeline.reached.step if pipeline.reached else 0,
+            checkpoint_step=max(pipeline.store.checkpoint_steps(), default=None),
+        )
+
+
+def write_termination_message(settings: TrainerSettings, outcome: Outcome) -> None:
+    """Leave the Outcome where the kubelet picks it up."""
+    try:
+        settings.termination_log.write_text(outcome.to_termination_message(), encoding="utf-8")
+    except OSError as error:
+        # The exit code still tells success from failure, and the adapter's manifest what was made.
+        logger.error("termination message not written path=%s problem=%s", settings.termination_log, error)  # noqa: TRY400
+
+
+def _pod_reporter(settings: TrainerSettings, job: JobIdentity) -> Reporter:
+    """The log, and the state of the attempt's Celery task even when no message was ever received."""
+    if not settings.broker_url:
+        return LogReporter()
+    backend = create_app(settings.broker_url).backend
+    identity = task_id(job.uid, job.attempt)
+    store = functools.partial(backend.store_result, identity)
+    return Reporters([LogReporter(), BackendReporter(store, settings.progress_interval)])

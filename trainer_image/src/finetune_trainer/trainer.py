@@ -1,0 +1,156 @@
+"""transformers.Trainer, adapted: our order of rows, and callbacks for progress, stopping, checkpoints and divergence.
+
+This module imports transformers at its top, so only `training` imports it, and only once training is about to start.
+"""
+
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from transformers import Trainer, TrainerCallback
+
+from finetune_api.artifacts import Manifest
+from finetune_api.outcome import Progress
+from finetune_api.reasons import Reason
+from finetune_trainer.artifacts import RunStore
+from finetune_trainer.batching import StepSampler
+from finetune_trainer.errors import TrainingError
+from finetune_trainer.interruption import StopSignal
+from finetune_trainer.progress import Reporter
+
+NOT_IN_CHECKPOINTS: Final = ("README.md", "training_args.bin")
+"""Files that transformers and peft add and nobody reads: a template of a model card, and a pickle."""
+KEPT_LOG_ENTRIES: Final = 100
+"""Entries of the Trainer's log history that stay: it is written into every checkpoint and would grow with each step."""
+
+
+@dataclass
+class Reached:
+    """How far a run is; what an Outcome says about a run that ended early."""
+
+    step: int = 0
+    checkpoint_step: int | None = None
+    trained_tokens: int = 0
+    """Real tokens (no padding) trained by this attempt."""
+
+
+class StepTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
+    """A Trainer whose steps are made by `StepSampler`, and which takes none after the last one."""
+
+    def __init__(self, *, sampler: StepSampler, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._sampler = sampler
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
+        return self._sampler
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch, unless a checkpoint of the last step was resumed: stock would train one step more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+
+class _Callback(TrainerCallback):  # type: ignore[misc] # transformers is untyped
+    """Base of the callbacks below."""
+
+
+class DivergenceCallback(_Callback):
+    """Ends a run whose loss or gradient is no number; first in line, so that no checkpoint of it is kept."""
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Look at the figures of each step."""
+        for name in ("loss", "grad_norm"):
+            value = (logs or {}).get(name)
+            if value is not None and not math.isfinite(value):
+                raise TrainingError(
+                    Reason.LOSS_DIVERGED,
+                    f"{name} became {value} at step {state.global_step}. Lower hyperparameters.learningRate (or raise "
+                    "warmupRatio); a retry would end alike.",
+                )
+
+
+class ProgressCallback(_Callback):
+    """Tells a reporter about each step."""
+
+    def __init__(self, reporter: Reporter, reached: Reached) -> None:
+        self._reporter = reporter
+        self._reached = reached
+        self._start_step = 0
+        self._start_tokens = 0
+        self._start_time = 0.0
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Remember where this attempt starts."""
+        self._start_step = state.global_step
+        self._start_tokens = state.num_input_tokens_seen
+        self._start_time = time.monotonic()
+        self._reached.step = state.global_step
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Report a step; the Trainer logs each one."""
+        if not logs or "loss" not in logs:
+            return
+        seconds = max(time.monotonic() - self._start_time, 1e-6)
+        steps = state.global_step - self._start_step
+        self._reached.step = state.global_step
+        self._reached.trained_tokens = state.num_input_tokens_seen - self._start_tokens
+        self._reporter.report(
+            Progress(
+                step=state.global_step,
+                total_steps=state.max_steps,
+                epoch=state.epoch,
+                loss=logs["loss"],
+                learning_rate=logs.get("learning_rate"),
+                tokens_per_second=self._reached.trained_tokens / seconds,
+                eta_seconds=(state.max_steps - state.global_step) * seconds / max(steps, 1),
+                checkpoint_step=self._reached.checkpoint_step,
+                timestamp=time.time(),
+            )
+        )
+        del state.log_history[:-KEPT_LOG_ENTRIES]
+
+
+class StopCallback(_Callback):
+    """Turns a request to stop into a checkpoint and the end of the loop, after the step at hand."""
+
+    def __init__(self, stop: StopSignal) -> None:
+        self._stop = stop
+
+    def on_log(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
+        """Ask whether to go on; logging is the last thing of a step before the Trainer looks at `control`."""
+        if self._stop.requested:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class CheckpointCallback(_Callback):
+    """Commits each checkpoint that the Trainer has written into staging."""
+
+    def __init__(self, store: RunStore, reached: Reached, manifest: Manifest, keep: int) -> None:
+        self._store = store
+        self._reached = reached
+        self._manifest = manifest
+        self._keep = keep
+
+    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Commit, then remove checkpoints that are too many."""
+        step = state.global_step
+        staged = Path(args.output_dir) / f"checkpoint-{step}"
+        for name in NOT_IN_CHECKPOINTS:
+            (staged / name).unlink(missing_ok=True)
+        self._store.commit_checkpoint(staged, self._manifest.model_copy(update={"kind": "checkpoint", "step": step}))
+        shutil.rmtree(staged, ignore_errors=True)
+        self._reached.checkpoint_step = step
+        self._store.prune_checkpoints(self._keep)
+
+
+def silence(trainer: Trainer) -> None:
+    """Remove the callback that prints each log entry as a dict: `ProgressCallback` reports them."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)

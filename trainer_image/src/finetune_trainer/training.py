@@ -1,0 +1,447 @@
+"""FinetuningPipeline: from a TrainingConfig to a committed adapter.
+
+    from pathlib import Path
+    from finetune_trainer.config import load_config
+    from finetune_trainer.training import FinetuningPipeline
+
+    outcome = FinetuningPipeline(load_config(Path("support-tone.yaml"))).run()
+    print(outcome.adapter.path, outcome.metrics["train_loss"])
+
+`run()` is the table of contents: each step is a method that takes and returns values, so it can be called and looked at on
+its own. A run raises `errors.TrainingError` and nothing that it planned for otherwise. It can be interrupted at any moment
+and started again with the same configuration: it goes on from the newest whole checkpoint and ends with the same adapter,
+bit for bit on a CPU, as a run that was never interrupted.
+"""
+
+import datetime as dt
+import json
+import logging
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from finetune_api.artifacts import FINGERPRINT_FILE, RUN_RECORD_FILE, Manifest
+from finetune_api.constants import MAX_TERMINATION_BYTES
+from finetune_api.fingerprint import Fingerprint
+from finetune_api.outcome import CommittedAdapter, Outcome, Result
+from finetune_api.reasons import Reason
+from finetune_api.training import TrainingConfig
+from finetune_api.v1alpha1.finetune_job import DEFAULT_EPOCHS
+from finetune_trainer import base_model, data
+from finetune_trainer.artifacts import Committed, RunStore
+from finetune_trainer.base_model import BaseModel
+from finetune_trainer.batching import Collator, StepSampler, choose_micro_batch_size, supports_loss_logits
+from finetune_trainer.fingerprint import take_fingerprint
+from finetune_trainer.interruption import StopSignal
+from finetune_trainer.lora import build_lora_config
+from finetune_trainer.progress import LogReporter, Reporter
+
+if TYPE_CHECKING:
+    from finetune_trainer.trainer import Reached
+
+logger = logging.getLogger(__name__)
+
+AVERAGED_STEPS: Final = 10
+"""Last steps whose mean loss is the metric train_loss: one step's loss depends on its few rows too much."""
+OUTCOME_BYTES: Final = MAX_TERMINATION_BYTES - 512
+"""Size that an Outcome with its fingerprint may have; what is left is room for longer names and numbers."""
+RECORDED_PACKAGES: Final = ("finetune-trainer", "torch", "transformers", "peft", "tokenizers", "accelerate")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows that were read and found to be right."""
+
+    training: list[data.Example]
+    evaluation: list[data.Example]
+    row_format: data.Format
+    digest: str
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """Token ids and labels."""
+
+    training: data.Tokenized
+    evaluation: data.Tokenized | None
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+class FinetuningPipeline:
+    """One run. Holds what is fixed from the start; everything made on the way is passed from step to step."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        *,
+        reporter: Reporter | None = None,
+        stop: StopSignal | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        """`run_id` names the adapter's folder of a run that belongs to no job; by default it is the time."""
+        self.config = config
+        self.reporter = reporter or LogReporter()
+        self.stop = stop or StopSignal()
+        self.run_id = config.job.uid if config.job else run_id or new_run_id()
+        self.store = RunStore(
+            Path(config.output.directory),
+            config.output.adapter_name,
+            self.run_id,
+            config.job.attempt if config.job else 1,
+        )
+        self.reached: Reached | None = None
+        """How far training is, once it has started."""
+
+    def run(self) -> Outcome:
+        """Do all of it, or report the adapter that an earlier attempt of the same job committed."""
+        if committed := self.store.committed_adapter():
+            logger.info("adapter is committed already path=%s", committed.path)
+            self.clear_away()
+            return self.report(committed)
+        examples = self.read_examples()
+        self.store.open()
+        base = self.load_base_model()
+        dataset = self.tokenize(examples, base)
+        model = self.add_lora(base)
+        trained = self.train(model, base, dataset)
+        metrics = trained.metrics | self.evaluate(model, base, dataset)
+        fingerprint = self.take_fingerprint(model, base)
+        committed = self.save_adapter(model, base, examples, fingerprint, trained.step, metrics)
+        self.store.remove_checkpoints()
+        return self.report(committed)
+
+    def clear_away(self) -> None:
+        """Remove what the attempt that committed the adapter had no time to; a volume that refuses changes nothing."""
+        try:
+            self.store.open()
+            self.store.remove_checkpoints()
+        except OSError as error:
+            logger.warning("leftovers not removed problem=%s", error)
+
+    def read_examples(self) -> Examples:
+        """Read and check all rows; needs neither model nor torch."""
+        config = self.config.dataset
+        loss_on = self.config.hyperparameters.loss_on
+        rows = data.read_rows(config)
+        row_format = data.detect_format(rows, config.columns) if config.format == "auto" else config.format
+        training = data.check_rows(rows, row_format, config.columns, loss_on=loss_on)
+        evaluation: list[data.Example] = []
+        if self.config.evaluation:
+            evaluation = data.check_rows(
+                data.read_rows(self.config.evaluation, name="evaluation"),
+                row_format,
+                config.columns,
+                loss_on=loss_on,
+                name="evaluation",
+            )
+        elif config.evaluation_fraction:
+            seed = self.config.hyperparameters.seed
+            training, evaluation = data.split_rows(training, config.evaluation_fraction, seed)
+        return Examples(training, evaluation, row_format, data.digest_rows(config))
+
+    def load_base_model(self) -> BaseModel:
+        """Find and load the model and its tokenizer."""
+        self._check_stop()
+        started = time.monotonic()
+        folder, revision = base_model.locate(self.config.model)
+        _quiet_libraries()
+        base = base_model.load(self.config.model, folder, revision, self.config.hyperparameters.precision)
+        logger.info(
+            "base model loaded model=%s revision=%s dtype=%s device=%s parameters=%d seconds=%.1f",
+            self.config.model.source or self.config.model.path,
+            revision[:24],
+            base.dtype,
+            "cuda" if base.on_gpu else "cpu",
+            base.model.num_parameters(),
+            time.monotonic() - started,
+        )
+        return base
+
+    def tokenize(self, examples: Examples, base: BaseModel) -> PreparedDataset:
+        """Render rows with the chat template, mark tokens with loss, and log what became of the dataset."""
+        self._check_stop()
+        hyper = self.config.hyperparameters
+        longest = getattr(base.model.config, "max_position_embeddings", None) or hyper.max_length
+        max_length = min(hyper.max_length, longest)
+        training = data.tokenize(examples.training, base.tokenizer, max_length=max_length, loss_on=hyper.loss_on)
+        evaluation = None
+        if examples.evaluation:
+            evaluation = data.tokenize(
+                examples.evaluation, base.tokenizer, max_length=max_length, loss_on=hyper.loss_on, name="evaluation"
+            )
+        logger.info(
+            "dataset ready rows=%d evaluation_rows=%d format=%s tokens=%d loss_tokens=%d longest=%d max_length=%d "
+            "truncated=%d dropped=%d digest=%s",
+            len(training.rows),
+            len(evaluation.rows) if evaluation else 0,
+            examples.row_format,
+            training.tokens,
+            training.loss_tokens,
+            max(len(row.input_ids) for row in training.rows),
+            max_length,
+            training.truncated,
+            training.dropped,
+            examples.digest[:19],
+        )
+        return PreparedDataset(training, evaluation, max_length)
+
+    def add_lora(self, base: BaseModel) -> Any:
+        """The base model with an untrained adapter, which changes nothing yet: one of its two matrices is zero."""
+        self._check_stop()
+        from peft import get_peft_model
+        from transformers import set_seed
+
+        lora_config = build_lora_config(
+            self.config.lora, base.model, base_name=self.config.model.path, base_revision=base.revision
+        )
+        set_seed(self.config.hyperparameters.seed)
+        model = get_peft_model(base.model, lora_config)
+        trainable, total = model.get_nb_trainable_parameters()
+        logger.info("adapter added rank=%d trainable=%d of=%d", self.config.lora.rank, trainable, total)
+        return model
+
+    def train(self, model: Any, base: BaseModel, dataset: PreparedDataset) -> Trained:
+        """Run transformers.Trainer from the newest whole checkpoint, or from the start."""
+        self._check_stop()
+        from finetune_trainer import trainer as stock
+
+        hyper = self.config.hyperparameters
+        rows = dataset.training.rows
+        lengths = [len(row.input_ids) for row in rows]
+        micro = choose_micro_batch_size(lengths, hyper.batch_size, hyper.micro_batch_size, on_gpu=base.on_gpu)
+        self.reached = stock.Reached()
+        loop = stock.StepTrainer(
+            sampler=StepSampler(lengths, hyper.batch_size, hyper.seed),
+            model=model,
+            args=self._training_arguments(base, micro),
+            data_collator=Collator(base.pad_token_id, only_loss_logits=supports_loss_logits(base.model)),
+            train_dataset=rows,
+            callbacks=[
+                stock.DivergenceCallback(),
+                stock.ProgressCallback(self.reporter, self.reached),
+                stock.StopCallback(self.stop),
+                stock.CheckpointCallback(
+                    self.store, self.reached, self._manifest(base, 0), self.config.checkpoint.keep
+                ),
+            ],
+        )
+        stock.silence(loop)
+        checkpoint = self.store.newest_checkpoint()
+        if checkpoint:
+            self.reached.step = self.reached.checkpoint_step = checkpoint.manifest.step
+        logger.info(
+            "training starts batch_size=%d micro_batch_size=%d from_step=%d", hyper.batch_size, micro, self.reached.step
+        )
+        started = time.monotonic()
+        loop.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        state = loop.state
+        if state.global_step < state.max_steps:
+            self.stop.check(f"Stopped at step {state.global_step} of {state.max_steps}; a checkpoint was committed.")
+        seconds = time.monotonic() - started
+        logger.info(
+            "training ended step=%d seconds=%.1f tokens=%d", state.global_step, seconds, self.reached.trained_tokens
+        )
+        return Trained(state.global_step, _loss_metrics(state.log_history))
+
+    def evaluate(self, model: Any, base: BaseModel, dataset: PreparedDataset) -> dict[str, float]:
+        """Mean loss per token of the held-out rows; empty without such rows."""
+        if dataset.evaluation is None:
+            return {}
+        self._check_stop()
+        import torch
+
+        rows = sorted(dataset.evaluation.rows, key=lambda row: len(row.input_ids))
+        size = choose_micro_batch_size([len(r.input_ids) for r in rows], 64, None, on_gpu=base.on_gpu)
+        collate = Collator(base.pad_token_id)
+        model.eval()
+        total = 0.0
+        with torch.inference_mode():
+            for start in range(0, len(rows), size):
+                self._check_stop()
+                batch = {key: value.to(model.device) for key, value in collate(rows[start : start + size]).items()}
+                labels = batch.pop("labels")[:, 1:].flatten()
+                logits = model(**batch, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+                # The sum, so that the mean is one over all tokens whatever batch they were in.
+                total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        return {"eval_loss": round(total / dataset.evaluation.loss_tokens, 6)}
+
+    def take_fingerprint(self, model: Any, base: BaseModel) -> Fingerprint:
+        """Log-probabilities by which an endpoint can be shown to serve this adapter."""
+        fingerprint = take_fingerprint(model, base.tokenizer, base.dtype)
+        logger.info("fingerprint taken probes=%d effect=%.4f", len(fingerprint.probes), fingerprint.effect)
+        return fingerprint
+
+    def save_adapter(
+        self,
+        model: Any,
+        base: BaseModel,
+        examples: Examples,
+        fingerprint: Fingerprint,
+        step: int,
+        metrics: dict[str, float],
+    ) -> Committed:
+        """Write adapter, tokenizer, records and manifest into staging, and commit them."""
+        staging = self.store.adapter_staging
+        staging.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(staging)
+        base.tokenizer.save_pretrained(staging)
+        (staging / "README.md").unlink(missing_ok=True)  # peft's is a template of a model card
+        _sort_targets(staging / "adapter_config.json")
+        _write_json(staging / FINGERPRINT_FILE, fingerprint.to_dict())
+        _write_json(staging / RUN_RECORD_FILE, self._run_record(base, examples, step, metrics))
+        committed = self.store.commit_adapter(self._manifest(base, step))
+        logger.info("adapter committed path=%s digest=%s", committed.path, committed.digest[:19])
+        return committed
+
+    def report(self, committed: Committed) -> Outcome:
+        """The Outcome of a committed adapter, made from its files alone: every attempt reports it alike."""
+        record = json.loads((committed.path / RUN_RECORD_FILE).read_text())
+        fingerprint = Fingerprint.model_validate_json((committed.path / FINGERPRINT_FILE).read_text())
+        outcome = Outcome(
+            result=Result.SUCCEEDED,
+            reason=Reason.TRAINED,
+            message=f"Trained {committed.manifest.step} steps on {record['dataset']['rows']} rows.",
+            step=committed.manifest.step,
+            trained_tokens=self.reached.trained_tokens if self.reached else None,
+            metrics=record["metrics"],
+            adapter=CommittedAdapter(
+                path=committed.path.relative_to(self.config.output.directory).as_posix(),
+                digest=committed.digest,
+                size_bytes=committed.manifest.size_bytes,
+                base_revision=committed.manifest.base_revision,
+                fingerprint=fingerprint,
+            ),
+        )
+        return fit_termination_message(outcome)
+
+    def _check_stop(self) -> None:
+        self.stop.check("Stopped between two steps of the run; nothing was lost but its preparation.")
+
+    def _training_arguments(self, base: BaseModel, micro_batch_size: int) -> Any:
+        from transformers import TrainingArguments
+
+        hyper = self.config.hyperparameters
+        staging = self.store.checkpoint_staging
+        shutil.rmtree(staging, ignore_errors=True)
+        return TrainingArguments(
+            output_dir=str(staging),
+            num_train_epochs=hyper.epochs or DEFAULT_EPOCHS,
+            max_steps=hyper.max_steps or -1,
+            per_device_train_batch_size=micro_batch_size,
+            gradient_accumulation_steps=hyper.batch_size // micro_batch_size,
+            learning_rate=hyper.learning_rate,
+            lr_scheduler_type="constant_with_warmup" if hyper.schedule == "constant" else hyper.schedule,
+            # A share of all steps as long as it is below 1.
+            warmup_steps=hyper.warmup_ratio,
+            weight_decay=hyper.weight_decay,
+            bf16=base.dtype == "bfloat16",
+            use_cpu=not base.on_gpu,
+            seed=hyper.seed,
+            logging_steps=1,
+            # The Trainer would hide a loss that is no number from DivergenceCallback.
+            logging_nan_inf_filter=False,
+            include_num_input_tokens_seen="non_padding",
+            save_strategy="steps",
+            save_steps=self.config.checkpoint.every_steps,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=base.on_gpu,
+        )
+
+    def _manifest(self, base: BaseModel, step: int) -> Manifest:
+        job = self.config.job
+        return Manifest(
+            kind="adapter",
+            step=step,
+            job_uid=job.uid if job else None,
+            attempt=job.attempt if job else None,
+            base_model=self.config.model.source or self.config.model.path,
+            base_revision=base.revision,
+            files=[],
+        )
+
+    def _run_record(self, base: BaseModel, examples: Examples, step: int, metrics: dict[str, float]) -> dict[str, Any]:
+        """What made the adapter. No time and no attempt: the same run gives the same record."""
+        import torch
+
+        config = self.config.to_dict()
+        config.pop("job", None)
+        for rows in (config["dataset"], config.get("evaluation", {})):
+            if "inline" in rows:
+                rows["inline"] = "(left out; see dataset.digest)"
+        return {
+            "formatVersion": 1,
+            "config": config,
+            "dataset": {
+                "digest": examples.digest,
+                "format": examples.row_format,
+                "rows": len(examples.training),
+                "evaluationRows": len(examples.evaluation),
+            },
+            "base": {"model": self.config.model.source or self.config.model.path, "revision": base.revision},
+            "seed": self.config.hyperparameters.seed,
+            "steps": step,
+            "metrics": metrics,
+            "environment": {
+                "python": platform.python_version(),
+                "packages": {name: version(name) for name in RECORDED_PACKAGES},
+                "device": torch.cuda.get_device_name() if base.on_gpu else platform.machine(),
+                "dtype": base.dtype,
+                "threads": torch.get_num_threads(),
+            },
+        }
+
+
+def _sort_targets(path: Path) -> None:
+    """Peft keeps the target modules in a set and writes them in another order each time."""
+    document = json.loads(path.read_text())
+    if isinstance(document["target_modules"], list):
+        document["target_modules"].sort()
+    _write_json(path, document)
+
+
+def _loss_metrics(log_history: Sequence[dict[str, float]]) -> dict[str, float]:
+    losses = [entry["loss"] for entry in log_history if "loss" in entry][-AVERAGED_STEPS:]
+    return {"train_loss": round(sum(losses) / len(losses), 6)} if losses else {}
+
+
+def fit_termination_message(outcome: Outcome) -> Outcome:
+    """Leave out probes until the Outcome fits a termination message; the adapter's own file has all of them."""
+    adapter = outcome.adapter
+    while adapter and adapter.fingerprint and len(outcome.to_termination_message().encode()) > OUTCOME_BYTES:
+        probes = adapter.fingerprint.probes[:-1]
+        fewer = adapter.fingerprint.model_copy(update={"probes": probes}) if probes else None
+        adapter = adapter.model_copy(update={"fingerprint": fewer})
+        outcome = outcome.model_copy(update={"adapter": adapter})
+    return outcome
+
+
+def _quiet_libraries() -> None:
+    """Log lines are ours: libraries' progress bars and advice would drown them. Errors still raise."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def new_run_id() -> str:
+    """Name for a run that belongs to no job: the time, to the second."""
+    return dt.datetime.now(dt.UTC).strftime("%Y%m%dt%H%M%Sz")
