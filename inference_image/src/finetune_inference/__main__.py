@@ -1,0 +1,131 @@
+"""`python -m finetune_inference`: serve what the mounted configuration says, or what the command line says.
+
+    python -m finetune_inference
+    python -m finetune_inference --model /models/smollm2 --adapter support-tone=/adapters/support-tone --port 8000
+
+Without arguments the configuration file and MODEL_NAME_OR_PATH count (see `config.Settings`). The exit status is 0 after
+SIGTERM or SIGINT, 1 if the model cannot be served, 2 if the configuration cannot be used.
+"""
+
+import argparse
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from types import FrameType
+
+import uvicorn
+
+from finetune_api.serving import ServingConfig
+from finetune_inference.app import app_around
+from finetune_inference.config import Settings, load_serving_config, standalone_config
+from finetune_inference.inference import InferenceService
+
+log = logging.getLogger("finetune_inference")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until a signal comes; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        settings, config = configuration(arguments)
+    except (OSError, ValueError) as error:
+        log.error("the configuration cannot be used: %s", error)  # noqa: TRY400 - a sentence, not a stack trace
+        return 2
+    # torch's threads would spin while they wait for each other. In a pod that burns the CPU quota, and wherever other
+    # processes want the same cores the one that is awaited does not run meanwhile (measured: a quarter of the speed).
+    # Sleeping at once costs a third of the speed on idle cores, so GNU's OpenMP, which torch brings, spins for microseconds.
+    # OpenMP reads both when torch is imported, which is after these lines.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    service = InferenceService(config, settings)
+    server = Server(service)
+    server.run()
+    return 1 if service.failure else 0
+
+
+def configuration(arguments: list[str] | None = None) -> tuple[Settings, ServingConfig]:
+    """Settings and models from the command line, the environment and the configuration file, in this order.
+
+    Raises OSError or ValueError.
+    """
+    options = _parser().parse_args(arguments)
+    given = {name: value for name in ("host", "port", "config_path") if (value := getattr(options, name)) is not None}
+    settings = Settings(**given)
+    if options.model is None:
+        if options.adapter:
+            raise ValueError("--adapter needs --model")
+        return settings, load_serving_config(settings)
+    adapters = dict(_name_and_path(text) for text in options.adapter)
+    config = standalone_config(options.model, adapters, name=options.name, max_model_length=options.max_model_length)
+    return settings, config
+
+
+class Server(uvicorn.Server):
+    """uvicorn that leaves as a pod should: not ready at once, closed a little later, ended when answers are complete."""
+
+    def __init__(self, service: InferenceService) -> None:
+        settings = service.settings
+        super().__init__(
+            uvicorn.Config(
+                app_around(service),
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=settings.drain_seconds,
+            )
+        )
+        self._service = service
+        self._close_at = math.inf
+        """Monotonic seconds."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain on the first signal, end on the second. A person at a keyboard does not wait for load balancers."""
+        if self._service.draining:
+            super().handle_exit(sig, frame)
+            return
+        delay = self._service.settings.drain_delay_seconds if sig == signal.SIGTERM else 0
+        log.info("signal %d: not ready any more, closing the port in %.1f s", sig, delay)
+        self._close_at = time.monotonic() + delay
+        self._service.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether it is time to close the port and to end."""
+        if self._service.failure:
+            log.error("ending: %s", self._service.failure)
+            return True
+        return await super().on_tick(counter) or time.monotonic() >= self._close_at
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune_inference", description="Serve a base model and its LoRA adapters (OpenAI's API)."
+    )
+    parser.add_argument("--config", dest="config_path", help="file with the ServingConfig (JSON)")
+    parser.add_argument("--model", help="base model: a folder, or ORG/NAME of a hub repository; replaces --config")
+    parser.add_argument("--name", help="name of the base model for clients; the folder's name unless set")
+    parser.add_argument(
+        "--adapter", action="append", default=[], metavar="NAME=PATH", help="adapter folder; repeatable"
+    )
+    parser.add_argument("--max-model-length", type=int, help="longest prompt plus answer in tokens")
+    parser.add_argument("--host", help="address to listen on")
+    parser.add_argument("--port", type=int, help="TCP port to listen on")
+    return parser
+
+
+def _name_and_path(text: str) -> tuple[str, str]:
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise ValueError(f"--adapter {text}: use NAME=PATH")
+    return name, path
+
+
+if __name__ == "__main__":
+    status = main()
+    logging.shutdown()
+    # Not sys.exit: when the signal comes while the engine's thread imports torch, Python's own clean-up aborts the process.
+    os._exit(status)

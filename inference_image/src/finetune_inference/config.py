@@ -1,0 +1,118 @@
+"""Settings of the server, all in one place: what an administrator may change, and where the served models come from.
+
+What is served (base model, adapters, precision) is a `finetune_api.serving.ServingConfig`, which the operator mounts into
+the pod. How this process serves it (queue, limits, threads, address) is `Settings`, read from the environment.
+"""
+
+import math
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from finetune_api.constants import CONFIG_PATH, SERVER_PORT
+from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
+
+CGROUP_V2_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+CGROUP_V1_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+CGROUP_V1_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+
+
+class Settings(BaseSettings):
+    """How this process serves. Each field is an environment variable `FINETUNE_SERVER_<FIELD>`, but for the first."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FINETUNE_SERVER_", frozen=True, extra="ignore", populate_by_name=True, protected_namespaces=()
+    )
+
+    model_name_or_path: Annotated[
+        str | None,
+        Field(
+            validation_alias="MODEL_NAME_OR_PATH",
+            description="Base model to serve, a folder or ORG/NAME of a hub repository. For use without Kubernetes: it "
+            "replaces the model's path of the configuration file, which need not exist then.",
+        ),
+    ] = None
+    config_path: Annotated[Path, Field(description="File with the ServingConfig (JSON).")] = Path(CONFIG_PATH)
+    host: Annotated[str, Field(description="Address to listen on.")] = "0.0.0.0"  # noqa: S104 - a pod has one address
+    port: Annotated[int, Field(description="TCP port to listen on; 0 picks a free one.", ge=0, le=65535)] = SERVER_PORT
+    threads: Annotated[
+        int | None, Field(description="Threads that compute; unset means as many as the CPU quota has.", ge=1)
+    ] = None
+    max_waiting: Annotated[
+        int, Field(description="Sequences that may wait for the engine; one more is answered with 429.", ge=1)
+    ] = 64
+    max_output_tokens: Annotated[
+        int, Field(description="Largest max_tokens that a request may ask for, and the default for chats.", ge=1)
+    ] = 4096
+    max_sequences_per_request: Annotated[
+        int, Field(description="Prompts times n that one request may ask for.", ge=1)
+    ] = 32
+    max_body_bytes: Annotated[int, Field(description="Largest request body in bytes.", ge=1024)] = 4 << 20
+    drain_delay_seconds: Annotated[
+        float,
+        Field(
+            description="Seconds between SIGTERM and closing the port. Meanwhile /readyz fails and requests are still "
+            "answered, because load balancers learn late that this pod is going.",
+            ge=0,
+        ),
+    ] = 3.0
+    drain_seconds: Annotated[
+        int,
+        Field(
+            description="Seconds that running requests get after the port is closed; with the delay it has to stay "
+            "below the pod's terminationGracePeriodSeconds (30 unless set).",
+            ge=0,
+        ),
+    ] = 25
+
+
+def load_serving_config(settings: Settings) -> ServingConfig:
+    """What to serve: the configuration file, with MODEL_NAME_OR_PATH in front of it.
+
+    Raises OSError if there is no file and no override, ValueError if the file is no ServingConfig.
+    """
+    override = settings.model_name_or_path
+    if override and not settings.config_path.exists():
+        return standalone_config(override)
+    config = ServingConfig.model_validate_json(settings.config_path.read_bytes())
+    if override:
+        return config.model_copy(update={"model": config.model.model_copy(update={"path": override, "revision": None})})
+    return config
+
+
+def standalone_config(
+    model: str, adapters: dict[str, str] | None = None, *, name: str | None = None, max_model_length: int | None = None
+) -> ServingConfig:
+    """What to serve without Kubernetes: a base model by path or hub name, and adapter folders by name."""
+    return ServingConfig(
+        model=ServedModel(name=name or Path(model).name or model, path=model),
+        adapters=[ServedAdapter(name=adapter, path=path) for adapter, path in (adapters or {}).items()],
+        max_model_length=max_model_length,
+    )
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: the smaller of its affinity and its cgroup's quota, rounded up.
+
+    torch counts the machine's cores. In a pod with `limits.cpu: 2` on a node of 64 it would start 64 threads, which the
+    kernel then stops together for most of every scheduling period.
+    """
+    affinity = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota()
+    return max(1, min(affinity, math.ceil(quota))) if quota else affinity
+
+
+def _cgroup_quota() -> float | None:
+    """CPUs of the cgroup's quota; None if there is none."""
+    try:
+        if CGROUP_V2_QUOTA.exists():
+            quota, period = CGROUP_V2_QUOTA.read_text().split()
+        else:
+            quota, period = CGROUP_V1_QUOTA.read_text().strip(), CGROUP_V1_PERIOD.read_text().strip()
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError):
+        # No cgroup file system is mounted: the affinity alone counts.
+        return None

@@ -1,0 +1,137 @@
+"""The seam between serving and computing: tokens in, tokens out.
+
+A `Scheduler` thread owns an `Engine`: it adds sequences while the engine has room and calls `step` as long as there is
+work. An engine knows nothing of HTTP, text, queues or threads; the rest knows nothing of tensors. Replacing the engine
+(more sequences per step, another library) changes nothing outside of it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from finetune_inference.adapters import VerifiedAdapter
+
+FinishReason = Literal["stop", "length"]
+"""`stop`: an end token or a stop text; `length`: max_tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is picked."""
+
+    temperature: float = 1.0
+    """0 takes the likeliest token."""
+    top_p: float = 1.0
+    """Share of probability that the candidates hold together."""
+    seed: int | None = None
+    """Same seed, same tokens; None draws a fresh one."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time it was generated."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of every token that was generated."""
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    """Added to the logits of these tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """One sequence to continue or to score."""
+
+    prompt: list[int]
+    """Token ids, at least one."""
+    adapter: str | None
+    """Name of a loaded adapter; None is the base model."""
+    max_tokens: int
+    """Tokens to generate at most; 0 only reads the prompt."""
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end the answer, beside those of the model's own generation config."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens to report at each position; None reports no log-probabilities at all."""
+    score_prompt: bool = False
+    """Report the prompt's log-probabilities as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token and its log-probability (nats) under the model, before temperature and penalties."""
+
+    token_id: int
+    logprob: float | None = None
+    """None when not asked for, and for a prompt's first token: nothing comes before it."""
+    top: tuple[tuple[int, float], ...] = ()
+    """Likeliest tokens at this position, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """The prompt's tokens with their log-probabilities; comes before any generated token."""
+
+    tokens: list[ScoredToken]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One more token of the answer. The token that ends it is not reported."""
+
+    token: ScoredToken
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The sequence is complete; nothing follows."""
+
+    reason: FinishReason
+    completion_tokens: int
+    """Tokens generated, the ending one included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The engine failed on this sequence, or ended before it; nothing follows."""
+
+    message: str
+
+
+Event = PromptScored | Generated | Finished | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the rest needs to know about the loaded base model."""
+
+    context_length: int
+    """Longest prompt plus answer in tokens."""
+    vocabulary_size: int
+    """Token ids are below this: rows of the embedding."""
+    parameters: int
+    dtype: str
+    device: str
+
+
+class Engine(Protocol):
+    """Computes tokens. Every method is called by one and the same thread."""
+
+    capacity: int
+    """Sequences that can be in work at the same time."""
+
+    def load_model(self) -> ModelFacts:
+        """Load the base model. Raises ModelLoadError."""
+
+    def load_adapter(self, adapter: VerifiedAdapter) -> None:
+        """Load one adapter beside those already loaded. Raises AdapterRefusedError and leaves everything as it was."""
+
+    def add(self, key: int, request: TokenRequest) -> None:
+        """Take a sequence into work; there is room for it."""
+
+    def step(self) -> list[tuple[int, Event]]:
+        """Advance the sequences in work by one piece (a slice of a prompt, or a token each) and say what came of it.
+
+        A sequence that finished is no longer in work. May raise: then no sequence is in work any more.
+        """
+
+    def remove(self, key: int) -> None:
+        """Forget a sequence; nothing happens if it is not in work."""
+
+
+class ModelLoadError(Exception):
+    """The base model cannot be served; the message names it and says why."""

@@ -1,0 +1,106 @@
+"""What chats and completions have in common: from a request's fields to token requests, and counting what came of it."""
+
+import time
+from dataclasses import dataclass, field
+
+from finetune_inference.engine import Sampling, TokenRequest
+from finetune_inference.errors import invalid_value
+from finetune_inference.inference import InferenceService, ServedModel
+from finetune_inference.metrics import Metrics
+from finetune_inference.schemas import GenerationRequest, Usage
+from finetune_inference.text import Delta
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What every route works with."""
+
+    service: InferenceService
+    metrics: Metrics
+
+
+def token_requests(
+    service: InferenceService,
+    served: ServedModel,
+    body: GenerationRequest,
+    prompts: list[list[int]],
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    score_prompt: bool = False,
+) -> list[TokenRequest]:
+    """One token request per answer: `n` for each prompt, in OpenAI's order. Raises ApiError or ContextLengthError."""
+    limit = service.settings.max_output_tokens
+    if max_tokens is not None and max_tokens > limit:
+        raise invalid_value(f"max_tokens is {max_tokens}; this server allows {limit} or less.", "max_tokens")
+    if len(prompts) * body.choices > service.settings.max_sequences_per_request:
+        raise invalid_value(
+            f"{len(prompts)} prompts times n = {body.choices} is more than the "
+            f"{service.settings.max_sequences_per_request} answers that one request may ask for.",
+            "n",
+        )
+    _check_ids(service, body, prompts)
+    return [
+        TokenRequest(
+            prompt=prompt,
+            adapter=served.adapter_name,
+            max_tokens=service.fit(prompt, max_tokens),
+            sampling=_sampling(body, choice),
+            stop_ids=served.vocabulary.stop_ids,
+            logprobs=logprobs,
+            score_prompt=score_prompt,
+        )
+        for prompt in prompts
+        for choice in range(body.choices)
+    ]
+
+
+@dataclass
+class Tally:
+    """Counts the tokens of one request and times its first one."""
+
+    metrics: Metrics
+    model: str
+    prompt_tokens: int
+    """Of all prompts together; a prompt counts once, however many answers it gets."""
+    completion_tokens: int = 0
+    _started: float = field(default_factory=time.monotonic)
+    _first_seen: bool = False
+
+    def __post_init__(self) -> None:
+        self.metrics.prompt_tokens.labels(self.model).inc(self.prompt_tokens)
+
+    def count(self, delta: Delta) -> None:
+        """Take note of a delta."""
+        if not self._first_seen:
+            self._first_seen = True
+            self.metrics.first_token_seconds.labels(self.model).observe(time.monotonic() - self._started)
+        if delta.completion_tokens:
+            self.completion_tokens += delta.completion_tokens
+            self.metrics.completion_tokens.labels(self.model).inc(delta.completion_tokens)
+
+    @property
+    def usage(self) -> Usage:
+        """What the client is told."""
+        return Usage.of(self.prompt_tokens, self.completion_tokens)
+
+
+def _sampling(body: GenerationRequest, choice: int) -> Sampling:
+    """OpenAI's defaults: temperature and top_p are 1. Answers to the same prompt get seeds of their own."""
+    return Sampling(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        # Wraps where a signed 64-bit integer ends, because the next one would be refused.
+        seed=None if body.seed is None else (body.seed + choice + 2**63) % 2**64 - 2**63,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        logit_bias=body.logit_bias or {},
+    )
+
+
+def _check_ids(service: InferenceService, body: GenerationRequest, prompts: list[list[int]]) -> None:
+    """Raise ApiError if there is a token id that the model does not have."""
+    size = service.facts.vocabulary_size
+    for param, ids in [("prompt", prompt) for prompt in prompts] + [("logit_bias", list(body.logit_bias or {}))]:
+        if ids and max(ids) >= size:
+            raise invalid_value(f"{param}: token id {max(ids)} does not exist; the model has {size} tokens.", param)
