@@ -1,0 +1,47 @@
+{{/*
+The operator's rights, equal to operator/src/finetune_operator/permissions.py (a test compares them). No wildcard, no secrets,
+no nodes, no roles. The same rules are a ClusterRole, or one Role per namespace of watchNamespaces.
+*/}}
+{{- define "finetune.operatorRules" -}}
+# Framework: what watching needs
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs, inferenceservices]
+  verbs: [list, watch]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [list, watch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [list, watch]
+# Application: what the reconcilers do
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs]
+  verbs: [get, delete]
+- apiGroups: [finetune.dev]
+  resources: [inferenceservices]
+  verbs: [get, create, patch, delete]
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs/status, inferenceservices/status]
+  verbs: [patch]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, create, delete]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, create, patch]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, create, patch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, create, patch, delete]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, create]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+{{- end -}}
