@@ -1,0 +1,166 @@
+"""From the adapter to the verified endpoint, against the real API server and Deployment controller."""
+
+import time
+
+import pytest
+from api import Raw, wait_for
+from factories import an_inference_service
+from fake_endpoint import BASE, FINGERPRINT, Behaviour, failing, refusing, serving
+from kubelet_actor import succeeding
+from world import World
+
+
+def service_status(world: World, name: str = "tone") -> Raw:
+    return (world.api.get("inferenceservices", world.namespace, name) or {}).get("status") or {}
+
+
+def test_a_served_adapter_is_verified_and_then_left_alone(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = serving("tone")
+    world.kubelet.script(world.namespace, succeeding(fingerprint=FINGERPRINT))
+    world.submit(serve={"replicas": 2})
+    status = world.wait_for_phase("Succeeded", seconds=40)
+    url = f"http://tone.{world.namespace}.svc.cluster.local/v1"
+    assert status["serving"] == {**status["serving"], "name": "tone", "url": url, "ready": True, "verified": True}
+    assert status["serving"]["state"] == "Verified"
+    assert world.condition("AdapterVerified")["reason"] == "FingerprintMatched"
+    assert world.api.get("poddisruptionbudgets", world.namespace, "tone-server")
+    wait_for("the service to say so too", lambda: service_status(world).get("phase") == "Ready")
+    assert service_status(world)["adaptersSummary"] == "1/1"
+    time.sleep(1)
+    writes, requests = len(world.writes()), len(world.endpoint.requests)
+    time.sleep(11)  # Two resyncs.
+    assert world.writes()[writes:] == []
+    assert [r for r in world.endpoint.requests[requests:] if r[0] == world.namespace] == []
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason", "words"),
+    [
+        (serving("tone", tuned=BASE), "AdapterHasNoEffect", "like the base model"),
+        (serving("tone", tuned=[-9.0, -9.0, -9.0]), "AdapterIncompatible", "neither"),
+        (refusing("tone"), "AdapterIncompatible", "rank 64 > 16"),
+    ],
+)
+def test_an_endpoint_without_the_tuned_weights_fails_the_job(
+    world: World, behaviour: Behaviour, reason: str, words: str
+) -> None:
+    world.endpoint.behaviours[world.namespace] = behaviour
+    world.kubelet.script(world.namespace, succeeding(fingerprint=FINGERPRINT))
+    world.submit(serve={})
+    status = world.wait_for_phase("Failed", seconds=40)
+    assert status["reason"] == reason
+    assert words in status["message"]
+    assert world.condition("AdapterVerified")["status"] == "False"
+    assert status["adapter"]["uri"] == "pvc://finetune-adapters/tone"
+
+
+def test_an_endpoint_that_does_not_answer_yet_is_asked_again(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = failing(503)
+    world.kubelet.script(world.namespace, succeeding(fingerprint=FINGERPRINT))
+    world.submit(serve={})
+    wait_for("the reason", lambda: world.condition("AdapterVerified").get("reason") == "EndpointUnreachable")
+    world.endpoint.behaviours[world.namespace] = serving("tone")
+    world.wait_for_phase("Succeeded")
+
+
+def test_a_server_that_crashes_says_why_and_the_job_times_out(world: World) -> None:
+    world.kubelet.server_exits[world.namespace] = "RuntimeError: adapter digest differs"
+    world.kubelet.script(world.namespace, succeeding(fingerprint=FINGERPRINT))
+    world.submit(serve={"timeoutSeconds": 30})
+    world.wait_for_phase("Deploying")
+    wait_for("its words", lambda: "adapter digest differs" in (world.status().get("message") or ""))
+    status = world.wait_for_phase("Failed", seconds=45)
+    assert status["reason"] == "RolloutTimeout"
+    assert "adapter digest differs" in status["message"]
+
+
+def test_an_adapter_without_a_fingerprint_is_served_but_never_called_verified(world: World) -> None:
+    world.kubelet.script(world.namespace, succeeding())
+    world.submit(serve={})
+    status = world.wait_for_phase("Succeeded")
+    assert status["serving"]["verified"] is False
+    assert world.condition("AdapterVerified")["status"] == "Unknown"
+    assert world.condition("AdapterVerified")["reason"] == "NoFingerprint"
+
+
+def test_the_endpoints_state_stays_true_after_success(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = serving("tone")
+    world.kubelet.script(world.namespace, succeeding(fingerprint=FINGERPRINT))
+    world.submit(serve={})
+    world.wait_for_phase("Succeeded", seconds=40)
+    world.api.delete("inferenceservices", world.namespace, "tone")
+    wait_for("the status to say so", lambda: world.status()["serving"]["ready"] is False)
+    assert world.status()["phase"] == "Succeeded"
+    assert world.condition("Succeeded")["status"] == "True"
+    assert world.api.get("inferenceservices", world.namespace, "tone") is None
+
+
+def test_cancelling_a_job_that_is_being_deployed_removes_the_endpoint_and_keeps_the_adapter(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = failing()
+    world.kubelet.script(world.namespace, succeeding(fingerprint=FINGERPRINT))
+    world.submit(serve={})
+    world.wait_for_phase("Verifying", "Deploying")
+    world.edit(cancel=True)
+    status = world.wait_for_phase("Cancelled")
+    assert status["adapter"]["name"] == "tone"
+    wait_for("the endpoint to go", lambda: not world.api.list("deployments", world.namespace))
+
+
+def test_a_service_of_ones_own_follows_its_spec_and_repairs_drift(world: World) -> None:
+    adapter = {"name": "a", "source": "pvc://finetune-adapters/a", "fingerprint": FINGERPRINT.to_dict()}
+    world.endpoint.behaviours[world.namespace] = serving("a")
+    manifest = an_inference_service("chat", world.namespace, replicas=2, adapters=[adapter])
+    world.api.create("inferenceservices", manifest)
+    wait_for("phase Ready", lambda: service_status(world, "chat").get("phase") == "Ready")
+    probes = len(world.endpoint.requests)
+
+    world.api.patch("deployments", world.namespace, "chat-server", {"spec": {"replicas": 5}})
+    wait_for("the drift to be repaired", lambda: replicas(world) == 2)
+    world.api.patch("services", world.namespace, "chat", {"spec": {"selector": {"app": "evil"}}})
+    labels = {"app.kubernetes.io/name": "finetune-inference", "finetune.dev/service-name": "chat"}
+
+    def selector() -> Raw:
+        return world.api.get("services", world.namespace, "chat")["spec"]["selector"]  # type: ignore[index]
+
+    wait_for("the selector to be repaired", lambda: selector() == labels)
+    world.api.patch("inferenceservices", world.namespace, "chat", {"spec": {"replicas": 1}})
+    wait_for("the new size", lambda: replicas(world) == 1)
+    wait_for("the budget to go", lambda: world.api.get("poddisruptionbudgets", world.namespace, "chat-server") is None)
+    wait_for("phase Ready", lambda: service_status(world, "chat").get("readyReplicas") == 1)
+    assert len(world.endpoint.requests) == probes, "scaling does not change the weights"
+
+    world.api.delete("inferenceservices", world.namespace, "chat")
+    wait_for("the children to go", lambda: not world.api.list("deployments", world.namespace) and not world.pods())
+
+
+def replicas(world: World) -> int:
+    deployment = world.api.get("deployments", world.namespace, "chat-server")
+    return deployment["spec"]["replicas"] if deployment else 0
+
+
+def test_another_adapter_is_a_new_rollout_and_a_new_verdict(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = serving("a")
+    adapter = {"name": "a", "source": "pvc://finetune-adapters/a", "fingerprint": FINGERPRINT.to_dict()}
+    world.api.create("inferenceservices", an_inference_service("chat", world.namespace, adapters=[adapter]))
+    wait_for("phase Ready", lambda: service_status(world, "chat").get("phase") == "Ready")
+    first = service_status(world, "chat")["adapters"][0]["probedHash"]
+    newer = {**adapter, "source": "pvc://finetune-adapters/newer"}
+    world.endpoint.behaviours[world.namespace] = serving("a", tuned=BASE)
+    world.api.patch("inferenceservices", world.namespace, "chat", {"spec": {"adapters": [newer]}})
+    wait_for("the new verdict", lambda: service_status(world, "chat").get("phase") == "Failed")
+    status = service_status(world, "chat")
+    assert status["adapters"][0]["reason"] == "AdapterHasNoEffect"
+    assert status["adapters"][0]["probedHash"] != first
+
+
+def test_a_deployment_of_somebody_else_is_a_conflict_that_is_left_alone(world: World) -> None:
+    labels = {"app": "theirs"}
+    pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "example/none"}]}}
+    spec = {"replicas": 0, "selector": {"matchLabels": labels}, "template": pod}
+    metadata = {"name": "chat-server", "namespace": world.namespace}
+    theirs = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
+    world.api.create("deployments", theirs)
+    world.api.create("inferenceservices", an_inference_service("chat", world.namespace))
+    wait_for("phase Failed", lambda: service_status(world, "chat").get("phase") == "Failed")
+    assert service_status(world, "chat")["conditions"][0]["reason"] == "ChildConflict"
+    assert world.api.get("deployments", world.namespace, "chat-server")["spec"]["selector"]["matchLabels"] == labels  # type: ignore[index]

@@ -1,0 +1,66 @@
+"""What the operator writes into a pod's annotation is what trainer and server read from their file."""
+
+import json
+from typing import Any
+
+import pytest
+from factories import a_finetune_job, an_inference_service
+from request_bodies import SEED
+
+from finetune_api.constants import ANNOTATION_CONFIG, BROKER_URL_ENV, CONFIG_PATH
+from finetune_api.serving import ServingConfig
+from finetune_api.training import TrainingConfig
+from finetune_api.v1alpha1 import FinetuneJob, InferenceService
+from finetune_operator.resources.serving import build_serving_children
+from finetune_operator.resources.training_job import build_training_job
+from finetune_operator.settings import Settings
+
+MINIMAL = {k: SEED[k] for k in ("model", "dataset")}
+FULL = {k: v for k, v in SEED.items() if k != "name"}
+
+
+def configuration_of(manifest: dict[str, Any]) -> str:
+    return str(manifest["spec"]["template"]["metadata"]["annotations"][ANNOTATION_CONFIG])
+
+
+@pytest.mark.parametrize("spec", [MINIMAL, FULL], ids=["minimal", "full"])
+def test_the_trainer_reads_what_the_operator_writes(spec: dict[str, Any]) -> None:
+    raw = a_finetune_job(**spec)
+    raw["metadata"]["uid"] = "0f0e"
+    job = FinetuneJob.model_validate(raw)
+    written = configuration_of(dict(build_training_job(job, 2, Settings())))
+    config = TrainingConfig.model_validate_json(written)
+    assert config.job is not None
+    assert (config.job.uid, config.job.attempt) == ("0f0e", 2)
+    assert config.hyperparameters == job.spec.hyperparameters
+    assert config.lora == job.spec.method.lora
+    assert config.output.adapter_name == job.adapter_name
+    assert config.model_dump_json(by_alias=True, exclude_none=True) == written
+
+
+def test_the_server_reads_what_the_operator_writes() -> None:
+    adapters = [{"name": "a", "source": "pvc://c/a/1"}, {"name": "b", "source": "pvc://c/b/2"}]
+    raw = an_inference_service(adapters=adapters, maxModelLength=64)
+    raw["metadata"]["uid"] = "0f0e"
+    children = build_serving_children(InferenceService.model_validate(raw), Settings())
+    deployment = next(dict(child) for child in children if child["kind"] == "Deployment")
+    config = ServingConfig.model_validate_json(configuration_of(deployment))
+    assert [a.name for a in config.adapters] == ["a", "b"]
+    assert config.max_model_length == 64
+
+
+def test_a_pods_configuration_has_no_secret() -> None:
+    raw = a_finetune_job(model={"source": "hf://o/m", "secretRef": {"name": "hub-secret", "key": "token"}})
+    raw["metadata"]["uid"] = "0f0e"
+    job = dict(build_training_job(FinetuneJob.model_validate(raw), 1, Settings()))
+    assert "hub-secret" not in configuration_of(job)
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    secrets = [e["name"] for e in container["env"] if "secretKeyRef" in json.dumps(e)]
+    assert secrets == ["HF_TOKEN", BROKER_URL_ENV]
+
+
+def test_trainer_and_server_look_where_the_operator_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FINETUNE_CONFIG_PATH", "CONFIG_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    config = pytest.importorskip("finetune_trainer.config")
+    assert str(config.TrainerSettings().config_path) == CONFIG_PATH

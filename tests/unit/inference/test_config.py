@@ -1,0 +1,93 @@
+"""Settings, models from file, environment and command line, and how many CPUs there are."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune_inference import config
+from finetune_inference.__main__ import configuration
+from finetune_inference.config import Settings, available_cpus, load_serving_config
+
+DOCUMENT = {"model": {"name": "base", "path": "/models/base"}, "adapters": [{"name": "a", "path": "/adapters/a"}]}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(DOCUMENT))
+    return path
+
+
+def test_the_mounted_configuration_says_what_is_served(file: Path) -> None:
+    serving = load_serving_config(Settings(config_path=file))
+    assert serving.to_dict() == DOCUMENT | {"precision": "auto"}
+
+
+def test_model_name_or_path_replaces_the_models_path_and_needs_no_file(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_NAME_OR_PATH", "/elsewhere/llama")
+    serving = load_serving_config(Settings(config_path=file))
+    assert (serving.model.name, serving.model.path) == ("base", "/elsewhere/llama")
+    assert [adapter.name for adapter in serving.adapters] == ["a"]
+    alone = load_serving_config(Settings(config_path=tmp_path / "none.json"))
+    assert (alone.model.name, alone.model.path, alone.adapters) == ("llama", "/elsewhere/llama", [])
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_SERVER_MAX_WAITING", "3")
+    assert Settings().max_waiting == 3
+    monkeypatch.setenv("FINETUNE_SERVER_MAX_WAITING", "0")
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        Settings()
+
+
+def test_the_command_line_serves_without_any_file() -> None:
+    settings, serving = configuration(
+        ["--model", "/m/smollm2", "--adapter", "a=/x/a", "--adapter", "b=/x/b=c", "--port", "9", "--host", "127.0.0.1"]
+    )
+    assert (settings.port, settings.host) == (9, "127.0.0.1")
+    assert (serving.model.name, serving.model.path) == ("smollm2", "/m/smollm2")
+    assert [(a.name, a.path) for a in serving.adapters] == [("a", "/x/a"), ("b", "/x/b=c")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--adapter", "a=/x"], "--adapter needs --model"),
+        (["--model", "m", "--adapter", "/x"], "use NAME=PATH"),
+        (["--model", "m", "--max-model-length", "1"], "greater than or equal to 16"),
+        (["--model", "m", "--port", "99999"], "less than or equal to 65535"),
+        (["--config", "/nonexistent"], "No such file"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_says_why(arguments: list[str], words: str) -> None:
+    with pytest.raises((OSError, ValueError), match=words):
+        configuration(arguments)
+
+
+@pytest.mark.parametrize(
+    ("quota", "cpus"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("3200000 100000", 8), ("odd", 8)]
+)
+def test_threads_follow_the_quota_of_the_cgroup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cpus: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    monkeypatch.setattr(config, "CGROUP_V2_QUOTA", tmp_path / "cpu.max")
+    assert available_cpus() == cpus
+
+
+@pytest.mark.parametrize(("quota", "cpus"), [("-1", 8), ("250000", 3), (None, 8)])
+def test_the_older_cgroups_are_read_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, cpus: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(config, "CGROUP_V2_QUOTA", tmp_path / "none")
+    monkeypatch.setattr(config, "CGROUP_V1_QUOTA", tmp_path / "quota")
+    monkeypatch.setattr(config, "CGROUP_V1_PERIOD", tmp_path / "period")
+    if quota:
+        (tmp_path / "quota").write_text(quota + "\n")
+        (tmp_path / "period").write_text("100000\n")
+    assert available_cpus() == cpus

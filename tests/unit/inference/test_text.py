@@ -1,0 +1,110 @@
+"""Token streams as text: the pieces together are the text, whatever the tokens."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_model import make_tiny_tokenizer
+
+from finetune_inference.engine import Finished, Generated, ScoredToken
+from finetune_inference.text import Answer, Detokenizer, PromptError, StopTexts, Vocabulary
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return make_tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer: Any) -> Vocabulary:
+    return Vocabulary(tokenizer)
+
+
+def streamed(vocabulary: Vocabulary, ids: list[int]) -> list[str]:
+    detokenizer = Detokenizer(vocabulary)
+    return [*[detokenizer.push(token) for token in ids], detokenizer.flush()]
+
+
+@settings(deadline=None, max_examples=150)
+@given(text=st.text(max_size=80))
+def test_the_pieces_of_any_text_are_the_text(vocabulary: Vocabulary, text: str) -> None:
+    pieces = streamed(vocabulary, vocabulary.encode(text) if text else [])
+    assert "".join(pieces) == text
+
+
+@settings(deadline=None, max_examples=150)
+@given(ids=st.lists(st.integers(0, 300), max_size=60))
+def test_the_pieces_of_any_tokens_are_their_text(vocabulary: Vocabulary, ids: list[int]) -> None:
+    """Random tokens are mostly broken characters, as the answers of a bad model are."""
+    assert "".join(streamed(vocabulary, ids)) == vocabulary.decode(ids)
+
+
+def test_half_a_character_is_held_back(vocabulary: Vocabulary) -> None:
+    ids = vocabulary.encode("a\N{GRINNING FACE}b")
+    assert streamed(vocabulary, ids) == ["a", "", "", "", "\N{GRINNING FACE}", "b", ""]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    pieces=st.lists(st.text("ab", max_size=3), max_size=12),
+    stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+)
+def test_a_text_ends_before_its_first_stop_text_however_it_is_cut(pieces: list[str], stops: list[str]) -> None:
+    matcher = StopTexts(stops)
+    given_out = ""
+    for piece in pieces:
+        given_out += matcher.push(piece)
+        if matcher.found:
+            break
+    else:
+        given_out += matcher.flush()
+    text = "".join(pieces)
+    ends = [i for i in range(len(text)) if any(text.startswith(stop, i) for stop in stops)]
+    assert matcher.found == bool(ends)
+    # A longer stop text that began earlier may have been complete later than a shorter one: then the shorter one counts.
+    assert text.startswith(given_out)
+    assert len(given_out) >= ends[0] if ends else given_out == text
+    assert not any(stop in given_out for stop in stops)
+
+
+def test_an_answer_counts_the_token_that_ended_it_and_does_not_show_it(vocabulary: Vocabulary) -> None:
+    answer = Answer(vocabulary, [])
+    ids = vocabulary.encode("hi")
+    deltas = [answer.feed(Generated(ScoredToken(token))) for token in ids]
+    last = answer.feed(Finished("stop", len(ids) + 1))
+    assert "".join(delta.text for delta in [*deltas, last]) == "hi"
+    assert last.completion_tokens == len(ids) + 1
+
+
+def test_a_chat_is_formatted_by_the_models_own_template(vocabulary: Vocabulary) -> None:
+    ids = vocabulary.encode_chat([{"role": "user", "content": "hi"}])
+    text = "".join(vocabulary.token_text(token) for token in ids)
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (None, "no chat template"),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages[7].content }}", "refused these messages"),
+        ("{{ 1 + 'a' }}", "refused these messages"),
+        ("{{ ''.__class__.__mro__ }}", "refused these messages"),
+        ("", "no chat template"),
+    ],
+)
+def test_a_template_that_refuses_is_a_problem_of_the_prompt(tokenizer: Any, template: str | None, words: str) -> None:
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    with pytest.raises(PromptError, match=words):
+        Vocabulary(other).encode_chat([{"role": "user", "content": "hi"}])
+
+
+def test_text_that_is_not_unicode_is_a_problem_of_the_prompt(vocabulary: Vocabulary) -> None:
+    with pytest.raises(PromptError, match="surrogate"):
+        vocabulary.encode("\ud800")

@@ -1,0 +1,422 @@
+"""What happens next to a FinetuneJob, situation by situation."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from operator_objects import (
+    CREATED,
+    FINGERPRINT,
+    NOW,
+    SETTINGS,
+    UID,
+    a_child,
+    a_failure,
+    a_finished_pod,
+    a_job,
+    a_pod,
+    a_progress,
+    a_running_pod,
+    a_success,
+    an_interruption,
+    condition,
+    with_status,
+)
+
+from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.v1alpha1 import AdapterReference, FinetuneJob, InferenceService
+from finetune_operator.reconcile.decide import decide
+from finetune_operator.reconcile.finetune_job import observe
+from finetune_operator.reconcile.plan import Observed, Plan, Refusal
+from finetune_operator.settings import Settings
+
+EXISTING = {"models": True, "finetune-adapters": True}
+
+
+def plan_for(job: FinetuneJob, now: Any = NOW, settings: Settings = SETTINGS, **seen: Any) -> Plan:
+    return decide(job, Observed(**{"claims": EXISTING, **seen}), now, settings)
+
+
+def running(job: FinetuneJob | None = None, attempt: int = 1) -> FinetuneJob:
+    """A job whose attempt is reported as running."""
+    job = job or a_job()
+    plan = plan_for(job, children=(a_child(attempt),), pods=(a_running_pod(attempt),))
+    assert plan.status.phase == Phase.RUNNING
+    return with_status(job, plan.status)
+
+
+def test_a_new_job_gets_its_first_training_job_and_no_report_yet() -> None:
+    job = a_job()
+    plan = plan_for(job)
+    assert [m["metadata"]["name"] for m in plan.create] == ["tone-0a1b2c3d-a1"]
+    assert plan.status == job.status
+
+
+def test_the_default_claim_is_made_where_there_is_none() -> None:
+    plan = plan_for(a_job(), claims={"models": True, "finetune-adapters": False})
+    assert [m["kind"] for m in plan.create] == ["PersistentVolumeClaim", "Job"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "missing", "reason"),
+    [
+        ({}, "models", "ModelNotFound"),
+        ({"dataset": {"source": "pvc://rows/a.jsonl"}}, "rows", "DatasetNotFound"),
+        ({"evaluation": {"source": "pvc://held/a.jsonl"}}, "held", "DatasetNotFound"),
+        ({"output": {"claim": "mine"}}, "mine", "SpecInvalid"),
+    ],
+)
+def test_a_missing_claim_ends_the_job_before_a_pod_is_made(spec: Any, missing: str, reason: str) -> None:
+    plan = plan_for(a_job(**spec), claims={**EXISTING, missing: False})
+    assert plan.create == ()
+    assert (plan.status.phase, plan.status.reason) == (Phase.FAILED, reason)
+    assert missing in (plan.status.message or "")
+    assert condition(plan.status, ConditionType.VALIDATED) == ("False", reason)
+
+
+def test_a_missing_config_map_is_left_to_the_trainer_who_can_say_which_key() -> None:
+    plan = plan_for(a_job(dataset={"source": "configmap://rows/train.jsonl"}))
+    volumes = plan.create[0]["spec"]["template"]["spec"]["volumes"]
+    (rows,) = [v["configMap"] for v in volumes if "configMap" in v]
+    assert rows == {"name": "rows", "items": [{"key": "train.jsonl", "path": "train.jsonl"}], "optional": True}
+
+
+@pytest.mark.parametrize(
+    ("child", "pod", "phase", "reason"),
+    [
+        ({}, None, Phase.SCHEDULING, "WaitingForPod"),
+        ({"is_suspended": True}, None, Phase.QUEUED, "QuotaPending"),
+        ({}, {}, Phase.SCHEDULING, "WaitingForPod"),
+        ({}, {"unschedulable": ("Unschedulable", "no GPU")}, Phase.SCHEDULING, "Unschedulable"),
+        ({}, {"unschedulable": ("SchedulingGated", "")}, Phase.QUEUED, "QuotaPending"),
+        ({}, {"is_scheduled": True}, Phase.SCHEDULING, "WaitingForPod"),
+        ({}, {"is_scheduled": True, "waiting": ("ErrImagePull", "x")}, Phase.SCHEDULING, "ImagePullFailed"),
+        (
+            {},
+            {"is_scheduled": True, "waiting": ("CreateContainerConfigError", 'secret "t" not found')},
+            Phase.SCHEDULING,
+            "ModelAccessDenied",
+        ),
+        ({}, {"is_scheduled": True, "started_at": CREATED}, Phase.RUNNING, "Training"),
+        ({}, {"is_scheduled": True, "started_at": CREATED, "reason": "NodeLost"}, Phase.RUNNING, "NodeLost"),
+    ],
+)
+def test_status_says_what_the_pod_is_doing(child: Any, pod: Any, phase: Phase, reason: str) -> None:
+    pods = () if pod is None else (a_pod(**pod),)
+    plan = plan_for(a_job(), children=(a_child(**child),), pods=pods)
+    assert (plan.status.phase, plan.status.reason, plan.status.attempt) == (phase, reason, 1)
+    assert plan.create == plan.delete_jobs == ()
+
+
+def test_the_kubelets_changing_words_about_an_image_do_not_change_status() -> None:
+    job = a_job()
+    children, pod = (a_child(),), a_pod(is_scheduled=True, waiting=("ErrImagePull", "no such image"))
+    first = plan_for(job, children=children, pods=(pod,))
+    later = a_pod(is_scheduled=True, waiting=("ImagePullBackOff", "Back-off pulling image"))
+    second = plan_for(with_status(job, first.status), children=children, pods=(later,))
+    assert second.status == first.status
+    assert "no such image" in (second.status.message or "")
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason"),
+    [
+        (a_pod(unschedulable=("Unschedulable", "no GPU left")), "StartDeadlineExceeded"),
+        (a_pod(is_scheduled=True, waiting=("ErrImagePull", "no GPU left")), "ImagePullFailed"),
+    ],
+)
+def test_a_pod_that_never_starts_fails_the_job_in_its_own_words(pod: Any, reason: str) -> None:
+    late = CREATED + timedelta(seconds=600)
+    plan = plan_for(a_job(), now=late, children=(a_child(),), pods=(pod,))
+    assert (plan.status.phase, plan.status.reason) == (Phase.FAILED, reason)
+    assert "no GPU left" in (plan.status.message or "")
+    early = plan_for(a_job(), now=late - timedelta(seconds=1), children=(a_child(),), pods=(pod,))
+    assert (early.status.phase, early.requeue_after) == (Phase.SCHEDULING, 1.0)
+
+
+def test_waiting_for_kueue_is_not_waiting_to_start() -> None:
+    late = CREATED + timedelta(days=3)
+    plan = plan_for(a_job(queueName="q"), now=late, children=(a_child(is_suspended=True),))
+    assert plan.status.phase == Phase.QUEUED
+
+
+def test_a_job_that_kueue_takes_back_waits_and_goes_on_as_the_same_attempt() -> None:
+    job, killed = running(a_job(queueName="q")), a_finished_pod(an_interruption(), exit_code=143)
+    preempted = plan_for(job, children=(a_child(is_suspended=True),), pods=(killed,))
+    assert (preempted.status.phase, preempted.status.reason) == (Phase.QUEUED, Reason.QUOTA_PENDING)
+    assert preempted.status.last_failure is None
+    job = with_status(job, preempted.status)
+    again = plan_for(job, children=(a_child(),), pods=(killed, a_running_pod(name="tone-again")))
+    assert (again.status.phase, again.status.attempt, again.create) == (Phase.RUNNING, 1, ())
+
+
+def test_a_job_that_kueue_took_back_is_stopped_with_its_finetune_job() -> None:
+    # Unlike another Job whose pod has ended, it would not finish by itself.
+    job, child = a_job(running().status, queueName="q", suspend=True), a_child(is_suspended=True)
+    pods = (a_finished_pod(an_interruption(), exit_code=143),)
+    assert plan_for(job, children=(child,), pods=pods).delete_jobs == (child,)
+
+
+def test_success_publishes_the_adapter_and_ends_a_job_without_an_endpoint() -> None:
+    job = running()
+    seen = {"children": (a_child(outcome="Complete"),), "pods": (a_finished_pod(a_success()),)}
+    status = plan_for(job, **seen).status
+    assert status.phase == Phase.SUCCEEDED
+    assert status.adapter is not None
+    assert status.adapter.uri == f"pvc://finetune-adapters/tone/{UID}"
+    assert status.completion_time == NOW
+    assert status.usage is not None
+    assert (status.usage.attempt_seconds, status.usage.wasted_seconds) == (60, 0)
+
+
+def test_an_adapter_outside_its_claim_is_not_published() -> None:
+    outcome = a_success()
+    forged = outcome.model_copy(
+        update={"adapter": outcome.adapter.model_copy(update={"path": "../x"}) if outcome.adapter else None}
+    )
+    plan = plan_for(running(), children=(a_child(outcome="Complete"),), pods=(a_finished_pod(forged),))
+    assert plan.status.adapter is None
+    assert plan.status.last_failure is not None
+    assert plan.status.last_failure.reason == "TrainerCrashed"
+
+
+def test_a_failure_is_recorded_before_the_next_attempt_is_made() -> None:
+    job = running()
+    seen = {"children": (a_child(outcome="Failed"),), "pods": (a_finished_pod(a_failure(), exit_code=1),)}
+    report = plan_for(job, **seen)
+    assert report.create == ()
+    assert (report.status.phase, report.status.failed_attempts) == (Phase.RETRYING, 1)
+    assert report.status.last_failure is not None
+    assert (report.status.last_failure.attempt, report.status.last_failure.reason) == (1, "LossDiverged")
+    assert report.status.usage is not None
+    assert report.status.usage.wasted_seconds == 60
+
+    recorded = with_status(job, report.status)
+    finished = NOW - timedelta(minutes=1)
+    early = plan_for(recorded, now=finished + timedelta(seconds=4), **seen)
+    assert (early.create, early.requeue_after) == ((), 1.0)
+    due = plan_for(recorded, now=finished + timedelta(seconds=5), **seen)
+    assert [m["metadata"]["name"] for m in due.create] == ["tone-0a1b2c3d-a2"]
+
+
+@pytest.mark.parametrize(
+    "alive",
+    [
+        {"children": (a_child(outcome="Failed"),), "pods": (a_running_pod(is_deleting=True),)},
+        {"children": (a_child(),), "pods": ()},
+        {"children": (a_child(outcome="Failed", is_deleting=True),), "pods": ()},
+    ],
+)
+def test_no_attempt_starts_while_anything_of_another_may_be_alive(alive: Any) -> None:
+    job = running()
+    dead = {"children": (a_child(outcome="Failed"),), "pods": (a_finished_pod(a_failure(), exit_code=1),)}
+    recorded = with_status(job, plan_for(job, **dead).status)
+    assert plan_for(recorded, now=NOW + timedelta(hours=1), **alive).create == ()
+
+
+def test_delays_grow_and_end() -> None:
+    status = running().status
+    delays = []
+    for failed in range(8):
+        job = a_job(status.model_copy(update={"failed_attempts": failed}), policy={"maxAttempts": 20})
+        pods = (a_finished_pod(a_failure(), exit_code=1),)
+        delays.append(plan_for(job, children=(a_child(outcome="Failed"),), pods=pods).requeue_after)
+    assert delays == [5, 10, 20, 40, 80, 160, 300, 300]
+
+
+def test_the_last_attempt_ends_the_job() -> None:
+    job = running(a_job(policy={"maxAttempts": 1}))
+    plan = plan_for(job, children=(a_child(outcome="Failed"),), pods=(a_finished_pod(a_failure(), exit_code=1),))
+    assert (plan.status.phase, plan.status.reason) == (Phase.FAILED, "AttemptsExhausted")
+
+
+def test_an_interruption_is_not_a_failed_attempt() -> None:
+    job = running(a_job(policy={"maxAttempts": 1}))
+    pods = (a_finished_pod(an_interruption(checkpoint_step=7), exit_code=143),)
+    plan = plan_for(job, children=(a_child(outcome="Failed"),), pods=pods)
+    assert (plan.status.phase, plan.status.failed_attempts) == (Phase.RETRYING, 0)
+    assert [c.step for c in plan.status.checkpoints] == [7]
+    assert condition(plan.status, ConditionType.CHECKPOINT_AVAILABLE) == ("True", "Training")
+
+
+def test_a_child_of_a_pass_that_died_is_adopted() -> None:
+    plan = plan_for(a_job(), children=(a_child(1),), pods=(a_running_pod(1),))
+    assert (plan.status.attempt, plan.status.phase, plan.create) == (1, Phase.RUNNING, ())
+
+
+def test_suspend_deletes_the_child_and_says_suspended_when_nothing_is_left() -> None:
+    job = running(a_job())
+    suspended = job.model_copy(update={"spec": job.spec.model_copy(update={"suspend": True})})
+    stopping = plan_for(suspended, children=(a_child(),), pods=(a_running_pod(),))
+    assert [c.name for c in stopping.delete_jobs] == ["tone-0a1b2c3d-a1"]
+    assert stopping.status.phase == Phase.SUSPENDING
+
+    suspended = with_status(suspended, stopping.status)
+    pods = (a_finished_pod(an_interruption(checkpoint_step=7), exit_code=143),)
+    done = plan_for(suspended, pods=pods)
+    assert (done.status.phase, [c.step for c in done.status.checkpoints]) == (Phase.SUSPENDED, [7])
+    settled = with_status(suspended, done.status)
+    assert plan_for(settled, pods=pods).status == settled.status
+
+    resumed = settled.model_copy(update={"spec": settled.spec.model_copy(update={"suspend": False})})
+    again = plan_for(resumed)
+    assert [m["metadata"]["name"] for m in again.create] == ["tone-0a1b2c3d-a2"]
+    report = plan_for(resumed, children=(a_child(2),), pods=(a_running_pod(2),))
+    assert (report.status.phase, report.status.attempt) == (Phase.RUNNING, 2)
+    assert condition(report.status, ConditionType.SUSPENDED) == ("False", "Resumed")
+
+
+def test_an_adapter_that_was_finished_while_suspending_is_kept() -> None:
+    job = running(a_job(suspend=False))
+    suspended = job.model_copy(update={"spec": job.spec.model_copy(update={"suspend": True})})
+    plan = plan_for(suspended, children=(a_child(outcome="Complete"),), pods=(a_finished_pod(a_success()),))
+    assert plan.status.phase == Phase.SUCCEEDED
+
+
+def test_cancel_is_final_and_the_next_pass_stops_the_pod() -> None:
+    job = running()
+    seen = {"children": (a_child(),), "pods": (a_running_pod(),)}
+    cancelled = plan_for(a_job(job.status, cancel=True), **seen)
+    assert (cancelled.status.phase, cancelled.delete_jobs) == (Phase.CANCELLED, ())
+    after = plan_for(a_job(cancelled.status, cancel=True), **seen)
+    assert [c.name for c in after.delete_jobs] == ["tone-0a1b2c3d-a1"]
+    assert after.status == cancelled.status
+
+
+def test_the_job_of_an_ended_pod_is_kept_as_evidence() -> None:
+    job = running(a_job(policy={"maxAttempts": 1}))
+    seen = {"children": (a_child(),), "pods": (a_finished_pod(a_failure(), exit_code=1),)}
+    failed = plan_for(job, **seen)
+    assert failed.status.phase == Phase.FAILED
+    assert plan_for(with_status(job, failed.status), **seen).delete_jobs == ()
+
+
+def test_the_deadline_counts_from_creation() -> None:
+    job = a_job(policy={"activeDeadlineSeconds": 300})
+    seen = {"children": (a_child(),), "pods": (a_running_pod(),)}
+    assert plan_for(job, now=CREATED + timedelta(seconds=299), **seen).status.phase == Phase.RUNNING
+    plan = plan_for(job, now=CREATED + timedelta(seconds=300), **seen)
+    assert (plan.status.phase, plan.status.reason) == (Phase.FAILED, "DeadlineExceeded")
+
+
+def test_a_finished_job_expires_when_its_time_has_come() -> None:
+    job = running(a_job(ttlSecondsAfterFinished=60))
+    pods = (a_finished_pod(a_success()),)
+    done = with_status(job, plan_for(job, children=(a_child(outcome="Complete"),), pods=pods).status)
+    early = plan_for(done, now=NOW + timedelta(seconds=59))
+    assert (early.delete_self, early.requeue_after) == (False, 1.0)
+    assert plan_for(done, now=NOW + timedelta(seconds=60)).delete_self
+
+
+def test_a_foreign_child_is_a_conflict() -> None:
+    plan = plan_for(a_job(), conflict="Job tone-0a1b2c3d-a1")
+    assert (plan.status.phase, plan.status.reason) == (Phase.FAILED, "ChildConflict")
+
+
+def test_progress_is_reported_at_most_once_per_interval() -> None:
+    job = running()
+    seen = {"children": (a_child(),), "pods": (a_running_pod(),)}
+    first = plan_for(job, progress=a_progress(5, loss=1.23456, eta_seconds=130, checkpoint_step=4), **seen).status
+    assert first.progress is not None
+    assert (first.progress.percent, first.progress.loss, first.progress.eta) == (50, "1.2346", "2m10s")
+    assert [c.step for c in first.checkpoints] == [4]
+    job = with_status(job, first)
+    soon = a_progress(6, timestamp=NOW.timestamp() + 2)
+    assert plan_for(job, progress=soon, **seen).status == first
+    later = a_progress(6, timestamp=NOW.timestamp() + 5)
+    second = plan_for(job, progress=later, **seen).status
+    assert second.progress is not None
+    assert second.progress.step == 6
+
+
+def test_a_job_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:
+    job = a_job()
+    job = job.model_copy(update={"metadata": job.metadata.model_copy(update={"deletion_timestamp": NOW})})
+    plan = plan_for(job, children=(a_child(),), pods=(a_running_pod(),))
+    assert plan == Plan(status=job.status)
+
+
+def test_an_adapter_with_an_endpoint_to_come_is_published_then_applied() -> None:
+    job = running(a_job(serve={"replicas": 2}))
+    outcome = a_success(fingerprint=FINGERPRINT)
+    published = plan_for(job, children=(a_child(outcome="Complete"),), pods=(a_finished_pod(outcome),))
+    assert (published.status.phase, published.apply) == (Phase.PUBLISHING, ())
+    applied = plan_for(with_status(job, published.status))
+    (service,) = applied.apply
+    assert service["metadata"]["ownerReferences"][0]["uid"] == UID
+    assert service["spec"]["replicas"] == 2
+    assert service["spec"]["adapters"][0]["fingerprint"] == FINGERPRINT.to_dict()
+
+
+def deploying(**service_fields: Any) -> tuple[FinetuneJob, InferenceService]:
+    """A job whose endpoint was made as it asked, and the endpoint with other fields of its spec."""
+    job = running(a_job(serve={}))
+    pods = (a_finished_pod(a_success(fingerprint=FINGERPRINT)),)
+    job = with_status(job, plan_for(job, children=(a_child(outcome="Complete"),), pods=pods).status)
+    (manifest,) = plan_for(job).apply
+    metadata = {**manifest["metadata"], "uid": "service", "generation": 1, "creationTimestamp": NOW}
+    spec = {**manifest["spec"], **service_fields}
+    return job, InferenceService.model_validate({**manifest, "metadata": metadata, "spec": spec})
+
+
+def test_what_a_person_adds_to_the_endpoint_of_a_job_stays() -> None:
+    job, service = deploying()
+    other = AdapterReference(name="other", source=service.spec.adapters[0].source)
+    added = {"maxModelLength": 512, "adapters": [a.to_dict() for a in (other, *service.spec.adapters)]}
+    job, service = deploying(**added)
+    plan = plan_for(job, service=service)
+    assert (plan.apply, plan.status.phase) == ((), Phase.DEPLOYING)
+
+
+def test_an_endpoint_that_others_edit_is_repaired_and_still_has_to_be_ready_in_time() -> None:
+    job, service = deploying(replicas=7)
+    plan = plan_for(job, service=service)
+    assert [child["spec"]["replicas"] for child in plan.apply] == [1]
+    assert (plan.status.phase, plan.requeue_after) == (Phase.DEPLOYING, job.spec.serve.timeout_seconds)  # type: ignore[union-attr]
+    late = NOW + timedelta(seconds=plan.requeue_after or 0)
+    given_up = plan_for(with_status(job, plan.status), now=late, service=service)
+    assert (given_up.apply, given_up.status.reason) == ((), Reason.ROLLOUT_TIMEOUT)
+
+
+def test_an_unreadable_object_of_the_endpoints_name_does_not_block_its_job() -> None:
+    job, _ = deploying()
+    plan = plan_for(job, unreadable="spec.replicas: too many")
+    assert (plan.status.phase, plan.status.reason) == (Phase.FAILED, Reason.CHILD_CONFLICT)
+    assert "InferenceService tone" in (plan.status.message or "")
+    assert "too many" in (plan.status.message or "")
+    cancelled = plan_for(a_job(job.status, serve={}, cancel=True), unreadable="x")
+    assert cancelled.status.reason == Reason.CANCELLED_BY_USER
+
+
+def test_an_unreadable_object_of_the_endpoints_name_is_seen_as_one() -> None:
+    class OneService:
+        async def list(self, *_: Any) -> list[Any]:
+            return []
+
+        async def get(self, *_: Any) -> dict[str, Any]:
+            return {"metadata": {"name": "tone", "namespace": "ml"}, "spec": {"replicas": "many"}}
+
+    job, _ = deploying()
+    seen = asyncio.run(observe(OneService(), None, job))  # type: ignore[arg-type]
+    assert seen.service is None
+    assert "spec.replicas" in (seen.unreadable or "")
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_reason_fits_its_schema_and_is_documented(reason: Reason) -> None:
+    assert len(reason) <= 128
+    assert reason.isalpha()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "phase", "reason"),
+    [
+        (Refusal("exceeded quota: gpus", is_final=False), Phase.QUEUED, "QuotaPending"),
+        (Refusal("spec.x is invalid", is_final=True), Phase.FAILED, "SpecInvalid"),
+    ],
+)
+def test_a_child_that_is_refused_says_so(refusal: Refusal, phase: Phase, reason: str) -> None:
+    plan = plan_for(a_job(), refusal=refusal)
+    assert (plan.status.phase, plan.status.reason, plan.create) == (phase, reason, ())
+    assert refusal.message in (plan.status.message or "")

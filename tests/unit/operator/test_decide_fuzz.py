@@ -1,0 +1,255 @@
+"""Whatever a job's status says and whatever is observed: `decide` answers, terminal is terminal, and one trainer is alive.
+
+The second half plays whole lives: a cluster that obeys the plans and is disturbed at every step, with the operator's memory
+lost between any two passes (there is none: each pass reads everything).
+"""
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from operator_objects import (
+    CREATED,
+    FINGERPRINT,
+    NOW,
+    SETTINGS,
+    UID,
+    a_child,
+    a_failure,
+    a_finished_pod,
+    a_job,
+    a_pod,
+    a_progress,
+    a_running_pod,
+    a_success,
+    an_interruption,
+    with_status,
+)
+
+from finetune_api.outcome import Outcome
+from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.v1alpha1 import Condition, FinetuneJob, FinetuneJobStatus
+from finetune_api.v1alpha1.finetune_job import FailureStatus
+from finetune_operator.reconcile.decide import decide
+from finetune_operator.reconcile.phase import is_terminal
+from finetune_operator.reconcile.plan import Observed
+from finetune_operator.reconcile.views import ChildJobView, PodView
+
+ATTEMPTS = st.integers(0, 4)
+TIMES = st.integers(-400, 400).map(lambda seconds: NOW + timedelta(seconds=seconds))
+REASONS = st.sampled_from(list(Reason))
+OUTCOMES = st.one_of(
+    st.sampled_from(["", "Traceback", '{"result": "x"}', a_success(), an_interruption(checkpoint_step=3)]),
+    st.builds(lambda reason, retryable: a_failure(reason, retryable=retryable), REASONS, st.booleans()),
+)
+
+statuses = st.builds(
+    lambda **fields: FinetuneJobStatus(**fields),
+    attempt=ATTEMPTS,
+    failed_attempts=ATTEMPTS,
+    conditions=st.lists(
+        st.builds(
+            lambda **fields: Condition(**fields),
+            type=st.sampled_from([c for c in ConditionType if c not in ("Ready", "Progressing")]),
+            status=st.sampled_from(["True", "False", "Unknown"]),
+            reason=REASONS,
+            last_transition_time=TIMES,
+        ),
+        max_size=5,
+        unique_by=lambda c: c.type,
+    ),
+    last_failure=st.none()
+    | st.builds(
+        lambda attempt, reason, time: FailureStatus(attempt=attempt, reason=reason, finish_time=time),
+        st.integers(1, 4),
+        REASONS,
+        st.none() | TIMES,
+    ),
+    start_time=st.none() | TIMES,
+    completion_time=st.none() | TIMES,
+)
+children = st.builds(
+    lambda attempt, **fields: a_child(attempt, **fields),
+    ATTEMPTS,
+    outcome=st.sampled_from(["", "Complete", "Failed"]),
+    is_deleting=st.booleans(),
+    is_suspended=st.booleans(),
+    created=st.none() | TIMES,
+)
+pods = st.one_of(
+    st.builds(
+        lambda attempt, outcome, code, **fields: a_finished_pod(outcome, attempt, code, **fields),
+        ATTEMPTS,
+        OUTCOMES,
+        st.sampled_from([0, 1, 2, 3, 28, 75, 137, 143, -1]),
+        is_deleting=st.booleans(),
+        ended_reason=st.sampled_from(["", "OOMKilled", "Error"]),
+    ),
+    st.builds(lambda attempt, **f: a_running_pod(attempt, **f), ATTEMPTS, is_deleting=st.booleans()),
+    st.builds(
+        lambda attempt, **f: a_pod(attempt, **f),
+        ATTEMPTS,
+        phase=st.sampled_from(["Pending", "Unknown", "Failed"]),
+        waiting=st.none() | st.sampled_from([("ErrImagePull", "x"), ("CreateContainerError", "secret")]),
+        unschedulable=st.none() | st.just(("Unschedulable", "no")),
+        reason=st.sampled_from(["", "Evicted", "NodeLost", "OutOfcpu"]),
+        created=st.none() | TIMES,
+    ),
+)
+observations = st.builds(
+    Observed,
+    children=st.lists(children, max_size=3).map(tuple),
+    pods=st.lists(pods, max_size=3).map(tuple),
+    claims=st.dictionaries(st.sampled_from(["models", "finetune-adapters"]), st.booleans()),
+    conflict=st.none() | st.just("Job x"),
+    progress=st.none() | st.builds(a_progress, st.integers(0, 10)),
+)
+specs = st.fixed_dictionaries(
+    {},
+    optional={
+        "suspend": st.booleans(),
+        "cancel": st.booleans(),
+        "policy": st.builds(lambda n: {"maxAttempts": n, "activeDeadlineSeconds": 350}, st.integers(1, 3)),
+        "serve": st.just({}),
+    },
+)
+
+
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(statuses, observations, specs, TIMES)
+def test_any_situation_has_a_plan_that_settles(
+    status: FinetuneJobStatus, seen: Observed, spec: dict[str, object], now: datetime
+) -> None:
+    job = a_job(status, **spec)
+    plan = decide(job, seen, now, SETTINGS)
+    assert plan == decide(job, seen, now, SETTINGS), "the same input gives the same plan"
+    if is_terminal(job.status):
+        assert is_terminal(plan.status)
+        assert plan.create == plan.apply == ()
+    if plan.create:
+        assert not seen.has_live_trainer
+        assert plan.status == job.status, "act, or report"
+    assert len([m for m in plan.create if m["kind"] == "Job"]) <= 1
+    reread = with_status(job, plan.status)
+    for _ in range(3):
+        following = decide(reread, seen, now, SETTINGS)
+        if following.status == reread.status:
+            break
+        reread = with_status(reread, following.status)
+    else:
+        raise AssertionError(f"writes for ever: {reread.status} -> {following.status}")
+
+
+@dataclass
+class World:
+    """A cluster that obeys plans: Jobs, pods, and a clock."""
+
+    job: FinetuneJob
+    now: datetime = NOW
+    children: dict[int, ChildJobView] = field(default_factory=dict)
+    pods: dict[int, PodView] = field(default_factory=dict)
+    started: list[int] = field(default_factory=list)
+    terminal: FinetuneJobStatus | None = None
+
+    def reconcile(self) -> None:
+        seen = Observed(
+            children=tuple(self.children.values()),
+            pods=tuple(self.pods.values()),
+            claims={"models": True, "finetune-adapters": True},
+        )
+        plan = decide(self.job, seen, self.now, SETTINGS)
+        for manifest in plan.create:
+            attempt = int(manifest["metadata"]["labels"]["finetune.dev/attempt"])
+            assert not [p for p in self.pods.values() if not p.is_finished], "two trainers"
+            assert attempt not in self.started or attempt not in self.children
+            self.children[attempt] = a_child(attempt, created=self.now)
+            self.started.append(attempt)
+        for child in plan.delete_jobs:
+            self.children.pop(child.attempt, None)
+            if (pod := self.pods.get(child.attempt)) and not pod.is_finished:
+                self.pods[child.attempt] = replace(pod, is_deleting=True)
+        if is_terminal(self.job.status):
+            assert plan.status.phase == self.job.status.phase
+            assert not plan.create
+        self.job = with_status(self.job, plan.status)
+
+    def edit(self, **spec: bool) -> None:
+        self.job = self.job.model_copy(update={"spec": self.job.spec.model_copy(update=spec)})
+
+    def end_pod(self, outcome: Outcome | str, code: int) -> None:
+        for attempt, pod in list(self.pods.items()):
+            if not pod.is_finished:
+                self.pods[attempt] = a_finished_pod(outcome, attempt, code, is_deleting=pod.is_deleting)
+
+    def control(self) -> None:
+        """What the Job controller and the garbage collector do."""
+        for attempt, child in list(self.children.items()):
+            pod = self.pods.get(attempt)
+            if pod is None and not child.outcome:
+                self.pods[attempt] = a_running_pod(attempt, created=self.now, started_at=self.now)
+            elif pod is not None and pod.is_finished and not child.outcome:
+                done = "Complete" if pod.phase == "Succeeded" else "Failed"
+                self.children[attempt] = replace(child, outcome=done)
+        for attempt, pod in list(self.pods.items()):
+            if attempt not in self.children and pod.is_finished:
+                del self.pods[attempt]
+
+    def step(self, event: str) -> None:
+        match event:
+            case "succeed":
+                self.end_pod(a_success(fingerprint=FINGERPRINT), 0)
+            case "fail":
+                self.end_pod(a_failure(), 1)
+            case "interrupt":
+                self.end_pod(an_interruption(checkpoint_step=4), 143)
+            case "delete pod":
+                self.pods = {a: p for a, p in self.pods.items() if p.is_finished}
+                unfinished = [c for c in self.children.values() if not c.outcome]
+                self.children |= {c.attempt: replace(c, outcome="Failed") for c in unfinished}
+            case "delete job":
+                self.children, self.pods = {}, {}
+            case "suspend":
+                self.edit(suspend=True)
+            case "resume":
+                self.edit(suspend=False)
+            case "cancel":
+                self.edit(cancel=True)
+            case "wait":
+                self.now += timedelta(seconds=30)
+            case "controller":
+                self.control()
+            case "reconcile":
+                self.reconcile()
+
+
+EVENTS = ["succeed", "fail", "interrupt", "delete pod", "delete job", "suspend", "resume", "wait"]
+STEPS = st.sampled_from([*EVENTS, "cancel", *["controller"] * 6, *["reconcile"] * 10])
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(STEPS, min_size=10, max_size=60))
+def test_no_history_makes_two_trainers_or_revives_a_finished_job(steps: list[str]) -> None:
+    world = World(a_job())
+    for step in steps:
+        world.step(step)
+        alive = [p for p in world.pods.values() if not p.is_finished]
+        assert len(alive) <= 1
+    assert world.job.status.failed_attempts <= world.job.spec.policy.max_attempts
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(STEPS, max_size=30))
+def test_every_history_that_is_left_alone_comes_to_an_end(steps: list[str]) -> None:
+    """No lost job: once nobody disturbs it and its trainer succeeds, it ends, whatever happened before."""
+    world = World(a_job())
+    for step in [*steps, "resume"]:
+        world.step(step)
+    for _ in range(40):
+        for step in ("reconcile", "controller", "reconcile", "succeed", "controller", "wait"):
+            world.step(step)
+        if is_terminal(world.job.status):
+            break
+    assert world.job.status.phase in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
+    assert UID in {world.job.metadata.uid}
+    assert world.now >= CREATED

@@ -1,0 +1,120 @@
+"""Every way a pod can end has one reason, and says whether it counts and whether another attempt can help."""
+
+import pytest
+from operator_objects import a_child, a_failure, a_finished_pod, a_pod, a_running_pod, a_success, an_interruption
+
+from finetune_api.constants import ExitCode
+from finetune_api.reasons import Reason
+from finetune_operator.reconcile.failures import classify_pod, find_end, redact
+from finetune_operator.reconcile.views import PodView, parse_child_job, parse_pod
+
+FAILED = {"counts": True, "retryable": False}
+RETRY = {"counts": True, "retryable": True}
+INTERRUPTED = {"counts": False, "retryable": True}
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "expected"),
+    [
+        (a_finished_pod(a_failure(Reason.DATASET_INVALID, retryable=False), exit_code=3), "DatasetInvalid", FAILED),
+        (a_finished_pod(a_failure(Reason.LOSS_DIVERGED, retryable=True), exit_code=1), "LossDiverged", RETRY),
+        (a_finished_pod(an_interruption(), exit_code=143), "Interrupted", INTERRUPTED),
+        (a_finished_pod("", exit_code=137, ended_reason="OOMKilled"), "HostOutOfMemory", FAILED),
+        # The kernel's word counts more than what the trainer said before.
+        (a_finished_pod(a_failure(), exit_code=137, ended_reason="OOMKilled"), "HostOutOfMemory", FAILED),
+        (a_finished_pod("", exit_code=ExitCode.CONFIG_INVALID), "SpecInvalid", FAILED),
+        (a_finished_pod("", exit_code=ExitCode.DATASET_INVALID), "DatasetInvalid", FAILED),
+        (a_finished_pod("", exit_code=ExitCode.MODEL_INVALID), "ModelInvalid", FAILED),
+        (a_finished_pod("", exit_code=ExitCode.STORAGE_FULL), "StorageFull", FAILED),
+        (a_finished_pod("", exit_code=ExitCode.FENCED), "Fenced", INTERRUPTED),
+        (a_finished_pod("", exit_code=ExitCode.INTERRUPTED), "Interrupted", INTERRUPTED),
+        (a_finished_pod("Traceback", exit_code=ExitCode.BUG), "TrainerCrashed", RETRY),
+        (a_finished_pod("", exit_code=137), "TrainerCrashed", RETRY),
+        (a_finished_pod("", exit_code=137, is_deleting=True), "PodDeleted", INTERRUPTED),
+        (a_finished_pod("", exit_code=0), "TrainerCrashed", RETRY),
+        (a_finished_pod('{"result": "Succ', exit_code=1), "TrainerCrashed", RETRY),
+        (
+            a_finished_pod("", exit_code=137, disruption=("EvictionByEvictionAPI", "drained")),
+            "Preempted",
+            INTERRUPTED,
+        ),
+        (
+            a_finished_pod(an_interruption(), exit_code=143, disruption=("PreemptionByScheduler", "")),
+            "Preempted",
+            INTERRUPTED,
+        ),
+        (a_finished_pod("", exit_code=1, disruption=("DeletionByTaintManager", "")), "NodeLost", INTERRUPTED),
+        (a_finished_pod("", exit_code=137, reason="Evicted", message="ephemeral storage"), "StorageFull", RETRY),
+        (a_pod(phase="Failed", reason="NodeLost"), "NodeLost", INTERRUPTED),
+        (a_pod(phase="Failed", reason="OutOfcpu"), "Preempted", INTERRUPTED),
+        (a_pod(phase="Failed"), "PodDeleted", INTERRUPTED),
+    ],
+)
+def test_how_a_pod_ended(pod: PodView, reason: str, expected: dict[str, bool]) -> None:
+    end = classify_pod(pod)
+    assert end.reason == reason
+    assert not end.is_success
+    assert {"counts": not end.is_interruption, "retryable": end.is_retryable} == expected
+    assert end.message
+
+
+def test_an_adapter_that_was_committed_counts_whatever_happened_to_the_pod_afterwards() -> None:
+    end = classify_pod(a_finished_pod(a_success(), exit_code=0, is_deleting=True, disruption=("Drained", "")))
+    assert end.is_success
+    assert end.outcome is not None
+    assert end.outcome.adapter is not None
+
+
+def test_the_log_of_a_crash_is_kept_without_credentials() -> None:
+    text = "GET https://user:pa55@hub/x failed with hf_abcdefghijklmnop, Authorization: Bearer abcdefghijk"
+    end = classify_pod(a_finished_pod(text, exit_code=1))
+    assert end.log_tail == redact(text)
+    for secret in ("pa55", "hf_abcdefghijklmnop", "abcdefghijk,"):
+        assert secret not in (end.log_tail or "")
+
+
+def test_an_attempt_without_pod_or_job_was_deleted_if_it_ever_existed() -> None:
+    assert find_end(None, None, was_created=False) is None
+    end = find_end(None, None, was_created=True)
+    assert end is not None
+    assert (end.reason, end.is_interruption) == (Reason.POD_DELETED, True)
+
+
+def test_an_attempt_goes_on_while_its_pod_or_its_job_does() -> None:
+    assert find_end(a_child(), a_running_pod(is_deleting=True), was_created=True) is None
+    assert find_end(a_child(outcome="Failed"), a_running_pod(), was_created=True) is None
+    assert find_end(a_child(), None, was_created=True) is None
+    assert find_end(a_child(is_deleting=True, outcome="Failed"), None, was_created=True) is None
+
+
+@pytest.mark.parametrize("outcome", ["Failed", "Complete"])
+def test_a_finished_job_whose_pod_is_gone_was_interrupted(outcome: str) -> None:
+    end = find_end(a_child(outcome=outcome), None, was_created=True)
+    assert end is not None
+    assert end.is_interruption
+
+
+def test_raw_objects_are_read_at_the_border() -> None:
+    raw = {
+        "metadata": {"name": "p", "labels": {"finetune.dev/attempt": "3"}, "creationTimestamp": "2026-01-02T03:04:05Z"},
+        "status": {
+            "phase": "Pending",
+            "conditions": [
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU"},
+                {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "m"},
+            ],
+            "containerStatuses": [
+                {"name": "trainer", "state": {"waiting": {"reason": "ErrImagePull", "message": "x"}}},
+                {"name": "sidecar", "state": {"running": {}}},
+            ],
+        },
+    }
+    pod = parse_pod(raw)
+    assert (pod.attempt, pod.unschedulable, pod.is_scheduled) == (3, ("Unschedulable", "no GPU"), False)
+    assert (pod.disruption, pod.waiting) == (("PreemptionByScheduler", "m"), ("ErrImagePull", "x"))
+
+
+@pytest.mark.parametrize("label", ["", "x", "-1", "٣", "1e9", "99999999999"])
+def test_a_forged_attempt_label_is_not_believed(label: str) -> None:
+    raw = {"metadata": {"name": "j", "labels": {"finetune.dev/attempt": label}}}
+    assert parse_child_job(raw).attempt == 0

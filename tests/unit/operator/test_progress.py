@@ -1,0 +1,99 @@
+"""Progress comes from Celery's result backend, and silence costs nothing."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from operator_objects import NOW, UID, a_progress
+
+from finetune_api.outcome import Outcome
+from finetune_operator.progress import PAUSE_SECONDS, ProgressReader, parse_result
+from finetune_operator.reconcile.progress_report import finished_progress, humanize, is_due, progress_status
+
+
+def meta(status: str, result: Any) -> bytes:
+    return json.dumps({"status": status, "result": result, "task_id": f"{UID}-1"}).encode()
+
+
+def test_a_running_task_has_figures() -> None:
+    progress = a_progress(3, loss=0.5)
+    assert parse_result(meta("PROGRESS", progress.to_dict())) == progress
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"{",
+        b"[]",
+        b'"x"',
+        meta("PENDING", None),
+        meta("SUCCESS", {"step": 1}),
+        meta("PROGRESS", None),
+        meta("PROGRESS", {"step": -1}),
+    ],
+)
+def test_anything_else_is_silence(value: bytes | None) -> None:
+    assert parse_result(value) is None
+
+
+def test_without_a_broker_nobody_is_asked() -> None:
+    assert asyncio.run(ProgressReader(None).read(UID, 1)) is None
+    assert asyncio.run(ProgressReader("").read(UID, 1)) is None
+
+
+def test_a_dead_broker_is_asked_once_and_then_left_alone() -> None:
+    now = [0.0]
+    reader = ProgressReader("redis://127.0.0.1:9/0", clock=lambda: now[0])
+    asked = []
+
+    class Dead:
+        async def get(self, key: str) -> bytes:
+            asked.append(key)
+            raise ConnectionError("no")
+
+    reader._connected = lambda url: Dead()  # type: ignore[method-assign,assignment,return-value]
+
+    async def read_often() -> None:
+        for _ in range(50):
+            assert await reader.read(UID, 2) is None
+
+    asyncio.run(read_often())
+    assert asked == [f"celery-task-meta-{UID}-2"]
+    now[0] += PAUSE_SECONDS
+    asyncio.run(read_often())
+    assert len(asked) == 2
+
+
+def test_a_broker_that_is_not_there_raises_nothing() -> None:
+    assert asyncio.run(ProgressReader("redis://127.0.0.1:9/0").read(UID, 1)) is None
+
+
+def test_figures_are_shown_as_people_write_them() -> None:
+    progress = a_progress(3, loss=1.23456789, eta_seconds=7505.4, tokens_per_second=99.6, epoch=1.23456)
+    status = progress_status(progress)
+    assert (status.percent, status.loss, status.eta, status.tokens_per_second) == (30, "1.2346", "2h05m", 100)
+    assert (status.epoch, status.last_update_time) == (1.23, NOW)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (59, "59s"), (60, "1m00s"), (3599, "59m59s"), (3600, "1h00m")]
+)
+def test_durations(seconds: int, text: str) -> None:
+    assert humanize(seconds) == text
+
+
+def test_figures_that_do_not_move_are_not_written_again() -> None:
+    status = progress_status(a_progress(3))
+    assert not is_due(status, a_progress(3, timestamp=NOW.timestamp() + 60), 5)
+    assert is_due(status, a_progress(4, timestamp=NOW.timestamp() + 5), 5)
+    assert is_due(None, a_progress(0), 5)
+
+
+def test_training_that_is_done_is_a_hundred_percent() -> None:
+    done = finished_progress(
+        progress_status(a_progress(3, loss=0.5)), Outcome(result="Succeeded", reason="Trained", step=9)
+    )
+    assert (done.step, done.total_steps, done.percent, done.eta, done.loss) == (9, 9, 100, None, "0.5000")

@@ -1,0 +1,156 @@
+"""The commit protocol: a folder on the volume is whole or not there, and only the newest attempt writes."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from finetune_api.artifacts import Manifest, read_verified
+from finetune_api.constants import ExitCode
+from finetune_api.reasons import Reason
+from finetune_trainer.artifacts import RunStore
+from finetune_trainer.errors import TrainingError, as_training_error
+
+
+def a_store(output: Path, attempt: int = 1, run_id: str = "uid-1") -> RunStore:
+    store = RunStore(output, "support-tone", run_id, attempt)
+    store.open()
+    return store
+
+
+def a_manifest(step: int = 6) -> Manifest:
+    return Manifest(kind="adapter", step=step, files=[])
+
+
+def stage(folder: Path, content: str = "weights") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_text(content)
+    return folder
+
+
+def commit_checkpoint(store: RunStore, step: int) -> Path:
+    staged = stage(store.checkpoint_staging / f"checkpoint-{step}", f"step {step}")
+    return store.commit_checkpoint(staged, a_manifest(step)).path
+
+
+def test_a_committed_adapter_verifies_and_its_staging_is_gone(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    stage(store.adapter_staging)
+    committed = store.commit_adapter(a_manifest())
+    assert committed.path == tmp_path / "support-tone" / "uid-1"
+    assert read_verified(committed.path) == (committed.manifest, committed.digest)
+    assert not store.adapter_staging.exists()
+
+
+def test_an_older_attempt_is_fenced_off_before_it_starts(tmp_path: Path) -> None:
+    a_store(tmp_path, attempt=2)
+    with pytest.raises(TrainingError) as caught:
+        a_store(tmp_path, attempt=1)
+    assert caught.value.reason is Reason.FENCED
+    assert caught.value.exit_code is ExitCode.FENCED
+
+
+def test_an_older_attempt_cannot_commit_once_a_newer_one_has_started(tmp_path: Path) -> None:
+    older = a_store(tmp_path, attempt=1)
+    a_store(tmp_path, attempt=2)
+    stage(older.adapter_staging)
+    with pytest.raises(TrainingError, match="attempt 2 of the same job has started"):
+        older.commit_adapter(a_manifest())
+    assert older.committed_adapter() is None
+    staged = stage(older.checkpoint_staging / "checkpoint-2")
+    with pytest.raises(TrainingError, match="attempt 2 of the same job has started"):
+        older.commit_checkpoint(staged, a_manifest(2))
+    assert older.checkpoint_steps() == []
+
+
+def test_jobs_do_not_fence_each_other(tmp_path: Path) -> None:
+    a_store(tmp_path, attempt=5, run_id="uid-1")
+    a_store(tmp_path, attempt=1, run_id="uid-2")
+
+
+def test_a_whole_adapter_is_never_replaced(tmp_path: Path) -> None:
+    first = a_store(tmp_path, attempt=1)
+    stage(first.adapter_staging, "first")
+    original = first.commit_adapter(a_manifest())
+    second = a_store(tmp_path, attempt=2)
+    stage(second.adapter_staging, "second")
+    assert second.commit_adapter(a_manifest()).digest == original.digest
+    assert (original.path / "adapter_model.safetensors").read_text() == "first"
+    assert not second.adapter_staging.exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing", "no manifest"])
+def test_a_torn_adapter_does_not_count_and_is_replaced(tmp_path: Path, damage: str) -> None:
+    store = a_store(tmp_path)
+    stage(store.adapter_staging)
+    path = store.commit_adapter(a_manifest()).path
+    weights = path / "adapter_model.safetensors"
+    match damage:
+        case "truncated":
+            weights.write_text("wei")
+        case "altered":
+            weights.write_text("WEIGHTS")
+        case "missing":
+            weights.unlink()
+        case _:
+            (path / "manifest.json").unlink()
+    assert store.committed_adapter() is None
+    stage(store.adapter_staging)
+    store.commit_adapter(a_manifest())
+    assert store.committed_adapter() is not None
+    assert [p.name for p in path.parent.iterdir()] == ["uid-1"]
+
+
+def test_the_newest_whole_checkpoint_is_found_behind_torn_ones(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    for step in (2, 4, 10):
+        commit_checkpoint(store, step)
+    (tmp_path / ".jobs/uid-1/checkpoints/step-10/adapter_model.safetensors").write_text("torn")
+    newest = store.newest_checkpoint()
+    assert newest is not None
+    assert newest.manifest.step == 4
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    for step in (2, 4, 10):
+        commit_checkpoint(store, step)
+    store.prune_checkpoints(keep=2)
+    assert store.checkpoint_steps() == [4, 10]
+
+
+def test_a_new_attempt_sweeps_what_older_ones_left_half_written(tmp_path: Path) -> None:
+    older = a_store(tmp_path, attempt=1)
+    stage(older.adapter_staging)
+    stage(older.checkpoint_staging / "checkpoint-2")
+    other = a_store(tmp_path, attempt=1, run_id="uid-2")
+    stage(other.adapter_staging)
+    a_store(tmp_path, attempt=2)
+    assert not older.adapter_staging.exists()
+    assert not older.checkpoint_staging.exists()
+    assert other.adapter_staging.exists()
+
+
+def test_committed_files_can_be_read_by_other_users(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    (stage(store.adapter_staging) / "adapter_model.safetensors").chmod(0o600)
+    path = store.commit_adapter(a_manifest()).path / "adapter_model.safetensors"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "exit_code", "retryable"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), Reason.STORAGE_FULL, ExitCode.STORAGE_FULL, False),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), Reason.STORAGE_FULL, ExitCode.STORAGE_FULL, False),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), Reason.STORAGE_FULL, 28, False),
+        (MemoryError(), Reason.HOST_OUT_OF_MEMORY, ExitCode.BUG, False),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), Reason.CUDA_OUT_OF_MEMORY, ExitCode.BUG, False),
+        (ZeroDivisionError("x"), Reason.TRAINER_CRASHED, ExitCode.BUG, True),
+    ],
+)
+def test_what_libraries_raise_becomes_a_reason(
+    error: Exception, reason: Reason, exit_code: int, retryable: bool
+) -> None:
+    translated = as_training_error(error)
+    assert (translated.reason, translated.exit_code, translated.retryable) == (reason, exit_code, retryable)
