@@ -1,0 +1,78 @@
+# Every command of the project. Each sets up what it needs; what is slow is cached by version outside the checkout.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+CLUSTER := PYTHONPATH=tests/cluster $(PY) -m local_cluster
+
+# $(call timed,NAME,COMMAND): say what runs and how long it took.
+define timed
+	@printf '\n==> %s\n' '$(1)'; start=$$SECONDS; $(2); status=$$?; \
+	printf '<== %s: %s after %d s\n' '$(1)' "$$( [ $$status -eq 0 ] && echo done || echo FAILED )" "$$((SECONDS - start))"; \
+	exit $$status
+endef
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+.venv/.ready: uv.lock pyproject.toml crds/pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml inference_image/pyproject.toml
+	$(call timed,Python environment (5.8 GB the first time: torch brings CUDA),bash tests/support/setup-python.sh && touch $@)
+
+.PHONY: setup
+setup: .venv/.ready ## Make the Python environment in .venv
+
+.PHONY: demo
+demo: setup ## A real Kubernetes, the chart, a real model, a real fine-tuning, a verified endpoint (DEMO_ARGS=--help)
+	$(PY) demo/run.py $(DEMO_ARGS)
+
+.PHONY: demo-down
+demo-down: ## Remove every process, network device, mount and runtime file of the demo; caches stay
+	PYTHONPATH=tests/cluster python3 -m local_cluster down
+
+.PHONY: demo-purge
+demo-purge: ## The same, and the caches: images, model, volumes
+	PYTHONPATH=tests/cluster python3 -m local_cluster down --purge
+
+.PHONY: test
+test: test-programs lint test-unit test-apiserver test-e2e ## Everything: lint, unit, contract, apiserver, e2e
+	@$(PY) tests/support/figures.py show || true
+
+.PHONY: test-programs
+test-programs: # Programs that tests would otherwise skip for
+	@command -v redis-server >/dev/null || { echo 'installing redis-server'; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server >/dev/null; }
+
+.PHONY: lint
+lint: setup ## Formatting, lint, types, import contracts
+	$(call timed,ruff format,.venv/bin/ruff format --check .)
+	$(call timed,ruff check,.venv/bin/ruff check .)
+	$(call timed,mypy,.venv/bin/mypy)
+	$(call timed,import contracts,.venv/bin/lint-imports)
+
+.PHONY: test-unit
+test-unit: setup ## Unit, golden and contract tests: need only Python
+	$(call timed,unit golden and contract tests,$(PY) -m pytest -m "not apiserver and not e2e" tests/unit tests/golden tests/contract)
+
+.PHONY: binaries
+binaries: setup ## Build etcd, Kubernetes, CoreDNS and helm (once per version)
+	$(call timed,cluster binaries,$(CLUSTER) binaries)
+
+.PHONY: test-apiserver
+test-apiserver: binaries ## The real operator and gateway against a real kube-apiserver
+	$(call timed,apiserver tests,$(PY) -m pytest tests/apiserver tests/contract -m apiserver)
+
+.PHONY: test-e2e
+test-e2e: demo ## The demo and the failure cases on the local cluster with real images
+	$(call timed,end-to-end tests,$(PY) -m pytest tests/e2e)
+
+.PHONY: figures
+figures: setup ## Print all measured figures and mark what falls short
+	@$(PY) tests/support/figures.py show
+
+.PHONY: figures-record
+figures-record: setup ## Keep the measured figures in docs/figures and regenerate their table
+	@$(PY) tests/support/figures.py keep
+
+.PHONY: crds
+crds: setup ## Regenerate the CRDs and the chart's copies from the types
+	$(PY) -m finetune_api write

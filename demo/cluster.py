@@ -1,0 +1,127 @@
+"""Which cluster the demonstration runs on, and what it needs there before the chart can be installed."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from narrate import note
+from shell import CLUSTER_TOOL, REPOSITORY, DemoError, Shell
+
+sys.path.insert(0, str(CLUSTER_TOOL))
+
+from local_cluster.cluster import environment
+from local_cluster.layout import default_layout
+from local_cluster.model import MODEL_NAME
+
+SYSTEM_NAMESPACE = "finetune-system"
+JOB_NAMESPACE = "finetune-demo"
+HUB_MODEL = f"hf://HuggingFaceTB/{MODEL_NAME}"
+"""The same model for a cluster that has no volume with it, but a way to the hub."""
+IMAGES_REPORT = REPOSITORY / "build" / "demo" / "images.json"
+
+
+@dataclass(frozen=True)
+class Images:
+    """What was built, by the chart's parts."""
+
+    references: dict[str, str]
+    operator_megabytes_over_base: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """A cluster and how this demonstration may use it."""
+
+    shell: Shell
+    local: bool
+    """Whether it is this machine's own cluster, which the demonstration brings up and fills."""
+    values_file: Path | None = None
+    """Values for the chart that an administrator of another cluster wrote: his images, at least."""
+    model_source: str = f"pvc://models/{MODEL_NAME}"
+    audit_log: Path | None = None
+    """Log of all writes, where there is one."""
+    warm: bool = True
+    """Whether nothing has to be compiled, downloaded or built for the first time."""
+    hints: list[str] = field(default_factory=list)
+    """Lines that a shell needs before kubectl reaches this cluster."""
+
+
+def local_target() -> Target:
+    """This machine's own cluster. Its kubeconfig is the only one used, whatever the shell's says."""
+    layout = default_layout()
+    variables = environment(layout)
+    variables["PATH"] = variables["PATH"].replace("$PATH", Shell({}).environment.get("PATH", ""))
+    return Target(
+        shell=Shell(variables),
+        local=True,
+        audit_log=layout.audit_log,
+        warm=layout.images_report.exists() and (layout.models / MODEL_NAME).exists(),
+        hints=['eval "$(PYTHONPATH=tests/cluster python3 -m local_cluster env)"'],
+    )
+
+
+def named_target(values_file: Path | None, model_source: str) -> Target:
+    """The cluster of the shell's current context."""
+    return Target(shell=Shell({}), local=False, values_file=values_file, model_source=model_source)
+
+
+def bring_up(target: Target) -> None:
+    """Have a cluster that answers."""
+    if target.local:
+        target.shell.local_cluster("up")
+        return
+    context = target.shell.kubectl("config", "current-context").strip()
+    note(f"the cluster of your current context, {context}; nothing is brought up")
+    target.shell.kubectl("get", "--raw=/readyz")
+
+
+def build_images(target: Target) -> Images | None:
+    """Build and push the images; None where an administrator's values name them."""
+    if not target.local:
+        note("the images are those that your values name")
+        return None
+    target.shell.local_cluster("images", "--json", str(IMAGES_REPORT))
+    report = json.loads(IMAGES_REPORT.read_text())
+    operator = report["operator"]
+    return Images(
+        references={name: entry["ref"] for name, entry in report.items()},
+        operator_megabytes_over_base=(operator["compressed_bytes"] - operator["base_compressed_bytes"]) / 1e6,
+    )
+
+
+def provide_namespace_and_model(target: Target) -> None:
+    """A namespace that admits only restricted pods, and in it the base model."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": JOB_NAMESPACE, "labels": labels}}
+    target.shell.apply(manifest)
+    note(f"namespace {JOB_NAMESPACE}, Pod Security: restricted")
+    if target.local:
+        target.shell.local_cluster("model", "--namespace", JOB_NAMESPACE)
+        return
+    note(f"the model is {target.model_source}")
+    if target.model_source.startswith("pvc://"):
+        claim = target.model_source.removeprefix("pvc://").partition("/")[0]
+        if target.shell.get("persistentvolumeclaim", claim, f"--namespace={JOB_NAMESPACE}") is None:
+            raise DemoError(
+                f"namespace {JOB_NAMESPACE} has no claim {claim}",
+                f"Create it with the model on it, or use --model {HUB_MODEL} if pods reach the hub.",
+            )
+
+
+def chart_values(target: Target, images: Images | None) -> dict[str, Any]:
+    """Values for the chart besides those of an administrator."""
+    values: dict[str, Any] = {"broker": {"namespaces": [JOB_NAMESPACE]}}
+    if images is None:
+        return values
+    values["image"] = _image(images.references["operator"])
+    values["trainer"] = {"image": _image(images.references["trainer"])}
+    values["inference"] = {"image": _image(images.references["inference"])}
+    values["redis"] = {"image": _image(images.references["redis"])}
+    return values
+
+
+def _image(reference: str) -> dict[str, str]:
+    repository, _, digest = reference.partition("@")
+    return {"repository": repository, "digest": digest}

@@ -1,0 +1,171 @@
+"""`make demo`: from nothing to a fine-tuned model that is served and shown to be tuned, on a real Kubernetes.
+
+    python demo/run.py                        # on this machine's own cluster, which it brings up
+    python demo/run.py --use-current-context --values images.yaml --model hf://HuggingFaceTB/SmolLM2-135M-Instruct
+
+It may be interrupted and repeated at any point: each stage finds what is done already, and the job is trained anew.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import chart
+import cluster
+import job
+import score
+from narrate import Narrator, say
+from shell import REPOSITORY, DemoError
+
+sys.path.insert(0, str(REPOSITORY / "tests" / "support"))
+
+from figures import Figure, record
+
+STAGES = 7
+SECONDS_MUST = 360
+"""Seconds of a run on two processor cores when nothing has to be compiled, downloaded or built for the first time."""
+
+
+def main() -> int:
+    """Entry point; 1 if a stage failed, 130 if interrupted."""
+    target = _target()
+    narrator = Narrator(STAGES)
+    try:
+        demonstrate(target, narrator)
+    except DemoError as error:
+        say(f"\nFAILED: {narrator.current}\n\n{error}")
+        if error.hint:
+            say(f"\nWhat to do: {error.hint}")
+        return 1
+    except KeyboardInterrupt:
+        say(
+            f"\ninterrupted during: {narrator.current}\nThe same command goes on from here; `make demo-down` removes all."
+        )
+        return 130
+    return 0
+
+
+def demonstrate(target: cluster.Target, narrator: Narrator) -> None:
+    """All stages in order."""
+    started = time.monotonic()
+    with narrator.stage("cluster", "A Kubernetes cluster"):
+        cluster.bring_up(target)
+    with narrator.stage("images", "Images of operator, trainer and server"):
+        images = cluster.build_images(target)
+    with narrator.stage("model", "A namespace for jobs, with a base model"):
+        cluster.provide_namespace_and_model(target)
+    with narrator.stage("chart", "The Helm chart: operator, gateway, Redis"):
+        chart.install(target, cluster.chart_values(target, images))
+    with narrator.stage("submit", "A FinetuneJob and its rows"):
+        submitted = time.time()
+        job.submit(target)
+    with narrator.stage("job", "Train, publish, deploy, verify"):
+        finished = job.follow(target)
+    with (
+        narrator.stage("questions", "The same endpoint, base model and tuned model, on messages neither has seen"),
+        target.shell.forward(cluster.JOB_NAMESPACE, finished.service, "http") as port,
+    ):
+        client = score.client_at(port)
+        score.show_side_by_side(client, finished)
+        say()
+        base = score.score(client, finished.base, "base model")
+        tuned = score.score(client, finished.adapter, "tuned model")
+    seconds = time.monotonic() - started
+    figures = demo_figures(target, narrator, seconds, base, tuned) + cluster_figures(target, images, submitted)
+    path = record("demo", figures, seconds)
+    say(f"\nDone in {seconds:.0f} s; figures are in {path.relative_to(REPOSITORY)}. Everything is still running.\n")
+    say(how_to_go_on(target, finished))
+
+
+def demo_figures(
+    target: cluster.Target, narrator: Narrator, seconds: float, base: score.Score, tuned: score.Score
+) -> list[Figure]:
+    """What this run showed."""
+    whole = (
+        Figure("demo with warm caches", round(seconds, 1), "s", "lower", must=SECONDS_MUST)
+        if target.warm
+        else Figure("demo with cold caches", round(seconds, 1), "s", "lower")
+    )
+    return [
+        whole,
+        Figure("held-out exact match, base model", round(base.percent, 1), "%", "lower", must=5, aim=0),
+        Figure("held-out exact match, tuned model", round(tuned.percent, 1), "%", "higher", must=90, aim=100),
+        *(Figure(f"stage {name}", round(value, 1), "s", "lower") for name, value in narrator.seconds.items()),
+    ]
+
+
+def cluster_figures(target: cluster.Target, images: cluster.Images | None, submitted: float) -> list[Figure]:
+    """What only our own cluster can tell: sizes of images, and who wrote how often."""
+    figures = []
+    if images:
+        size = round(images.operator_megabytes_over_base, 1)
+        figures.append(Figure("operator image over its base", size, "MB", "lower", must=70))
+    if target.audit_log and target.audit_log.exists():
+        writes = operator_writes(target.audit_log, submitted)
+        figures.append(Figure("operator writes for the served job", float(writes), "writes", "lower"))
+    return figures
+
+
+def operator_writes(audit_log: Path, since: float) -> int:
+    """Writes of the operator in the job's namespace, from the API server's audit log."""
+    user = f"system:serviceaccount:{cluster.SYSTEM_NAMESPACE}:{chart.RELEASE}-operator"
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since))
+    count = 0
+    with audit_log.open() as log:
+        for line in log:
+            if user not in line:
+                continue
+            event = json.loads(line)
+            is_ours = event.get("objectRef", {}).get("namespace") == cluster.JOB_NAMESPACE
+            count += is_ours and event["user"]["username"] == user and event["requestReceivedTimestamp"] >= moment
+    return count
+
+
+def how_to_go_on(target: cluster.Target, finished: job.Finished) -> str:
+    """Lines to paste."""
+    row = score.held_out_rows()[score.SHOWN_ROWS[0]]
+    message = json.dumps({"role": "user", "content": row.prompt})
+    body = json.dumps(
+        {"model": finished.adapter, "temperature": 0, "messages": [{"role": "user", "content": row.prompt}]}
+    )
+    namespace = cluster.JOB_NAMESPACE
+    lines = [
+        "Go on with:",
+        "",
+        *target.hints,
+        f"kubectl --namespace {namespace} get finetunejobs,inferenceservices.finetune.dev,pods",
+        f"kubectl --namespace {namespace} describe finetunejob {job.NAME}",
+        f"kubectl --namespace {namespace} port-forward service/{finished.service} 8000:80 &",
+        f"curl -s localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+        "",
+        "from openai import OpenAI",
+        'client = OpenAI(base_url="http://localhost:8000/v1", api_key="none")',
+        f'answer = client.chat.completions.create(model="{finished.adapter}", temperature=0, messages=[{message}])',
+        "print(answer.choices[0].message.content)",
+    ]
+    if target.local:
+        lines += ["", "make demo-down   # removes the cluster; images and compiled programs are kept"]
+    return "\n".join(lines)
+
+
+def _target() -> cluster.Target:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--use-current-context",
+        action="store_true",
+        help="use the cluster of kubectl's current context instead of this machine's own; it must reach your images",
+    )
+    parser.add_argument("--values", type=Path, help="values for the chart on that cluster: your images, at least")
+    parser.add_argument("--model", default=cluster.HUB_MODEL, help="base model on that cluster (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.use_current_context:
+        return cluster.named_target(arguments.values, arguments.model)
+    if arguments.values or arguments.model != cluster.HUB_MODEL:
+        parser.error("--values and --model belong to --use-current-context")
+    return cluster.local_target()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
