@@ -63,6 +63,49 @@ def test_an_older_attempt_cannot_commit_once_a_newer_one_has_started(tmp_path: P
     assert older.checkpoint_steps() == []
 
 
+def test_an_attempt_that_was_overtaken_writes_nothing_at_all(tmp_path: Path) -> None:
+    older = a_store(tmp_path, attempt=1)
+    a_store(tmp_path, attempt=2)
+    before = sorted(tmp_path.rglob("*"))
+    for stage_it in (older.stage_adapter, lambda: older.stage_checkpoint(2)):
+        with pytest.raises(TrainingError, match="attempt 2 of the same job has started"):
+            stage_it()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["adapter", "checkpoint"])
+def test_an_attempt_that_sleeps_right_before_its_rename_is_fenced_off_too(tmp_path: Path, kind: str) -> None:
+    """It has looked at the fence and found nobody; when it wakes up, a newer attempt has swept its staging."""
+    older = a_store(tmp_path, attempt=1)
+    staged = older.stage_adapter() if kind == "adapter" else older.stage_checkpoint(2)
+    (staged / "adapter_model.safetensors").write_text("weights")
+    check, looks = older.fence.check, []
+
+    def look_and_fall_asleep() -> None:
+        check()
+        if not looks:
+            looks.append(a_store(tmp_path, attempt=2))
+
+    older.fence.check = look_and_fall_asleep  # type: ignore[method-assign]
+    with pytest.raises(TrainingError) as caught:
+        if kind == "adapter":
+            older.commit_adapter(a_manifest())
+        else:
+            older.commit_checkpoint(staged, a_manifest(2))
+    assert caught.value.reason is Reason.FENCED
+    assert looks[0].committed_adapter() is None
+    assert looks[0].newest_checkpoint() is None
+    assert [p for p in tmp_path.rglob("*") if p.name != "attempt" and p.is_file()] == []
+
+
+def test_what_a_full_disk_left_of_one_attempts_number_never_shuts_out_the_next(tmp_path: Path) -> None:
+    fence = tmp_path / ".jobs/uid-1/attempt"
+    a_store(tmp_path, attempt=11)
+    fence.write_text(fence.read_text().rstrip().removesuffix("1"))
+    a_store(tmp_path, attempt=12)
+    a_store(tmp_path, attempt=13)
+
+
 def test_jobs_do_not_fence_each_other(tmp_path: Path) -> None:
     a_store(tmp_path, attempt=5, run_id="uid-1")
     a_store(tmp_path, attempt=1, run_id="uid-2")

@@ -64,7 +64,9 @@ class Fence:
         if self._attempt not in self._attempts():
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(descriptor, f"{self._attempt}\n".encode())
+                # In a line of its own whatever a full disk left of another attempt's: run together they would be a number
+                # that no attempt ever reaches.
+                os.write(descriptor, f"\n{self._attempt}\n".encode())
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -100,7 +102,7 @@ class RunStore:
 
     @property
     def checkpoint_staging(self) -> Path:
-        """Folder that transformers writes its checkpoints into, one subfolder each."""
+        """Folder that checkpoints are written into, one subfolder each."""
         return self._checkpoints / f".checkpoint.partial-{self.attempt}"
 
     @property
@@ -118,6 +120,14 @@ class RunStore:
             if match and int(match["attempt"]) <= self.attempt:
                 shutil.rmtree(folder, ignore_errors=True)
                 logger.info("removed leftover path=%s", folder)
+
+    def stage_adapter(self) -> Path:
+        """An empty folder to write the adapter into. Raises TrainingError (Fenced) if a newer attempt has started."""
+        return self._stage(self.adapter_staging)
+
+    def stage_checkpoint(self, step: int) -> Path:
+        """An empty folder to write a checkpoint into. Raises TrainingError (Fenced) if a newer attempt has started."""
+        return self._stage(self.checkpoint_staging / f"step-{step}")
 
     def committed_adapter(self) -> Committed | None:
         """The adapter of this run if an earlier attempt committed it."""
@@ -160,15 +170,24 @@ class RunStore:
         for folder in (self.checkpoint_staging, self.adapter_staging):
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _stage(self, folder: Path) -> Path:
+        # Asked before anything is written too: nobody would sweep what an attempt leaves that was overtaken long ago.
+        self.fence.check()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
     def _commit(self, staged: Path, target: Path, manifest: Manifest) -> Committed:
         complete = manifest.model_copy(update={"files": _seal(staged)})
         raw = to_manifest_bytes(complete)
-        _write_durably(staged / MANIFEST_FILE, raw)
+        write_durably(staged / MANIFEST_FILE, raw)
         _fsync_directory(staged)
         self.fence.check()
         try:
             staged.rename(target)
         except OSError:
+            # A newer attempt may have started since, and swept this one's staging.
+            self.fence.check()
             # A rename cannot replace a folder that has files. A whole one stays: an earlier attempt got this far.
             if existing := _read(target):
                 shutil.rmtree(staged, ignore_errors=True)
@@ -216,7 +235,8 @@ def _seal(folder: Path) -> list[FileEntry]:
     return entries
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file that is on the disk, not only on its way there, when this returns."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()

@@ -4,25 +4,21 @@ This module imports transformers at its top, so only `training` imports it, and 
 """
 
 import math
-import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from transformers import Trainer, TrainerCallback
 
-from finetune_api.artifacts import Manifest
 from finetune_api.outcome import Progress
 from finetune_api.reasons import Reason
-from finetune_trainer.artifacts import RunStore
 from finetune_trainer.batching import StepSampler
+from finetune_trainer.checkpoints import CheckpointSaver
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.progress import Reporter
 
-NOT_IN_CHECKPOINTS: Final = ("README.md", "training_args.bin")
-"""Files that transformers and peft add and nobody reads: a template of a model card, and a pickle."""
 KEPT_LOG_ENTRIES: Final = 100
 """Entries of the Trainer's log history that stay: it is written into every checkpoint and would grow with each step."""
 
@@ -38,11 +34,12 @@ class Reached:
 
 
 class StepTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
-    """A Trainer whose steps are made by `StepSampler`, and which takes none after the last one."""
+    """A Trainer whose steps are made by `StepSampler`, saved by `CheckpointSaver`, and none after the last one."""
 
-    def __init__(self, *, sampler: StepSampler, **kwargs: Any) -> None:
+    def __init__(self, *, sampler: StepSampler, saver: CheckpointSaver, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._sampler = sampler
+        self._saver = saver
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         return self._sampler
@@ -53,6 +50,10 @@ class StepTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Stock writes in the training thread, and into the very folder that it would resume from."""
+        self._saver.save(self)
 
 
 class _Callback(TrainerCallback):  # type: ignore[misc] # transformers is untyped
@@ -129,24 +130,37 @@ class StopCallback(_Callback):
 
 
 class CheckpointCallback(_Callback):
-    """Commits each checkpoint that the Trainer has written into staging."""
+    """Has checkpoints saved by the clock too, and holds each step back until the last one is committed."""
 
-    def __init__(self, store: RunStore, reached: Reached, manifest: Manifest, keep: int) -> None:
-        self._store = store
-        self._reached = reached
-        self._manifest = manifest
-        self._keep = keep
+    def __init__(
+        self, saver: CheckpointSaver, every_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`every_seconds` is the longest time without a checkpoint, to the next end of a step."""
+        self._saver = saver
+        self._every_seconds = every_seconds
+        self._clock = clock
+        self._last = clock()
 
-    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Commit, then remove checkpoints that are too many."""
-        step = state.global_step
-        staged = Path(args.output_dir) / f"checkpoint-{step}"
-        for name in NOT_IN_CHECKPOINTS:
-            (staged / name).unlink(missing_ok=True)
-        self._store.commit_checkpoint(staged, self._manifest.model_copy(update={"kind": "checkpoint", "step": step}))
-        shutil.rmtree(staged, ignore_errors=True)
-        self._reached.checkpoint_step = step
-        self._store.prune_checkpoints(self._keep)
+    def on_train_begin(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self._last = self._clock()
+
+    def on_pre_optimizer_step(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
+        """Wait for a checkpoint under way, and raise what it failed with."""
+        self._saver.wait()
+
+    def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
+        """Ask for a checkpoint when it is time."""
+        if self._clock() - self._last >= self._every_seconds:
+            control.should_save = True
+
+    def on_save(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
+        """Start the clock anew, whatever the checkpoint was saved for."""
+        self._last = self._clock()
+
+    def on_train_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
+        """Wait for the last one."""
+        self._saver.wait()
 
 
 def silence(trainer: Trainer) -> None:

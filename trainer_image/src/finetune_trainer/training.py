@@ -217,14 +217,17 @@ class FinetuningPipeline:
         """Run transformers.Trainer from the newest whole checkpoint, or from the start."""
         self._check_stop()
         from finetune_trainer import trainer as stock
+        from finetune_trainer.checkpoints import CheckpointSaver
 
         hyper = self.config.hyperparameters
         rows = dataset.training.rows
         lengths = [len(row.input_ids) for row in rows]
         micro = choose_micro_batch_size(lengths, hyper.batch_size, hyper.micro_batch_size, on_gpu=base.on_gpu)
         self.reached = stock.Reached()
+        saver = CheckpointSaver(self.store, self.reached, self._manifest(base, 0), self.config.checkpoint.keep)
         loop = stock.StepTrainer(
             sampler=StepSampler(lengths, hyper.batch_size, hyper.seed),
+            saver=saver,
             model=model,
             args=self._training_arguments(base, micro),
             data_collator=Collator(base.pad_token_id, only_loss_logits=supports_loss_logits(base.model)),
@@ -233,9 +236,7 @@ class FinetuningPipeline:
                 stock.DivergenceCallback(),
                 stock.ProgressCallback(self.reporter, self.reached),
                 stock.StopCallback(self.stop),
-                stock.CheckpointCallback(
-                    self.store, self.reached, self._manifest(base, 0), self.config.checkpoint.keep
-                ),
+                stock.CheckpointCallback(saver, self.config.checkpoint.every_minutes * 60),
             ],
         )
         stock.silence(loop)
@@ -246,13 +247,20 @@ class FinetuningPipeline:
             "training starts batch_size=%d micro_batch_size=%d from_step=%d", hyper.batch_size, micro, self.reached.step
         )
         started = time.monotonic()
-        loop.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        with saver:
+            loop.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         state = loop.state
         if state.global_step < state.max_steps:
             self.stop.check(f"Stopped at step {state.global_step} of {state.max_steps}; a checkpoint was committed.")
         seconds = time.monotonic() - started
         logger.info(
-            "training ended step=%d seconds=%.1f tokens=%d", state.global_step, seconds, self.reached.trained_tokens
+            "training ended step=%d seconds=%.1f tokens=%d checkpoints=%d blocked_seconds=%.3f writing_seconds=%.3f",
+            state.global_step,
+            seconds,
+            self.reached.trained_tokens,
+            saver.saved,
+            saver.blocked_seconds,
+            saver.writing_seconds,
         )
         return Trained(state.global_step, _loss_metrics(state.log_history))
 
@@ -294,8 +302,7 @@ class FinetuningPipeline:
         metrics: dict[str, float],
     ) -> Committed:
         """Write adapter, tokenizer, records and manifest into staging, and commit them."""
-        staging = self.store.adapter_staging
-        staging.mkdir(parents=True, exist_ok=True)
+        staging = self.store.stage_adapter()
         model.save_pretrained(staging)
         base.tokenizer.save_pretrained(staging)
         (staging / "README.md").unlink(missing_ok=True)  # peft's is a template of a model card

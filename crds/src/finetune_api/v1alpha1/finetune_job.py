@@ -212,6 +212,14 @@ class Checkpoint(SpecModel):
     every_steps: Annotated[
         int, Field(description="everySteps is the number of optimizer steps between checkpoints.", ge=1, le=1_000_000)
     ] = 50
+    every_minutes: Annotated[
+        int,
+        Field(
+            description="everyMinutes is the longest time without a checkpoint, for steps that take long.",
+            ge=1,
+            le=10_080,
+        ),
+    ] = 10
     keep: Annotated[int, Field(description="keep is how many checkpoints stay on the volume.", ge=1, le=20)] = 2
 
 
