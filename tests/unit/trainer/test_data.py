@@ -1,25 +1,25 @@
-"""From rows to labels: every way a row can be wrong, and exactly which tokens carry loss."""
+"""From files to examples: every file format and compression gives the same rows, and every wrong row is named."""
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from datasets_for_tests import prepare
+from pyarrow import parquet
 
 from finetune_api.reasons import Reason
 from finetune_api.training import RowsConfig
 from finetune_api.v1alpha1.finetune_job import Columns
 from finetune_trainer import data
-from finetune_trainer.data import IGNORED
+from finetune_trainer.data.problems import Problems
+from finetune_trainer.data.reading import read_rows
 from finetune_trainer.errors import TrainingError
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
-
-
-def prepare(rows: str | list[Any], columns: Columns | None = None, loss_on: str = "completion") -> list[data.Example]:
-    text = rows if isinstance(rows, str) else "\n".join(json.dumps(row) for row in rows)
-    read = data.read_rows(RowsConfig(inline=text))
-    return data.check_rows(read, data.detect_format(read, columns), columns, loss_on=loss_on)
 
 
 # --- Reading
@@ -31,7 +31,7 @@ def prepare(rows: str | list[Any], columns: Columns | None = None, loss_on: str 
         ("", "Dataset is empty; expected at least one row"),
         ('{"text": "a"}\n{"text": ', "line 2 is not JSON (Expecting value at column 10)"),
         ('{"text": "a"}\n\n[1]', "line 3 is a list, expected a JSON object"),
-        ([{"question": "a"}], "line 1 has the columns question; expected messages or prompt+completion or text"),
+        ([{"question": "a"}], "line 1 has the columns question; expected messages or prompt+chosen+rejected"),
         ([{"text": "a"}, {"txt": "b"}], "line 2: column text is missing, found txt"),
         ([{"text": "a"}, {"text": 5}], "line 2: text is a number, expected text"),
         ([{"text": "  "}], "line 1: text is empty, expected text"),
@@ -42,11 +42,27 @@ def prepare(rows: str | list[Any], columns: Columns | None = None, loss_on: str 
         ([GOOD, {"messages": ["Hi"]}], "line 2: messages[0] is text, expected {role, content}"),
         ([{"messages": [{"content": "a"}]}], "messages[0] has no role, expected one of system, developer, user"),
         ([{"messages": [{"role": "bot", "content": "a"}]}], "messages[0].role is 'bot', expected one of system"),
-        ([{"messages": [{"role": "user", "content": [1]}]}], "messages[0].content is a list, expected text"),
+        ([{"messages": [{"role": "user", "content": [1]}]}], "messages[0].content[0] is a number, expected {type"),
+        (
+            [{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}],
+            "messages[0].content[0] is a part of type 'image_url', expected {type: text, text}",
+        ),
+        ([{"messages": [{"role": "assistant", "content": " "}]}], "messages[0].content is empty, expected text"),
+        ([{"messages": [*GOOD["messages"], {"role": "tool"}]}], "messages[2].content is null, expected text"),
+        ([{**GOOD, "tools": "search"}], "tools is text, expected a list of functions"),
+        ([{"messages": [{"role": ["user"], "content": "a"}]}], "messages[0].role is a list, expected one of"),
+        ('{"text": "\\ud83d"}', "text has half of a UTF-16 surrogate pair"),
+        ('{"text": "a", "text": "b"}', "line 1 has the key text more than once in one object"),
+        ('{"text": ' + "[" * 5000 + "]" * 5000 + "}", "line 1 is nested too deeply to be a row"),
+        ('{"text": ' + "9" * 5000 + "}", "line 1 has a number of too many digits"),
         ([{"messages": [{"role": "user", "content": "a"}]}], "messages has no assistant message to learn from"),
         (
             [{"messages": [{"role": "assistant", "content": "a", "weight": 2}]}],
             "messages[0].weight is 2, expected 0 or 1",
+        ),
+        (
+            [{"messages": [{"role": "assistant", "content": "a", "weight": True}]}],
+            "messages[0].weight is True, expected 0 or 1",
         ),
     ],
 )
@@ -71,22 +87,72 @@ def test_error_messages_never_repeat_the_users_data() -> None:
     assert "hunter2" not in caught.value.message
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ""])
-def test_every_file_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
-    rows = [{"prompt": 'Grüße, "quoted"\nand broken', "completion": "B"}, {"prompt": "C", "completion": "D"}]
-    path = tmp_path / f"rows{suffix}"
-    if suffix == ".json":
-        path.write_text(json.dumps(rows))
-    elif suffix == ".csv":
-        path.write_text('prompt,completion\n"Grüße, ""quoted""\nand broken",B\nC,D\n')
-    elif suffix == ".parquet":
-        import pyarrow as pa
-        from pyarrow import parquet
+def read(path: Path, source: str | None = None) -> list[dict[str, Any]]:
+    problems = Problems("dataset")
+    rows = [row.value for row in read_rows(RowsConfig(path=str(path), source=source), problems)]
+    problems.raise_any()
+    return rows
 
+
+def prepare_file(path: Path) -> list[data.Example]:
+    config = RowsConfig(path=str(path), source="pvc://data/rows")
+    return data.read_examples(config, row_format="auto", columns=None, loss_on="completion")[0]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as the path's suffixes ask."""
+    suffixes = path.suffixes or [".jsonl"]
+    if suffixes[0] == ".parquet":
         parquet.write_table(pa.Table.from_pylist(rows), path)
+        return
+    if suffixes[0] == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        content = text.getvalue()
     else:
-        path.write_text("\n".join(json.dumps(row) for row in rows))
-    assert [row.value for row in data.read_rows(RowsConfig(path=str(path)))] == rows
+        content = json.dumps(rows) if suffixes[0] == ".json" else "\r\n".join(json.dumps(row) for row in rows)
+    codec = {".gz": "gzip", ".zst": "zstd"}.get(suffixes[-1])
+    with pa.output_stream(str(path), compression=codec) as stream:
+        stream.write(content.encode())
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        "",
+        ".jsonl",
+        ".json",
+        ".csv",
+        ".parquet",
+        *(f"{s}{c}" for s in (".jsonl", ".json", ".csv") for c in (".gz", ".zst")),
+    ],
+)
+def test_every_file_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    rows = [{"prompt": 'Grüße, "quoted"\nand\u2028broken', "completion": "B"}, {"prompt": "C", "completion": "D"}]
+    path = tmp_path / f"rows{suffix}"
+    write_rows(path, rows)
+    assert read(path) == rows
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"\xef\xbb\xbftext\r\nhello\r\n")
+    assert read(path) == [{"text": "hello"}]
+
+
+def test_rows_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
+    """A million rows are never in memory as parsed JSON."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n' * 3 + "not JSON")
+    problems = Problems("dataset")
+    rows = read_rows(RowsConfig(path=str(path)), problems)
+    assert next(rows).where == "line 1"
+    problems.raise_any()
+    assert len(list(rows)) == 2
+    with pytest.raises(TrainingError, match="line 4 is not JSON"):
+        problems.raise_any()
 
 
 @pytest.mark.parametrize(
@@ -94,8 +160,8 @@ def test_every_file_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> N
     [
         ("missing.jsonl", None, Reason.DATASET_NOT_FOUND, "pvc://data/rows does not exist"),
         ("rows.xlsx", b"x", Reason.DATASET_INVALID, "ends in .xlsx; expected one of .jsonl, .json, .csv, .parquet"),
-        ("rows.parquet", b"x", Reason.DATASET_INVALID, "is not a Parquet file"),
-        ("rows.jsonl", b"\xff\xfe", Reason.DATASET_INVALID, "is not UTF-8 text (byte 0)"),
+        ("rows.parquet", b"x", Reason.DATASET_INVALID, "is not a whole Parquet file"),
+        ("rows.jsonl", b'{"text": "caf\xe9"}\n', Reason.DATASET_INVALID, "line 1 is not UTF-8 text (byte 13)"),
         ("rows.csv", b"prompt,completion\na\n", Reason.DATASET_INVALID, "row 1 (line 2) does not have the header's 2"),
         ("rows.json", b'{"a": ', Reason.DATASET_INVALID, "is not JSON"),
         ("rows.json", b"3", Reason.DATASET_INVALID, "is a number, expected a list of JSON objects"),
@@ -109,7 +175,7 @@ def test_a_file_that_cannot_be_used_says_why(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(TrainingError) as caught:
-        data.read_rows(RowsConfig(path=str(path), source="pvc://data/rows"))
+        prepare_file(path)
     assert caught.value.reason is reason
     assert expected in caught.value.message
 
@@ -132,99 +198,66 @@ def test_holding_out_every_row_is_refused() -> None:
         data.split_rows(prepare([{"text": "a"}]), 0.5, seed=1)
 
 
-# --- Labels
+# --- Formats
 
 
-def learnt(row: data.TokenRow, tokenizer: Any) -> str:
-    """The text of the tokens that carry loss."""
-    text: str = tokenizer.decode([label for label in row.labels if label != IGNORED])
-    return text
+def test_auto_takes_the_first_format_whose_columns_the_first_row_has_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "id": 7}
+    with caplog.at_level("INFO", logger="finetune_trainer"):
+        _, row_format = data.read_examples(
+            RowsConfig(inline=json.dumps(row)), row_format="auto", columns=None, loss_on="completion"
+        )
+    assert row_format == "preference"
+    assert "dataset=dataset format=preference columns=chosen, id, prompt, rejected" in caplog.text
 
 
-def tokenize(rows: list[Any], tokenizer: Any, loss_on: str = "completion", max_length: int = 512) -> data.Tokenized:
-    return data.tokenize(prepare(rows, loss_on=loss_on), tokenizer, max_length=max_length, loss_on=loss_on)
+QUESTION = [{"role": "user", "content": "a"}]
+YES = [{"role": "assistant", "content": "Yes."}]
+NO = [{"role": "assistant", "content": "No."}]
 
 
-CHAT = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Where is my order?"},
-    {"role": "assistant", "content": "It left\nthis morning."},
-    {"role": "user", "content": "Thank you"},
-    {"role": "assistant", "content": "Grüße 👋"},
-]
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected"),
+    [("a", "Yes.", "No."), (QUESTION, YES, NO), (QUESTION, YES, [*YES, *QUESTION, *NO])],
+)
+def test_a_preference_pair_is_text_or_messages(prompt: Any, chosen: Any, rejected: Any) -> None:
+    (example,) = prepare([{"prompt": prompt, "chosen": chosen, "rejected": rejected}])
+    assert (example.prompt, example.chosen, example.rejected) == (prompt, chosen, rejected)
 
 
-@pytest.mark.model
-def test_in_a_conversation_exactly_the_assistants_words_and_ends_of_turn_carry_loss(tokenizer: Any) -> None:
-    row = tokenize([{"messages": CHAT}], tokenizer).rows[0]
-    assert learnt(row, tokenizer) == "It left\nthis morning.<|im_end|>Grüße 👋<|im_end|>"
-    assert tokenizer.decode(row.input_ids).endswith("<|im_start|>assistant\nGrüße 👋<|im_end|>\n")
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected", "expected"),
+    [
+        ("a", "b", "b", "chosen and rejected are equal, expected two different answers"),
+        ("a", "b", " ", "rejected is empty, expected text"),
+        ("a", YES, "b", "chosen is a list, expected text"),
+        (QUESTION, "b", "c", "chosen is text, expected a list of {role, content}"),
+        (QUESTION, YES, QUESTION, "rejected ends with a message of role user, expected assistant"),
+    ],
+)
+def test_a_pair_that_is_none_is_named(prompt: Any, chosen: Any, rejected: Any, expected: str) -> None:
+    with pytest.raises(TrainingError) as caught:
+        prepare([{"prompt": prompt, "chosen": chosen, "rejected": rejected}])
+    assert expected in caught.value.message
 
 
-@pytest.mark.model
-def test_a_turn_of_weight_zero_carries_no_loss(tokenizer: Any) -> None:
-    chat = [*CHAT[:2], {**CHAT[2], "weight": 0}, *CHAT[3:]]
-    assert learnt(tokenize([{"messages": chat}], tokenizer).rows[0], tokenizer) == "Grüße 👋<|im_end|>"
-
-
-@pytest.mark.model
-def test_a_prompt_and_its_completion_become_a_conversation_if_the_model_has_a_chat_template(tokenizer: Any) -> None:
-    row = tokenize([{"prompt": "Hi", "completion": " Hello"}], tokenizer).rows[0]
-    assert (
-        tokenizer.decode(row.input_ids) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n Hello<|im_end|>\n"
+def test_supervised_training_refuses_preference_pairs_and_says_how_to_learn_the_chosen_answers() -> None:
+    with pytest.raises(TrainingError) as caught:
+        data.require_single_answers("preference")
+    assert caught.value.reason is Reason.DATASET_INVALID
+    assert "dataset.columns.completion to chosen" in caught.value.message
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    columns = Columns(completion="chosen")
+    (example,), _ = data.read_examples(
+        RowsConfig(inline=json.dumps(pair)), row_format="prompt-completion", columns=columns, loss_on="completion"
     )
-    assert learnt(row, tokenizer) == " Hello<|im_end|>"
+    assert (example.prompt, example.completion) == ("a", "b")
 
 
-@pytest.mark.model
-def test_without_a_chat_template_the_completion_and_its_end_carry_loss(plain_tokenizer: Any) -> None:
-    row = tokenize([{"prompt": "2+2=", "completion": "4"}], plain_tokenizer).rows[0]
-    assert learnt(row, plain_tokenizer) == "4<|im_end|>"
-    assert row.input_ids[: -row.loss_tokens] == plain_tokenizer("2+2=")["input_ids"]
-
-
-@pytest.mark.model
-@pytest.mark.parametrize("row", [{"text": "The sea"}, {"messages": CHAT}, {"prompt": "a", "completion": "b"}])
-def test_loss_on_all_means_every_token(tokenizer: Any, row: dict[str, Any]) -> None:
-    tokens = tokenize([row], tokenizer, loss_on="all").rows[0]
-    assert tokens.labels == tokens.input_ids
-
-
-@pytest.mark.model
-def test_a_conversation_needs_a_model_with_a_chat_template(plain_tokenizer: Any) -> None:
-    with pytest.raises(TrainingError, match="line 1: the model has no chat template"):
-        tokenize([GOOD], plain_tokenizer)
-
-
-@pytest.mark.model
-def test_a_template_that_refuses_a_row_is_quoted_with_the_row() -> None:
-    from tiny_model import make_tiny_tokenizer
-
-    strict = make_tiny_tokenizer()
-    strict.chat_template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-        + strict.chat_template
-    )
-    with pytest.raises(TrainingError, match="line 2: the model's chat template refuses it: no system role"):
-        tokenize([GOOD, {"messages": CHAT}], strict)
-
-
-@pytest.mark.model
-def test_a_template_that_rewrites_earlier_turns_is_found_out() -> None:
-    from tiny_model import make_tiny_tokenizer
-
-    forgetful = make_tiny_tokenizer()
-    forgetful.chat_template = "{{ messages | length }}" + forgetful.chat_template
-    with pytest.raises(TrainingError, match=r"line 1: .* renders messages\[2\] differently"):
-        tokenize([{"messages": CHAT}], forgetful)
-
-
-@pytest.mark.model
-def test_long_rows_are_cut_and_rows_left_without_loss_are_dropped_and_counted(tokenizer: Any) -> None:
-    long_prompt = {"prompt": "word " * 50, "completion": "never seen"}
-    long_answer = {"prompt": "Hi", "completion": "word " * 50}
-    result = tokenize([long_prompt, long_answer, {"prompt": "Hi", "completion": "Hello"}], tokenizer, max_length=40)
-    assert (len(result.rows), result.truncated, result.dropped) == (2, 2, 1)
-    assert max(len(row.input_ids) for row in result.rows) == 40
-    with pytest.raises(TrainingError, match="All 1 rows of dataset lose every token with loss when cut to"):
-        tokenize([long_prompt], tokenizer, max_length=40)
+def test_text_parts_of_a_message_become_one_text() -> None:
+    parts = [{"type": "text", "text": "Good "}, {"type": "text", "text": "day"}]
+    (example,) = prepare([{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": parts}]}])
+    assert example.messages is not None
+    assert example.messages[1]["content"] == "Good day"

@@ -135,17 +135,14 @@ class FinetuningPipeline:
         """Read and check all rows; needs neither model nor torch."""
         config = self.config.dataset
         loss_on = self.config.hyperparameters.loss_on
-        rows = data.read_rows(config)
-        row_format = data.detect_format(rows, config.columns) if config.format == "auto" else config.format
-        training = data.check_rows(rows, row_format, config.columns, loss_on=loss_on)
+        training, row_format = data.read_examples(
+            config, row_format=config.format, columns=config.columns, loss_on=loss_on
+        )
+        data.require_single_answers(row_format)
         evaluation: list[data.Example] = []
         if self.config.evaluation:
-            evaluation = data.check_rows(
-                data.read_rows(self.config.evaluation, name="evaluation"),
-                row_format,
-                config.columns,
-                loss_on=loss_on,
-                name="evaluation",
+            evaluation, _ = data.read_examples(
+                self.config.evaluation, row_format=row_format, columns=config.columns, loss_on=loss_on, name="evaluation"
             )
         elif config.evaluation_fraction:
             seed = self.config.hyperparameters.seed

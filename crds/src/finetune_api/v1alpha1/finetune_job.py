@@ -34,9 +34,15 @@ class Columns(SpecModel):
         str | None, Field(description="completion is the column with the wanted output.", max_length=128)
     ] = None
     text: Annotated[str | None, Field(description="text is the column with plain text.", max_length=128)] = None
+    chosen: Annotated[
+        str | None, Field(description="chosen is the column with the better of two answers.", max_length=128)
+    ] = None
+    rejected: Annotated[
+        str | None, Field(description="rejected is the column with the worse of two answers.", max_length=128)
+    ] = None
 
 
-DatasetFormat = Literal["auto", "messages", "prompt-completion", "text"]
+DatasetFormat = Literal["auto", "messages", "prompt-completion", "text", "preference"]
 
 
 class Dataset(SpecModel):
@@ -55,15 +61,16 @@ class Dataset(SpecModel):
     source: Annotated[
         DatasetSource | None,
         Field(
-            description="source of the rows: pvc://CLAIM/PATH (.jsonl, .json, .csv or .parquet) or configmap://NAME/KEY "
-            "(JSON Lines)."
+            description="source of the rows: pvc://CLAIM/PATH (.jsonl, .json, .csv or .parquet; text may be "
+            "compressed, .gz or .zst) or configmap://NAME/KEY (JSON Lines)."
         ),
     ] = None
     format: Annotated[
         DatasetFormat,
         Field(
             description="format of a row: messages ({messages: [{role, content}]}), prompt-completion "
-            "({prompt, completion}), text ({text}), or auto to detect it."
+            "({prompt, completion}), text ({text}), preference ({prompt, chosen, rejected}; checked, but no method "
+            "trains on it yet), or auto to detect it."
         ),
     ] = "auto"
     columns: Annotated[

@@ -1,0 +1,124 @@
+"""Which tokens of a row carry loss, exactly, whatever the row's format and the model's chat template."""
+
+from typing import Any
+
+import pytest
+from datasets_for_tests import prepare
+
+from finetune_trainer import data
+from finetune_trainer.data import IGNORED
+from finetune_trainer.errors import TrainingError
+
+pytestmark = pytest.mark.model
+
+GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+
+
+def learnt(row: data.TokenRow, tokenizer: Any) -> str:
+    """The text of the tokens that carry loss."""
+    text: str = tokenizer.decode([label for label in row.labels if label != IGNORED])
+    return text
+
+
+def tokenize(rows: list[Any], tokenizer: Any, loss_on: str = "completion", max_length: int = 512) -> data.Tokenized:
+    return data.tokenize(prepare(rows, loss_on=loss_on), tokenizer, max_length=max_length, loss_on=loss_on)
+
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Where is my order?"},
+    {"role": "assistant", "content": "It left\nthis morning."},
+    {"role": "user", "content": "Thank you"},
+    {"role": "assistant", "content": "Grüße 👋"},
+]
+
+
+def test_in_a_conversation_exactly_the_assistants_words_and_ends_of_turn_carry_loss(tokenizer: Any) -> None:
+    row = tokenize([{"messages": CHAT}], tokenizer).rows[0]
+    assert learnt(row, tokenizer) == "It left\nthis morning.<|im_end|>Grüße 👋<|im_end|>"
+    assert tokenizer.decode(row.input_ids).endswith("<|im_start|>assistant\nGrüße 👋<|im_end|>\n")
+
+
+THREE_TURNS = [*CHAT, {"role": "user", "content": "Anything else?"}, {"role": "assistant", "content": "No\n\n"}]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ((None, None, None), "It left\nthis morning.<|im_end|>Grüße 👋<|im_end|>No\n\n<|im_end|>"),
+        ((1, 1, 1), "It left\nthis morning.<|im_end|>Grüße 👋<|im_end|>No\n\n<|im_end|>"),
+        ((0, 1, 0), "Grüße 👋<|im_end|>"),
+        ((1, 0, 1), "It left\nthis morning.<|im_end|>No\n\n<|im_end|>"),
+        ((0, 0, 1), "No\n\n<|im_end|>"),
+    ],
+)
+def test_the_weights_of_three_turns_say_exactly_which_of_them_are_learnt(
+    tokenizer: Any, weights: tuple[int | None, ...], expected: str
+) -> None:
+    chat = [dict(message) for message in THREE_TURNS]
+    for message, weight in zip([m for m in chat if m["role"] == "assistant"], weights, strict=True):
+        message["weight"] = weight
+    row = tokenize([{"messages": chat}], tokenizer).rows[0]
+    assert learnt(row, tokenizer) == expected
+    assert row.input_ids == tokenize([{"messages": THREE_TURNS}], tokenizer).rows[0].input_ids
+
+
+def test_a_turn_of_weight_zero_carries_no_loss(tokenizer: Any) -> None:
+    chat = [*CHAT[:2], {**CHAT[2], "weight": 0}, *CHAT[3:]]
+    assert learnt(tokenize([{"messages": chat}], tokenizer).rows[0], tokenizer) == "Grüße 👋<|im_end|>"
+
+
+def test_a_prompt_and_its_completion_become_a_conversation_if_the_model_has_a_chat_template(tokenizer: Any) -> None:
+    row = tokenize([{"prompt": "Hi", "completion": " Hello"}], tokenizer).rows[0]
+    assert (
+        tokenizer.decode(row.input_ids) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n Hello<|im_end|>\n"
+    )
+    assert learnt(row, tokenizer) == " Hello<|im_end|>"
+
+
+def test_without_a_chat_template_the_completion_and_its_end_carry_loss(plain_tokenizer: Any) -> None:
+    row = tokenize([{"prompt": "2+2=", "completion": "4"}], plain_tokenizer).rows[0]
+    assert learnt(row, plain_tokenizer) == "4<|im_end|>"
+    assert row.input_ids[: -row.loss_tokens] == plain_tokenizer("2+2=")["input_ids"]
+
+
+@pytest.mark.parametrize("row", [{"text": "The sea"}, {"messages": CHAT}, {"prompt": "a", "completion": "b"}])
+def test_loss_on_all_means_every_token(tokenizer: Any, row: dict[str, Any]) -> None:
+    tokens = tokenize([row], tokenizer, loss_on="all").rows[0]
+    assert tokens.labels == tokens.input_ids
+
+
+def test_a_conversation_needs_a_model_with_a_chat_template(plain_tokenizer: Any) -> None:
+    with pytest.raises(TrainingError, match="line 1: the model has no chat template"):
+        tokenize([GOOD], plain_tokenizer)
+
+
+def test_a_template_that_refuses_a_row_is_quoted_with_the_row() -> None:
+    from tiny_model import make_tiny_tokenizer
+
+    strict = make_tiny_tokenizer()
+    strict.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + strict.chat_template
+    )
+    with pytest.raises(TrainingError, match="line 2: the model's chat template refuses it: no system role"):
+        tokenize([GOOD, {"messages": CHAT}], strict)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_found_out() -> None:
+    from tiny_model import make_tiny_tokenizer
+
+    forgetful = make_tiny_tokenizer()
+    forgetful.chat_template = "{{ messages | length }}" + forgetful.chat_template
+    with pytest.raises(TrainingError, match=r"line 1: .* renders messages\[2\] differently"):
+        tokenize([{"messages": CHAT}], forgetful)
+
+
+def test_long_rows_are_cut_and_rows_left_without_loss_are_dropped_and_counted(tokenizer: Any) -> None:
+    long_prompt = {"prompt": "word " * 50, "completion": "never seen"}
+    long_answer = {"prompt": "Hi", "completion": "word " * 50}
+    result = tokenize([long_prompt, long_answer, {"prompt": "Hi", "completion": "Hello"}], tokenizer, max_length=40)
+    assert (len(result.rows), result.truncated, result.dropped) == (2, 2, 1)
+    assert max(len(row.input_ids) for row in result.rows) == 40
+    with pytest.raises(TrainingError, match="All 1 rows of dataset lose every token with loss when cut to"):
+        tokenize([long_prompt], tokenizer, max_length=40)

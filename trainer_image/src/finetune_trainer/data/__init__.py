@@ -1,0 +1,24 @@
+"""From rows in a file to token ids and labels, in steps that each return a value.
+
+`reading` parses a file or inline text, `formats` decides what a row is and turns rows into examples or says which row is
+wrong, `tokenising` renders examples with the model's chat template and marks which tokens carry loss. The first two need
+neither torch nor a model, so a bad dataset is refused within a second.
+"""
+
+from finetune_trainer.data.formats import read_examples, require_single_answers, split_rows
+from finetune_trainer.data.reading import digest_rows
+from finetune_trainer.data.rows import Example, Format
+from finetune_trainer.data.tokenising import IGNORED, Tokenized, TokenRow, tokenize
+
+__all__ = [
+    "IGNORED",
+    "Example",
+    "Format",
+    "TokenRow",
+    "Tokenized",
+    "digest_rows",
+    "read_examples",
+    "require_single_answers",
+    "split_rows",
+    "tokenize",
+]

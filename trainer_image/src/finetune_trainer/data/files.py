@@ -1,0 +1,163 @@
+"""Opening a dataset's file: compression, encoding, size, and what it is when it is not what its name says.
+
+A file comes from a user, so every limit here is there for a reason: a megabyte of gzip can unpack to a gigabyte, a line can
+have no end, and a download that failed is often a web page with the right name.
+"""
+
+import io
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from finetune_api.reasons import Reason
+from finetune_trainer.data.problems import invalid
+from finetune_trainer.errors import TrainingError
+
+SUFFIXES: Final = (".jsonl", ".json", ".csv", ".parquet")
+COMPRESSIONS: Final = {".gz": "gzip", ".zst": "zstd"}
+"""Codecs of pyarrow by the suffix that follows another one."""
+MIB: Final = 1 << 20
+MAX_DATASET_BYTES: Final = 4096 * MIB
+"""Unpacked size: rows are held in memory, and a billion tokens is far beyond what LoRA needs."""
+MAX_ROW_BYTES: Final = 16 * MIB
+"""A row of this size has a hundred times the tokens of the longest `maxLength`; it is a file without line breaks."""
+MAX_RATIO: Final = 200
+"""Unpacked over packed size of what may still be text; JSON packs 5 to 30 times, a bomb a thousand times and more."""
+RATIO_FREE_BYTES: Final = 64 * MIB
+"""Unpacked size up to which any ratio is harmless."""
+_MAGIC_CODECS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_FOREIGN: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"PAR1", "is a Parquet file by its content; name it .parquet"),
+    (b"PK\x03\x04", "is a ZIP archive or an Excel file; unpack it, or save it as CSV"),
+    (b"BZh", "is compressed with bzip2; use gzip or zstd"),
+    (b"\xfd7zXZ", "is compressed with xz; use gzip or zstd"),
+    (b"\xff\xfe", "is UTF-16 text; save it as UTF-8"),
+    (b"\xfe\xff", "is UTF-16 text; save it as UTF-8"),
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file that it stands for; run `git lfs pull`"),
+    (b"<!doctype", "is a web page, not rows; download the file itself, not the page that shows it"),
+    (b"<html", "is a web page, not rows; download the file itself, not the page that shows it"),
+    (b"<?xml", "is XML; expected JSON Lines, JSON, CSV or Parquet"),
+    (b"%pdf", "is a PDF; expected JSON Lines, JSON, CSV or Parquet"),
+    (b"\x80\x02", "is a Python pickle, which is never loaded; save it as JSON Lines or Parquet"),
+    (b"\x80\x03", "is a Python pickle, which is never loaded; save it as JSON Lines or Parquet"),
+    (b"\x80\x04", "is a Python pickle, which is never loaded; save it as JSON Lines or Parquet"),
+    (b"\x80\x05", "is a Python pickle, which is never loaded; save it as JSON Lines or Parquet"),
+)
+"""First bytes (in lower case where they are letters) of what people name .jsonl by mistake, and what to do about it."""
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+def check_file(path: Path, shown: str) -> None:
+    """Raise TrainingError (DatasetNotFound, DatasetInvalid) unless `path` is a regular file of a bearable size."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise _not_found(f"{shown} does not exist; expected a file ({', '.join(SUFFIXES)})") from None
+    except (OSError, ValueError) as error:
+        raise _not_found(f"{shown} cannot be read ({error.__class__.__name__})") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise _not_found(f"{shown} is a folder; expected a file ({', '.join(SUFFIXES)})")
+    if not stat.S_ISREG(found.st_mode):
+        raise _not_found(f"{shown} is a pipe, socket or device; expected a regular file")
+    if found.st_size > MAX_DATASET_BYTES:
+        raise too_large(shown)
+
+
+def suffix_of(path: Path, shown: str) -> str:
+    """Which of `SUFFIXES` says how to parse the file; .jsonl without one, as a ConfigMap's key needs none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+        if suffixes and suffixes[-1] == ".parquet":
+            raise invalid(f"{shown} is Parquet inside {path.suffix}; Parquet compresses by itself, unpack the file")
+    suffix = suffixes[-1] if suffixes else ".jsonl"
+    if suffix not in SUFFIXES:
+        raise invalid(
+            f"{shown} ends in {path.suffix}; expected one of {', '.join(SUFFIXES)}, where text may be followed by "
+            f"{' or '.join(COMPRESSIONS)}"
+        )
+    return suffix
+
+
+def open_text(path: Path, shown: str) -> BinaryIO:
+    """The file's bytes, unpacked. Reading raises TrainingError (DatasetInvalid) for what is broken or unpacks too far."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    codec = next((codec for start, codec in _MAGIC_CODECS.items() if magic.startswith(start)), None)
+    promised = COMPRESSIONS.get(path.suffix.lower())
+    if promised and codec != promised and magic:
+        raise invalid(f"{shown} ends in {path.suffix}, but is not compressed with {promised}")
+    if codec is None:
+        stream: BinaryIO = path.open("rb")
+    else:
+        stream = io.BufferedReader(_Unpacked(path, codec, shown), buffer_size=MIB)
+    _check_first_bytes(stream, shown)
+    return stream
+
+
+def lines_of(stream: BinaryIO, shown: str) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, counted from 1. Only a line feed ends a line: JSON text may hold other separators."""
+    number = 0
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        if len(line) > MAX_ROW_BYTES:
+            raise invalid(
+                f"{shown} line {number} is longer than {MAX_ROW_BYTES // MIB} MiB; expected one row a line. A JSON list "
+                "belongs into a file that ends in .json"
+            )
+        yield number, line.removeprefix(_BOM) if number == 1 else line
+
+
+def too_large(shown: str) -> TrainingError:
+    """The error of a file whose rows would not fit in memory."""
+    return invalid(f"{shown} has more than {MAX_DATASET_BYTES // MIB} MiB of rows; use fewer rows")
+
+
+class _Unpacked(io.RawIOBase):
+    """A compressed file as a stream of its content, which ends with an error as soon as it grows beyond reason."""
+
+    def __init__(self, path: Path, codec: str, shown: str) -> None:
+        import pyarrow as pa
+
+        self._stream: Any = pa.CompressedInputStream(pa.OSFile(str(path), "rb"), codec)
+        self._codec = codec
+        self._packed = path.stat().st_size
+        self._unpacked = 0
+        self._shown = shown
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            count = int(self._stream.readinto(buffer))
+        except OSError as error:
+            if error.errno is not None:  # the volume's, not the codec's
+                raise
+            raise invalid(f"{self._shown} is broken {self._codec} ({error}); upload it again") from None
+        self._unpacked += count
+        if self._unpacked > MAX_DATASET_BYTES:
+            raise too_large(self._shown)
+        if self._unpacked > max(RATIO_FREE_BYTES, MAX_RATIO * self._packed):
+            raise invalid(
+                f"{self._shown} unpacks to more than {MAX_RATIO} times its size, as text never does; upload it unpacked "
+                "if it is a dataset all the same"
+            )
+        return count
+
+
+def _check_first_bytes(stream: Any, shown: str) -> None:
+    start: bytes = stream.peek(4096)[:4096]
+    content = start.lstrip()
+    for magic, problem in _FOREIGN:
+        if start.startswith(magic) or content[:32].lower().startswith(magic):
+            raise invalid(f"{shown} {problem}")
+    if b"\0" in start:
+        raise invalid(
+            f"{shown} has NUL bytes; it is binary, or UTF-16 text, or was not written to its end. Expected UTF-8 text"
+        )
+
+
+def _not_found(message: str) -> TrainingError:
+    return TrainingError(Reason.DATASET_NOT_FOUND, message[:1].upper() + message[1:])

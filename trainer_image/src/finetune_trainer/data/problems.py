@@ -1,0 +1,67 @@
+"""Saying what is wrong with a dataset: every problem names its row, what was found and what is expected.
+
+Messages never repeat the user's data, only its shape: they end up in a status that more people may read than the data.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from finetune_api.reasons import Reason
+from finetune_trainer.errors import TrainingError
+
+SHOWN_PROBLEMS: Final = 5
+"""Row errors that are spelled out; the rest is counted. A termination message has 4096 bytes."""
+
+
+def invalid(message: str) -> TrainingError:
+    """The error (DatasetInvalid) that says `message`."""
+    return TrainingError(Reason.DATASET_INVALID, message[:1].upper() + message[1:])
+
+
+class Problems:
+    """Problems of the rows of one dataset, collected so that its author can mend them all at once."""
+
+    def __init__(self, name: str) -> None:
+        """`name` is what the author calls it: `dataset` or `evaluation`."""
+        self.name = name
+        self._shown: list[str] = []
+        self._count = 0
+
+    def add(self, problem: str) -> None:
+        """Note a problem that begins with the row's place."""
+        self._count += 1
+        if len(self._shown) < SHOWN_PROBLEMS:
+            self._shown.append(problem[:400])
+
+    def raise_any(self) -> None:
+        """Raise TrainingError (DatasetInvalid) if there is a problem."""
+        if not self._count:
+            return
+        rest = self._count - len(self._shown)
+        raise invalid(f"{self.name} {'; '.join(self._shown)}" + (f"; and {rest} more rows" if rest else ""))
+
+
+def kind(value: Any) -> str:
+    """What a value is, in words that never repeat it."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text" if value else "an empty text"
+        case list():
+            return "a list" if value else "an empty list"
+        case dict():
+            return "an object"
+        case _:
+            return f"of type {type(value).__name__}"
+
+
+def listed(names: Iterable[object]) -> str:
+    """Column names for a message: at most eight, each short and on one line."""
+    shown = [re.sub(r"\s+", " ", str(name))[:40] for name in names]
+    return ", ".join(shown[:8]) + (", …" if len(shown) > 8 else "") if shown else "none"

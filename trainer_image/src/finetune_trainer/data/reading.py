@@ -1,0 +1,213 @@
+"""From a file or inline text to rows, one at a time: JSON Lines, JSON, CSV and Parquet."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from finetune_api.artifacts import sha256_of
+from finetune_api.reasons import Reason
+from finetune_api.training import RowsConfig
+from finetune_trainer.data.files import (
+    MAX_DATASET_BYTES,
+    MAX_ROW_BYTES,
+    MIB,
+    check_file,
+    lines_of,
+    open_text,
+    suffix_of,
+    too_large,
+)
+from finetune_trainer.data.problems import Problems, invalid, kind, listed
+from finetune_trainer.data.rows import Row
+from finetune_trainer.errors import TrainingError, one_line
+
+MAX_JSON_BYTES: Final = 256 * MIB
+"""A JSON document is parsed as a whole and takes several times its size in memory; JSON Lines has no such limit."""
+PARQUET_BATCH_ROWS: Final = 256
+"""Rows that are turned into Python objects at a time; a file can repeat one large value a million times at no cost."""
+
+
+def read_rows(config: RowsConfig, problems: Problems) -> Iterator[Row]:
+    """Rows of inline text or of a file, as they are parsed.
+
+    A row that cannot be parsed is noted in `problems` and left out. Raises TrainingError (DatasetNotFound, DatasetInvalid)
+    where the file as a whole cannot be used.
+    """
+    if config.inline is not None:
+        yield from _read_json_lines(io.BytesIO(_encoded(config.inline)), problems, problems.name)
+        return
+    path = Path(str(config.path))
+    shown = label_of(config, problems.name)
+    check_file(path, shown)
+    suffix = suffix_of(path, shown)
+    try:
+        if suffix == ".parquet":
+            yield from _read_parquet(path, shown)
+        else:
+            with open_text(path, shown) as stream:
+                yield from _TEXT_READERS[suffix](stream, problems, shown)
+    except PermissionError:
+        raise TrainingError(
+            Reason.DATASET_NOT_FOUND, f"{shown} cannot be read by uid of the trainer; make it world-readable"
+        ) from None
+
+
+def label_of(config: RowsConfig, name: str) -> str:
+    """How messages call these rows: their name, and their source unless they are inline."""
+    return f"{name} {config.source or config.path}" if config.inline is None else name
+
+
+def digest_rows(config: RowsConfig) -> str:
+    """sha256 of the file's bytes or of the inline text."""
+    if config.inline is not None:
+        return f"sha256:{hashlib.sha256(_encoded(config.inline)).hexdigest()}"
+    return f"sha256:{sha256_of(Path(str(config.path)))}"
+
+
+def _encoded(inline: str) -> bytes:
+    # Half a surrogate pair is possible in a str; parsing the bytes then says that they are not UTF-8.
+    return inline.encode(errors="surrogatepass")
+
+
+# --- JSON
+
+
+def _read_json_lines(stream: BinaryIO, problems: Problems, shown: str) -> Iterator[Row]:
+    for number, line in lines_of(stream, shown):
+        if not line.strip():
+            continue
+        try:
+            value = _parse_json(line)
+        except _NotJsonError as error:
+            problems.add(f"line {number} {error}")
+            continue
+        if isinstance(value, dict):
+            yield Row(f"line {number}", value)
+        else:
+            problems.add(f"line {number} is {kind(value)}, expected a JSON object")
+
+
+def _read_json(stream: BinaryIO, problems: Problems, shown: str) -> Iterator[Row]:
+    raw = stream.read(MAX_JSON_BYTES + 1)
+    if len(raw) > MAX_JSON_BYTES:
+        raise invalid(f"{shown} is a JSON document of more than {MAX_JSON_BYTES // MIB} MiB; use JSON Lines (.jsonl)")
+    try:
+        document = _parse_json(raw.removeprefix(b"\xef\xbb\xbf"))
+    except _NotJsonError as error:
+        if error.extra_data:  # several documents: JSON Lines under another name
+            yield from _read_json_lines(io.BytesIO(raw), problems, shown)
+            return
+        raise invalid(f"{shown} {error}") from None
+    if isinstance(document, dict):
+        yield Row("row 1", document)
+        return
+    if not isinstance(document, list):
+        raise invalid(f"{shown} is {kind(document)}, expected a list of JSON objects")
+    for number, value in enumerate(document, start=1):
+        if isinstance(value, dict):
+            yield Row(f"row {number}", value)
+        else:
+            problems.add(f"row {number} is {kind(value)}, expected a JSON object")
+
+
+class _NotJsonError(Exception):
+    """What is wrong with a text that was to be JSON, as the rest of a sentence about it."""
+
+    def __init__(self, problem: str, *, extra_data: bool = False) -> None:
+        super().__init__(problem)
+        self.extra_data = extra_data
+
+
+def _parse_json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw.decode(), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        raise _NotJsonError(f"is not UTF-8 text (byte {error.start}); convert it to UTF-8") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise _NotJsonError(f"is not JSON ({error.msg} at {place})", extra_data=error.msg == "Extra data") from None
+    except RecursionError:
+        raise _NotJsonError("is nested too deeply to be a row") from None
+    except ValueError:  # Python's limit on the digits of an integer
+        raise _NotJsonError("has a number of too many digits") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python would quietly keep the last value of a key that occurs twice, and train on half of a row."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = listed(key for key in value if keys.count(key) > 1)
+        raise _NotJsonError(f"has the key {twice} more than once in one object")
+    return value
+
+
+# --- CSV
+
+
+def _read_csv(stream: BinaryIO, problems: Problems, shown: str) -> Iterator[Row]:
+    csv.field_size_limit(MAX_ROW_BYTES)
+    reader = csv.DictReader(_decoded(stream, shown), strict=True)
+    number = 0
+    try:
+        _check_header(list(reader.fieldnames or ()), shown)
+        for number, value in enumerate(reader, start=1):
+            if None in value or None in value.values():
+                columns = len(reader.fieldnames or ())
+                problems.add(f"row {number} (line {reader.line_num}) does not have the header's {columns} columns")
+            else:
+                yield Row(f"row {number}", dict(value))
+    except csv.Error as error:
+        raise invalid(
+            f"{shown} row {number + 1} (line {reader.line_num}) is not CSV ({error}); check its quotes"
+        ) from None
+
+
+def _decoded(stream: BinaryIO, shown: str) -> Iterator[str]:
+    for number, line in lines_of(stream, shown):
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            raise invalid(
+                f"{shown} line {number} is not UTF-8 text (byte {error.start}); convert it to UTF-8"
+            ) from None
+
+
+def _check_header(header: list[str], shown: str) -> None:
+    if len(set(header)) < len(header):
+        twice = listed(sorted({name for name in header if header.count(name) > 1}))
+        raise invalid(f"{shown} has the column {twice} more than once; rename one of them")
+    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+        raise invalid(f"{shown} has a single column, {listed(header)}; separate columns by commas")
+
+
+_TEXT_READERS: Final = {".jsonl": _read_json_lines, ".json": _read_json, ".csv": _read_csv}
+
+
+# --- Parquet
+
+
+def _read_parquet(path: Path, shown: str) -> Iterator[Row]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        file = parquet.ParquetFile(path)
+        groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
+        if sum(groups) > MAX_DATASET_BYTES:
+            raise too_large(shown)
+        for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
+            for value in batch.to_pylist():
+                number += 1
+                yield Row(f"row {number}", value)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # Arrow's own errors have no errno; one with an errno is the volume's.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        where = f"after row {number} " if number else ""
+        raise invalid(f"{shown} is not a whole Parquet file {where}({one_line(error)}); write it again") from None
