@@ -1,7 +1,7 @@
 """Which rows make up a step, and how they are cut into forward passes.
 
-A step is always `batchSize` rows (fewer only at the end of an epoch). Rows of one step are sorted by length and cut into
-micro-batches, so that rows of like length are padded together: less padding, and the very same rows per step as without.
+A step is always `batchSize` rows (fewer only at the end of an epoch). Rows of one step are sorted by rank and cut into
+micro-batches, so that rows that gain from each other's company are together, and a step has the very same rows as without.
 """
 
 import inspect
@@ -28,10 +28,10 @@ def choose_micro_batch_size(lengths: Sequence[int], batch_size: int, wanted: int
 
 
 class StepSampler:
-    """Order of rows: a permutation per epoch that depends on seed and epoch only, sorted by length within each step."""
+    """Order of rows: a permutation per epoch that depends on seed and epoch only, sorted by rank within each step."""
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self._lengths = lengths
+    def __init__(self, ranks: Sequence[int], batch_size: int, seed: int) -> None:
+        self._ranks = ranks
         self._batch_size = batch_size
         self._seed = seed
         self._epoch = 0
@@ -41,13 +41,13 @@ class StepSampler:
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self._ranks)
 
     def __iter__(self) -> Iterator[int]:
-        order = list(range(len(self._lengths)))
+        order = list(range(len(self._ranks)))
         random.Random(f"order-{self._seed}-{self._epoch}").shuffle(order)  # noqa: S311
         for start in range(0, len(order), self._batch_size):
-            yield from sorted(order[start : start + self._batch_size], key=lambda i: (-self._lengths[i], i))
+            yield from sorted(order[start : start + self._batch_size], key=lambda i: (self._ranks[i], i))
 
 
 class Collator:

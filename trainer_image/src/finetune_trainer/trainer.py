@@ -44,6 +44,13 @@ class StepTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         return self._sampler
 
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Count the tokens of all rows; packed, shared ones are there once and no mask tells them from padding."""
+        if "layout" in inputs:
+            self.state.num_input_tokens_seen += inputs["layout"].row_tokens
+        else:
+            super()._track_num_input_tokens(inputs)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train an epoch, unless a checkpoint of the last step was resumed: stock would train one step more."""
         if self.state.global_step >= self.state.max_steps:

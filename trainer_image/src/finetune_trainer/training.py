@@ -35,13 +35,14 @@ from finetune_api.v1alpha1.finetune_job import DEFAULT_EPOCHS
 from finetune_trainer import base_model, data
 from finetune_trainer.artifacts import Committed, RunStore
 from finetune_trainer.base_model import BaseModel
-from finetune_trainer.batching import Collator, StepSampler, choose_micro_batch_size, supports_loss_logits
+from finetune_trainer.batching import StepSampler, choose_micro_batch_size
 from finetune_trainer.fingerprint import take_fingerprint
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.lora import build_lora_config
 from finetune_trainer.progress import LogReporter, Reporter
 
 if TYPE_CHECKING:
+    from finetune_trainer.passes import Passes
     from finetune_trainer.trainer import Reached
 
 logger = logging.getLogger(__name__)
@@ -116,8 +117,9 @@ class FinetuningPipeline:
         base = self.load_base_model()
         dataset = self.tokenize(examples, base)
         model = self.add_lora(base)
-        trained = self.train(model, base, dataset)
-        metrics = trained.metrics | self.evaluate(model, base, dataset)
+        passes = self.choose_passes(model, base, dataset)
+        trained = self.train(model, base, dataset, passes)
+        metrics = trained.metrics | self.evaluate(model, dataset, passes, on_gpu=base.on_gpu)
         fingerprint = self.take_fingerprint(model, base)
         committed = self.save_adapter(model, base, examples, fingerprint, trained.step, metrics)
         self.store.remove_checkpoints()
@@ -142,7 +144,11 @@ class FinetuningPipeline:
         evaluation: list[data.Example] = []
         if self.config.evaluation:
             evaluation, _ = data.read_examples(
-                self.config.evaluation, row_format=row_format, columns=config.columns, loss_on=loss_on, name="evaluation"
+                self.config.evaluation,
+                row_format=row_format,
+                columns=config.columns,
+                loss_on=loss_on,
+                name="evaluation",
             )
         elif config.evaluation_fraction:
             seed = self.config.hyperparameters.seed
@@ -210,7 +216,15 @@ class FinetuningPipeline:
         logger.info("adapter added rank=%d trainable=%d of=%d", self.config.lora.rank, trainable, total)
         return model
 
-    def train(self, model: Any, base: BaseModel, dataset: PreparedDataset) -> Trained:
+    def choose_passes(self, model: Any, base: BaseModel, dataset: PreparedDataset) -> "Passes":
+        """How rows go through this model: packed, if a few of them show that it makes no difference."""
+        from finetune_trainer.passes import choose_passes
+
+        passes = choose_passes(model, base, dataset.training.rows)
+        logger.info("rows go through the model passes=%s", passes.name)
+        return passes
+
+    def train(self, model: Any, base: BaseModel, dataset: PreparedDataset, passes: "Passes") -> Trained:
         """Run transformers.Trainer from the newest whole checkpoint, or from the start."""
         self._check_stop()
         from finetune_trainer import trainer as stock
@@ -223,11 +237,11 @@ class FinetuningPipeline:
         self.reached = stock.Reached()
         saver = CheckpointSaver(self.store, self.reached, self._manifest(base, 0), self.config.checkpoint.keep)
         loop = stock.StepTrainer(
-            sampler=StepSampler(lengths, hyper.batch_size, hyper.seed),
+            sampler=StepSampler(passes.order(rows), hyper.batch_size, hyper.seed),
             saver=saver,
             model=model,
             args=self._training_arguments(base, micro),
-            data_collator=Collator(base.pad_token_id, only_loss_logits=supports_loss_logits(base.model)),
+            data_collator=passes.collate,
             train_dataset=rows,
             callbacks=[
                 stock.DivergenceCallback(),
@@ -244,7 +258,7 @@ class FinetuningPipeline:
             "training starts batch_size=%d micro_batch_size=%d from_step=%d", hyper.batch_size, micro, self.reached.step
         )
         started = time.monotonic()
-        with saver:
+        with saver, passes.applied(model):
             loop.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         state = loop.state
         if state.global_step < state.max_steps:
@@ -261,26 +275,24 @@ class FinetuningPipeline:
         )
         return Trained(state.global_step, _loss_metrics(state.log_history))
 
-    def evaluate(self, model: Any, base: BaseModel, dataset: PreparedDataset) -> dict[str, float]:
+    def evaluate(self, model: Any, dataset: PreparedDataset, passes: "Passes", *, on_gpu: bool) -> dict[str, float]:
         """Mean loss per token of the held-out rows; empty without such rows."""
         if dataset.evaluation is None:
             return {}
-        self._check_stop()
         import torch
 
-        rows = sorted(dataset.evaluation.rows, key=lambda row: len(row.input_ids))
-        size = choose_micro_batch_size([len(r.input_ids) for r in rows], 64, None, on_gpu=base.on_gpu)
-        collate = Collator(base.pad_token_id)
+        ranks = passes.order(dataset.evaluation.rows)
+        rows = [row for _, row in sorted(zip(ranks, dataset.evaluation.rows, strict=True), key=lambda pair: pair[0])]
+        size = choose_micro_batch_size([len(row.input_ids) for row in rows], 64, None, on_gpu=on_gpu)
         model.eval()
         total = 0.0
-        with torch.inference_mode():
+        with torch.inference_mode(), passes.applied(model):
             for start in range(0, len(rows), size):
                 self._check_stop()
-                batch = {key: value.to(model.device) for key, value in collate(rows[start : start + size]).items()}
-                labels = batch.pop("labels")[:, 1:].flatten()
-                logits = model(**batch, use_cache=False).logits[:, :-1].flatten(0, 1).float()
-                # The sum, so that the mean is one over all tokens whatever batch they were in.
-                total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+                batch = passes.collate(rows[start : start + size])
+                batch = {key: value.to(model.device) for key, value in batch.items()}
+                # With a count of one the loss is the sum over tokens, so that the mean is one over all of them.
+                total += float(model(**batch, use_cache=False, num_items_in_batch=torch.tensor(1)).loss)
         return {"eval_loss": round(total / dataset.evaluation.loss_tokens, 6)}
 
     def take_fingerprint(self, model: Any, base: BaseModel) -> Fingerprint:

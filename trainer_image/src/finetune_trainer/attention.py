@@ -1,0 +1,222 @@
+"""Attention over the flat sequence of `packing`: every block of tokens sees its own context and nothing else.
+
+It is plugged into transformers' `AttentionInterface`, so every model that uses that interface trains on packed rows without
+a change. Blocks of like size are padded together for the attention alone, where padding is cheap: it is a few percent of the
+work for rows of a few hundred tokens, while all linear layers see no padding at all.
+"""
+
+import contextlib
+import inspect
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
+
+IMPLEMENTATION: Final = "finetune_packed"
+"""Name under which transformers knows this attention."""
+PLAIN_SCORES: Final = 256
+"""Keys up to which a CPU keeps the scores: torch's fused kernel is slower there (backward in bfloat16: ten times)."""
+SMALL_AREA: Final = 1 << 16
+"""Scores per head that are too few for their padding to matter."""
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tokens that attend to themselves, causally, and to all of their context."""
+
+    queries: Ids
+    """Flat positions of the tokens."""
+    context: Ids
+    """Flat positions of the tokens before them."""
+
+
+@dataclass
+class Bucket:
+    """Blocks that are padded together: n of them, with L queries and S = C + L keys each."""
+
+    queries: Any
+    """[n * L] flat positions; a padded one repeats position 0, and its result is not used."""
+    keys: Any
+    """[n * S] flat positions: context padded on the left, own tokens on the right."""
+    count: int
+    length: int
+    """L"""
+    mask: Any | None
+    """[n or 1, 1, L, S], true where a query sees a key; None for a causal mask."""
+
+
+@dataclass
+class AttentionLayout:
+    """Who sees whom in one flat sequence."""
+
+    buckets: list[Bucket]
+    restore: Any
+    """[T] for each flat position the row of the concatenated results of all buckets."""
+    row_tokens: int
+    """Tokens of all rows, shared ones counted in each of them."""
+
+    @classmethod
+    def of(cls, blocks: Sequence[Block], row_tokens: int) -> "AttentionLayout":
+        """Lay out blocks that together cover every position of the flat sequence once."""
+        import torch
+
+        buckets, places = [], []
+        offset = 0
+        for group in _alike(blocks):
+            bucket = _bucket(group)
+            buckets.append(bucket)
+            for i, block in enumerate(group):
+                rows = offset + i * bucket.length + np.arange(len(block.queries))
+                places.append(np.stack([block.queries, rows]))
+            offset += bucket.count * bucket.length
+        positions, rows = np.concatenate(places, axis=1)
+        restore = np.empty_like(rows)
+        restore[positions] = rows
+        return cls(buckets, torch.from_numpy(restore), row_tokens)
+
+    def to(self, device: Any, **options: Any) -> "AttentionLayout":
+        """The same on another device; accelerate calls this with the rest of a batch."""
+        buckets = [
+            Bucket(
+                bucket.queries.to(device, **options),
+                bucket.keys.to(device, **options),
+                bucket.count,
+                bucket.length,
+                None if bucket.mask is None else bucket.mask.to(device, **options),
+            )
+            for bucket in self.buckets
+        ]
+        return AttentionLayout(buckets, self.restore.to(device, **options), self.row_tokens)
+
+
+def _alike(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+    """Groups in which padding costs little: contexts of one length, own lengths within a factor of 1.25 or small."""
+    group: list[Block] = []
+    for block in sorted(blocks, key=lambda b: (len(b.context), -len(b.queries), int(b.queries[0]))):
+        if group and not _fits(group, block):
+            yield group
+            group = []
+        group.append(block)
+    if group:
+        yield group
+
+
+def _fits(group: Sequence[Block], block: Block) -> bool:
+    longest, context = len(group[0].queries), len(group[0].context)
+    if len(block.context) != context:
+        return False
+    return len(block.queries) * 1.25 >= longest or (len(group) + 1) * longest * (context + longest) <= SMALL_AREA
+
+
+def _bucket(blocks: Sequence[Block]) -> Bucket:
+    import torch
+
+    count, context = len(blocks), len(blocks[0].context)
+    length = max(len(block.queries) for block in blocks)
+    queries = np.zeros((count, length), np.int64)
+    for i, block in enumerate(blocks):
+        queries[i, : len(block.queries)] = block.queries
+    keys = np.concatenate([np.stack([block.context for block in blocks]), queries], axis=1)
+    mask = None
+    if context:
+        own = torch.ones(length, length, dtype=torch.bool).tril()
+        mask = torch.cat([torch.ones(length, context, dtype=torch.bool), own], dim=1)[None, None]
+    return Bucket(torch.from_numpy(queries.ravel()), torch.from_numpy(keys.ravel()), count, length, mask)
+
+
+def attend(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    layout: AttentionLayout,
+    **_: Any,
+) -> tuple[Any, None]:
+    """An attention function of transformers: query [1, H, T, D], key and value [1, G, T, D], result [1, T, H, D].
+
+    G divides H: grouped queries share a key. `attention_mask` is None, as the layout says who sees whom.
+    """
+    import torch
+
+    if attention_mask is not None:
+        raise ValueError("packed rows have a mask of their own, and this model brought another")
+    scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+    results = []
+    for bucket in layout.buckets:
+        queries = _gather(query, bucket.queries, bucket.count)
+        keys, values = _gather(key, bucket.keys, bucket.count), _gather(value, bucket.keys, bucket.count)
+        small = queries.device.type == "cpu" and keys.shape[2] <= PLAIN_SCORES and not dropout
+        result = (_plain if small else _fused)(queries, keys, values, bucket.mask, scaling, dropout)
+        results.append(result.transpose(1, 2).flatten(0, 1))
+    return torch.cat(results).index_select(0, layout.restore)[None], None
+
+
+def _gather(states: Any, positions: Any, count: int) -> Any:
+    """[1, H, T, D] at [n * L] flat positions: [n, H, L, D]."""
+    return states[0].index_select(1, positions).unflatten(1, (count, -1)).transpose(0, 1)
+
+
+def _fused(query: Any, key: Any, value: Any, mask: Any, scaling: float, dropout: float) -> Any:
+    from torch.nn.functional import scaled_dot_product_attention
+
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
+    )
+
+
+def _plain(query: Any, key: Any, value: Any, mask: Any, scaling: float, _dropout: float) -> Any:
+    """Attention by two batched products. Queries of a group are rows of one product, so keys are not repeated."""
+    import torch
+
+    n, heads, length, size = query.shape
+    groups, seen = key.shape[1], key.shape[2]
+    rows = (query * scaling).reshape(n * groups, -1, size)
+    scores = torch.bmm(rows, key.reshape(n * groups, seen, size).mT).view(n, heads, length, seen)
+    if mask is None:
+        mask = torch.ones(length, seen, dtype=torch.bool, device=query.device).tril()
+    weights = scores.masked_fill(~mask, -math.inf).softmax(-1, dtype=torch.float32).to(query.dtype)
+    return torch.bmm(weights.view(n * groups, -1, seen), value.reshape(n * groups, seen, size)).view(query.shape)
+
+
+def supports_packing(model: Any) -> bool:
+    """Whether every layer of the model is full attention behind transformers' interface, and its loss the usual one.
+
+    It is a claim of the model's class; `passes.choose_passes` puts it to the proof.
+    """
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    full = set(kinds) == {"full_attention"} if kinds else not getattr(config, "sliding_window", None)
+    return (
+        getattr(model, "_supports_attention_backend", False)
+        and full
+        and "logits_to_keep" in inspect.signature(model.forward).parameters
+        and getattr(model, "loss_function", None) is ForCausalLMLoss
+    )
+
+
+@contextlib.contextmanager
+def packed_attention(model: Any) -> Iterator[None]:
+    """Within this context the model takes batches of `PackedCollator`, and no others."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(IMPLEMENTATION, attend)
+    before = model.config._attn_implementation  # noqa: SLF001 - there is a setter in public, and no getter
+    model.set_attn_implementation(IMPLEMENTATION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

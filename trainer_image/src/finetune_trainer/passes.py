@@ -1,0 +1,138 @@
+"""How rows go through the model: packed where the model is shown to support it, padded anywhere else.
+
+Both ways give the same losses and gradients for the same rows; they differ in what is computed for nothing.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from finetune_trainer.attention import packed_attention, supports_packing
+from finetune_trainer.base_model import BaseModel
+from finetune_trainer.batching import Collator, supports_loss_logits
+from finetune_trainer.data import TokenRow
+from finetune_trainer.errors import one_line
+from finetune_trainer.fused_lora import fused_lora
+from finetune_trainer.packing import PackedCollator
+
+logger = logging.getLogger(__name__)
+
+CHECKED_ROWS: Final = 4
+"""Rows by which packed and padded are compared before training; the shortest, so that it takes no time."""
+LOG_PROBABILITY_TOLERANCE: Final = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.25}
+"""Largest difference of one token's log-probability that is put down to rounding (seen: 2e-5 and 0.05)."""
+
+
+class Passes(Protocol):
+    """A way through the model."""
+
+    name: str
+
+    def collate(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
+        """A micro-batch as the keyword arguments of the model's forward."""
+
+    def order(self, rows: Sequence[TokenRow]) -> list[int]:
+        """For each row a rank; rows of one step with like ranks belong in the same micro-batch."""
+
+    def applied(self, model: Any) -> contextlib.AbstractContextManager[None]:
+        """The context in which the peft model `model` takes such micro-batches."""
+
+
+class PaddedPasses:
+    """Rows padded to the longest of their micro-batch."""
+
+    name = "padded"
+
+    def __init__(self, base: BaseModel) -> None:
+        self._collator = Collator(base.pad_token_id, only_loss_logits=supports_loss_logits(base.model))
+
+    def collate(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
+        """See `Passes`."""
+        return self._collator(rows)
+
+    def order(self, rows: Sequence[TokenRow]) -> list[int]:
+        """Long rows first, so that rows of like length are padded together."""
+        return [-len(row.input_ids) for row in rows]
+
+    @contextlib.contextmanager
+    def applied(self, model: Any) -> Iterator[None]:
+        """See `Passes`."""
+        with fused_lora(model):
+            yield
+
+
+class PackedPasses:
+    """Rows as one flat sequence in which common beginnings are there once; see `packing`."""
+
+    name = "packed"
+
+    def __init__(self) -> None:
+        self._collator = PackedCollator()
+
+    def collate(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
+        """See `Passes`."""
+        return self._collator(rows)
+
+    def order(self, rows: Sequence[TokenRow]) -> list[int]:
+        """Lexicographic, so that rows with a common beginning are neighbours."""
+        keys = [np.asarray(row.input_ids, dtype=">u4").tobytes() for row in rows]
+        ranks = [0] * len(rows)
+        for rank, index in enumerate(sorted(range(len(rows)), key=keys.__getitem__)):
+            ranks[index] = rank
+        return ranks
+
+    @contextlib.contextmanager
+    def applied(self, model: Any) -> Iterator[None]:
+        """See `Passes`."""
+        with packed_attention(model.get_base_model()), fused_lora(model):
+            yield
+
+
+def choose_passes(model: Any, base: BaseModel, rows: Sequence[TokenRow]) -> Passes:
+    """Packed if the model's class claims to support it and a few rows prove it, else padded."""
+    padded = PaddedPasses(base)
+    if not supports_packing(base.model):
+        return padded
+    packed = PackedPasses()
+    sample = sorted(rows, key=lambda row: len(row.input_ids))[:CHECKED_ROWS]
+    try:
+        difference = largest_difference(model, sample, packed, base.pad_token_id)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        logger.warning("rows are padded: packed, this model fails problem=%s", one_line(error))
+        return padded
+    if difference <= LOG_PROBABILITY_TOLERANCE[base.dtype]:
+        return packed
+    logger.warning(
+        "rows are padded: packed, this model differs log_probability_difference=%.2g model_class=%s",
+        difference,
+        type(base.model).__name__,
+    )
+    return padded
+
+
+def largest_difference(model: Any, rows: Sequence[TokenRow], passes: Passes, pad_token_id: int) -> float:
+    """Largest difference of a learnt token's log-probability between `passes` and each row on its own."""
+    import torch
+
+    model.eval()
+    alone = Collator(pad_token_id)
+    with torch.inference_mode():
+        expected = [_log_probabilities(model, alone([row])) for row in rows]
+        with passes.applied(model):
+            found = _log_probabilities(model, passes.collate(rows))
+    return float((torch.cat(expected) - found).abs().max())
+
+
+def _log_probabilities(model: Any, batch: dict[str, Any]) -> Any:
+    """[N] log-probability of each token with loss, row after row."""
+    import torch
+
+    batch = {key: value.to(model.device) for key, value in batch.items()}
+    labels = batch.pop("labels")
+    targets = batch.pop("shift_labels", labels[:, 1:])[0]
+    logits = model(**batch, use_cache=False).logits[0, : len(targets)]
+    losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    return -losses[targets != -100]
