@@ -1,11 +1,13 @@
 """Training configurations with defaults for everything but the point of a test, and the rows they train on."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tiny_model import as_jsonl, chat_rows
 
+from finetune_api.outcome import Outcome, Progress
 from finetune_api.training import TrainingConfig
 
 
@@ -32,3 +34,18 @@ def write_config(config: TrainingConfig, path: Path) -> Path:
     """The configuration as the operator mounts it."""
     path.write_text(json.dumps(config.to_dict()))
     return path
+
+
+class AtStep:
+    """A reporter that does something once a step is finished."""
+
+    def __init__(self, step: int, action: Callable[[], None]) -> None:
+        self._step = step
+        self._action = action
+
+    def report(self, progress: Progress) -> None:
+        if progress.step == self._step:
+            self._action()
+
+    def close(self, outcome: Outcome | None = None) -> None:
+        pass

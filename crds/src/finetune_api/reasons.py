@@ -106,7 +106,7 @@ class Reason(StrEnum):
     LOSS_DIVERGED = "LossDiverged"
     """The loss became NaN or infinite; lower hyperparameters.learningRate."""
     STORAGE_FULL = "StorageFull"
-    """The output claim has no space left."""
+    """The output claim has no space left or is read-only; the next attempt goes on from the last checkpoint."""
     CANCELLED_BY_USER = "CancelledByUser"
     """spec.cancel was set."""
 

@@ -184,9 +184,10 @@ def test_committed_files_can_be_read_by_other_users(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "reason", "exit_code", "retryable"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), Reason.STORAGE_FULL, ExitCode.STORAGE_FULL, False),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), Reason.STORAGE_FULL, ExitCode.STORAGE_FULL, False),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), Reason.STORAGE_FULL, 28, False),
+        (OSError(errno.ENOSPC, "No space left on device"), Reason.STORAGE_FULL, ExitCode.STORAGE_FULL, True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), Reason.STORAGE_FULL, ExitCode.STORAGE_FULL, True),
+        (OSError(errno.EROFS, "Read-only file system"), Reason.STORAGE_FULL, ExitCode.STORAGE_FULL, True),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), Reason.STORAGE_FULL, 28, True),
         (MemoryError(), Reason.HOST_OUT_OF_MEMORY, ExitCode.BUG, False),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), Reason.CUDA_OUT_OF_MEMORY, ExitCode.BUG, False),
         (ZeroDivisionError("x"), Reason.TRAINER_CRASHED, ExitCode.BUG, True),

@@ -26,9 +26,15 @@ EXIT_CODES: Final = {
 }
 """Exit code by reason; every other reason ends with `ExitCode.BUG` and the Outcome says more."""
 
-NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
-NO_SPACE_PHRASES: Final = ("No space left on device", "Disk quota exceeded", "os error 28")
-"""torch and safetensors write from native code and report a full disk as text only."""
+NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A volume that takes nothing more: full, over quota, or read-only (a file system turns so after errors, too)."""
+NO_SPACE_PHRASES: Final = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "os error 28",
+)
+"""safetensors and tokenizers write from native code and report a full disk as text only."""
 
 
 class TrainingError(Exception):
@@ -70,8 +76,12 @@ def as_training_error(error: BaseException) -> TrainingError:
         return error
     text = one_line(error)
     if is_storage_full(error):
+        # Worth another attempt: space can be made meanwhile, and then it goes on from the last checkpoint.
         return TrainingError(
-            Reason.STORAGE_FULL, f"The output volume is full ({text}). Enlarge output.claim or remove old adapters."
+            Reason.STORAGE_FULL,
+            f"The output volume is full or read-only ({text}). Enlarge output.claim or remove old adapters; another attempt "
+            "goes on from the last checkpoint.",
+            retryable=True,
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return TrainingError(
@@ -89,7 +99,7 @@ def as_training_error(error: BaseException) -> TrainingError:
 
 
 def is_storage_full(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is a full disk or quota."""
+    """Whether an error, or what caused it, is a volume that takes nothing more."""
     current: BaseException | None = error
     while current is not None:
         if isinstance(current, OSError) and current.errno in NO_SPACE:

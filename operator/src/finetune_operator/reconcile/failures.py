@@ -28,7 +28,7 @@ BY_EXIT_CODE: Final = {
     ExitCode.CONFIG_INVALID: (Reason.SPEC_INVALID, False),
     ExitCode.DATASET_INVALID: (Reason.DATASET_INVALID, False),
     ExitCode.MODEL_INVALID: (Reason.MODEL_INVALID, False),
-    ExitCode.STORAGE_FULL: (Reason.STORAGE_FULL, False),
+    ExitCode.STORAGE_FULL: (Reason.STORAGE_FULL, True),
 }
 """Reason and whether another attempt can help, for exit codes whose termination message was lost."""
 
