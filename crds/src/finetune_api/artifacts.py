@@ -17,6 +17,8 @@ from finetune_api.base import StatusModel
 MANIFEST_FILE: Final = "manifest.json"
 RUN_RECORD_FILE: Final = "run.json"
 """Configuration, versions, seed and digests of the run that made an adapter."""
+DATASET_REPORT_FILE: Final = "dataset-report.json"
+"""What the rows were like: lengths, duplicates, what was cut."""
 FINGERPRINT_FILE: Final = "fingerprint.json"
 READ_CHUNK: Final = 1 << 20
 """Bytes hashed at a time."""

@@ -58,6 +58,7 @@ def test_a_finished_run_leaves_one_whole_adapter_with_its_records_and_no_checkpo
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
+        "dataset-report.json",
         "fingerprint.json",
         "run.json",
         "tokenizer.json",

@@ -13,8 +13,8 @@ DEFAULTS: Final = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # transformers would use all visible accelerators by DataParallel, which is slower than one and changes the batch.
     "CUDA_VISIBLE_DEVICES": "0",
-    # Rows are tokenised one by one; the tokenizers' threads would only warn about forks.
-    "TOKENIZERS_PARALLELISM": "false",
+    # Rows are tokenised in batches by all cores. Said aloud, as tokenizers would otherwise warn at every later fork.
+    "TOKENIZERS_PARALLELISM": "true",
 }
 
 

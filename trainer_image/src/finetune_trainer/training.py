@@ -25,17 +25,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from finetune_api.artifacts import FINGERPRINT_FILE, RUN_RECORD_FILE, Manifest
+from finetune_api.artifacts import DATASET_REPORT_FILE, FINGERPRINT_FILE, RUN_RECORD_FILE, Manifest
 from finetune_api.constants import MAX_TERMINATION_BYTES
 from finetune_api.fingerprint import Fingerprint
 from finetune_api.outcome import CommittedAdapter, Outcome, Result
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
 from finetune_api.v1alpha1.finetune_job import DEFAULT_EPOCHS
-from finetune_trainer import base_model, data
+from finetune_trainer import base_model
 from finetune_trainer.artifacts import Committed, RunStore
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import StepSampler, choose_micro_batch_size
+from finetune_trainer.data.report import DatasetReport
+from finetune_trainer.dataset import Examples, PreparedDataset, prepare_dataset, read_examples
 from finetune_trainer.fingerprint import take_fingerprint
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.lora import build_lora_config
@@ -52,25 +54,6 @@ AVERAGED_STEPS: Final = 10
 OUTCOME_BYTES: Final = MAX_TERMINATION_BYTES - 512
 """Size that an Outcome with its fingerprint may have; what is left is room for longer names and numbers."""
 RECORDED_PACKAGES: Final = ("finetune-trainer", "torch", "transformers", "peft", "tokenizers", "accelerate")
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Rows that were read and found to be right."""
-
-    training: list[data.Example]
-    evaluation: list[data.Example]
-    row_format: data.Format
-    digest: str
-
-
-@dataclass(frozen=True)
-class PreparedDataset:
-    """Token ids and labels."""
-
-    training: data.Tokenized
-    evaluation: data.Tokenized | None
-    max_length: int
 
 
 @dataclass(frozen=True)
@@ -121,7 +104,7 @@ class FinetuningPipeline:
         trained = self.train(model, base, dataset, passes)
         metrics = trained.metrics | self.evaluate(model, dataset, passes, on_gpu=base.on_gpu)
         fingerprint = self.take_fingerprint(model, base)
-        committed = self.save_adapter(model, base, examples, fingerprint, trained.step, metrics)
+        committed = self.save_adapter(model, base, examples, dataset.report, fingerprint, trained.step, metrics)
         self.store.remove_checkpoints()
         return self.report(committed)
 
@@ -135,25 +118,7 @@ class FinetuningPipeline:
 
     def read_examples(self) -> Examples:
         """Read and check all rows; needs neither model nor torch."""
-        config = self.config.dataset
-        loss_on = self.config.hyperparameters.loss_on
-        training, row_format = data.read_examples(
-            config, row_format=config.format, columns=config.columns, loss_on=loss_on
-        )
-        data.require_single_answers(row_format)
-        evaluation: list[data.Example] = []
-        if self.config.evaluation:
-            evaluation, _ = data.read_examples(
-                self.config.evaluation,
-                row_format=row_format,
-                columns=config.columns,
-                loss_on=loss_on,
-                name="evaluation",
-            )
-        elif config.evaluation_fraction:
-            seed = self.config.hyperparameters.seed
-            training, evaluation = data.split_rows(training, config.evaluation_fraction, seed)
-        return Examples(training, evaluation, row_format, data.digest_rows(config))
+        return read_examples(self.config)
 
     def load_base_model(self) -> BaseModel:
         """Find and load the model and its tokenizer."""
@@ -176,30 +141,7 @@ class FinetuningPipeline:
     def tokenize(self, examples: Examples, base: BaseModel) -> PreparedDataset:
         """Render rows with the chat template, mark tokens with loss, and log what became of the dataset."""
         self._check_stop()
-        hyper = self.config.hyperparameters
-        longest = getattr(base.model.config, "max_position_embeddings", None) or hyper.max_length
-        max_length = min(hyper.max_length, longest)
-        training = data.tokenize(examples.training, base.tokenizer, max_length=max_length, loss_on=hyper.loss_on)
-        evaluation = None
-        if examples.evaluation:
-            evaluation = data.tokenize(
-                examples.evaluation, base.tokenizer, max_length=max_length, loss_on=hyper.loss_on, name="evaluation"
-            )
-        logger.info(
-            "dataset ready rows=%d evaluation_rows=%d format=%s tokens=%d loss_tokens=%d longest=%d max_length=%d "
-            "truncated=%d dropped=%d digest=%s",
-            len(training.rows),
-            len(evaluation.rows) if evaluation else 0,
-            examples.row_format,
-            training.tokens,
-            training.loss_tokens,
-            max(len(row.input_ids) for row in training.rows),
-            max_length,
-            training.truncated,
-            training.dropped,
-            examples.digest[:19],
-        )
-        return PreparedDataset(training, evaluation, max_length)
+        return prepare_dataset(self.config, examples, base.tokenizer, base.model.config, between=self._check_stop)
 
     def add_lora(self, base: BaseModel) -> Any:
         """The base model with an untrained adapter, which changes nothing yet: one of its two matrices is zero."""
@@ -306,6 +248,7 @@ class FinetuningPipeline:
         model: Any,
         base: BaseModel,
         examples: Examples,
+        report: DatasetReport,
         fingerprint: Fingerprint,
         step: int,
         metrics: dict[str, float],
@@ -316,6 +259,7 @@ class FinetuningPipeline:
         base.tokenizer.save_pretrained(staging)
         (staging / "README.md").unlink(missing_ok=True)  # peft's is a template of a model card
         _sort_targets(staging / "adapter_config.json")
+        _write_json(staging / DATASET_REPORT_FILE, report.to_dict())
         _write_json(staging / FINGERPRINT_FILE, fingerprint.to_dict())
         _write_json(staging / RUN_RECORD_FILE, self._run_record(base, examples, step, metrics))
         committed = self.store.commit_adapter(self._manifest(base, step))

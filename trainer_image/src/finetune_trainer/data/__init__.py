@@ -8,13 +8,15 @@ neither torch nor a model, so a bad dataset is refused within a second.
 from finetune_trainer.data.formats import read_examples, require_single_answers, split_rows
 from finetune_trainer.data.reading import digest_rows
 from finetune_trainer.data.rows import Example, Format
-from finetune_trainer.data.tokenising import IGNORED, Tokenized, TokenRow, tokenize
+from finetune_trainer.data.token_rows import IGNORED, Tokenized, TokenRow, TokenRows
+from finetune_trainer.data.tokenising import tokenize
 
 __all__ = [
     "IGNORED",
     "Example",
     "Format",
     "TokenRow",
+    "TokenRows",
     "Tokenized",
     "digest_rows",
     "read_examples",

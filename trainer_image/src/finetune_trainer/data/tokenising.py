@@ -1,176 +1,212 @@
-"""From examples to token ids and labels: rendering with the model's chat template, and marking which tokens carry loss."""
+"""From examples to token ids: rendered one by one, tokenised in batches, which the tokenizer spreads over the cores."""
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_trainer.data.messages import is_learnt
+import numpy as np
+from numpy.typing import NDArray
+
 from finetune_trainer.data.problems import Problems, invalid
+from finetune_trainer.data.rendering import Spans, Unrenderable, render_learnt
 from finetune_trainer.data.rows import Example
+from finetune_trainer.data.token_rows import Tokenized, TokenRowsBuilder, as_ids
 
-IGNORED: Final = -100
-"""Label of a token without loss; torch's cross entropy leaves it out."""
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class TokenRow:
-    """One training row."""
-
-    input_ids: list[int]
-    labels: list[int]
-    """The token ids that carry loss, `IGNORED` elsewhere."""
-
-    @property
-    def loss_tokens(self) -> int:
-        """Tokens that are predicted and carry loss; the first token of a row is never predicted."""
-        return sum(label != IGNORED for label in self.labels[1:])
-
-
-@dataclass(frozen=True)
-class Tokenized:
-    """Rows ready for training, and what was lost on the way."""
-
-    rows: list[TokenRow]
-    truncated: int
-    """Rows that were longer than maxLength."""
-    dropped: int
-    """Rows that had no token with loss left after truncation."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all rows."""
-        return sum(len(row.input_ids) for row in self.rows)
-
-    @property
-    def loss_tokens(self) -> int:
-        """Tokens with loss of all rows."""
-        return sum(row.loss_tokens for row in self.rows)
+BATCH_ROWS: Final = 512
+"""Rows that are tokenised at a time: enough for every core, few enough to see progress and a stop signal."""
+BATCH_CHARACTERS: Final = 1 << 20
+"""Characters at a time: the tokenizer's own lists take some hundred bytes a token."""
+LOG_SECONDS: Final = 10.0
+"""Seconds between two lines about progress."""
+SHOWN_PLACES: Final = 5
+"""Truncated and dropped rows that are named; the rest is counted."""
 
 
 def tokenize(
-    examples: Sequence[Example], tokenizer: Any, *, max_length: int, loss_on: str, name: str = "dataset"
+    examples: Sequence[Example],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    loss_on: str,
+    name: str = "dataset",
+    between: Callable[[], None] = lambda: None,
 ) -> Tokenized:
-    """Token ids and labels of every example. Raises TrainingError (DatasetInvalid) naming rows that cannot be rendered."""
-    rows, problems = [], Problems(name)
-    truncated = dropped = 0
-    for example in examples:
-        try:
-            row = _tokenize_one(example, tokenizer, loss_on)
-        except _Unrenderable as error:
-            problems.add(f"{example.where}: {error}")
-            continue
-        if not row.loss_tokens:
-            problems.add(f"{example.where}: no token carries loss")
-            continue
-        if len(row.input_ids) > max_length:
-            truncated += 1
-            row = TokenRow(row.input_ids[:max_length], row.labels[:max_length])
-        if row.loss_tokens:
-            rows.append(row)
-        else:
-            dropped += 1
+    """Token ids and labels of every example; `between` is called between batches and may raise.
+
+    Raises TrainingError (DatasetInvalid) naming rows that cannot be rendered.
+    """
+    problems = Problems(name)
+    builder = TokenRowsBuilder()
+    truncated, dropped = _Places(), _Places()
+    progress = _Progress(name, len(examples))
+    for batch in _batches(examples):
+        between()
+        for example, ids, learnt in _tokenize_batch(batch, tokenizer, loss_on, problems):
+            if not learnt[1:].any():
+                problems.add(f"{example.where}: no token carries loss")
+                continue
+            if len(ids) > max_length:
+                truncated.add(example.where)
+            if learnt[1:max_length].any():
+                builder.add(ids[:max_length], learnt[:max_length])
+            else:
+                dropped.add(example.where)
+        progress.advance(len(batch))
     problems.raise_any()
+    rows = builder.build()
     if not rows:
         raise invalid(
-            f"all {dropped} rows of {name} lose every token with loss when cut to hyperparameters.maxLength={max_length}; "
-            "raise it"
+            f"all {dropped.count} rows of {name} lose every token with loss when cut to "
+            f"hyperparameters.maxLength={max_length}; raise it"
         )
-    return Tokenized(rows, truncated, dropped)
+    return Tokenized(rows, truncated.count, dropped.count, tuple(truncated.first), tuple(dropped.first))
 
 
-class _Unrenderable(Exception):
-    """The chat template and a row do not go together."""
+@dataclass
+class _Text:
+    """A text to be tokenised, and what of it carries loss."""
+
+    example: Example
+    text: str
+    spans: Spans
 
 
-def _tokenize_one(example: Example, tokenizer: Any, loss_on: str) -> TokenRow:
-    if example.text is not None:
-        ids = _with_end(tokenizer(example.text)["input_ids"], tokenizer)
-        return TokenRow(ids, list(ids))
-    if example.messages is None and not tokenizer.chat_template:
-        return _tokenize_plain_pair(str(example.prompt), str(example.completion), tokenizer, loss_on)
+def _tokenize_batch(
+    examples: Sequence[Example], tokenizer: Any, loss_on: str, problems: Problems
+) -> Iterator[tuple[Example, NDArray[np.int32], NDArray[np.bool_]]]:
+    """Each example with its token ids, and whether each of them carries loss."""
+    if examples[0].text is not None:
+        yield from _tokenize_texts(examples, tokenizer)
+    elif examples[0].messages is None and not tokenizer.chat_template:
+        yield from _tokenize_plain_pairs(examples, tokenizer, loss_on)
+    else:
+        yield from _tokenize_chats(examples, tokenizer, loss_on, problems)
+
+
+def _tokenize_texts(
+    examples: Sequence[Example], tokenizer: Any
+) -> Iterator[tuple[Example, NDArray[np.int32], NDArray[np.bool_]]]:
+    for example, ids in zip(examples, _ids(tokenizer, [str(e.text) for e in examples]), strict=True):
+        tokens = as_ids(_with_end(ids, tokenizer))
+        yield example, tokens, np.ones(len(tokens), np.bool_)
+
+
+def _tokenize_plain_pairs(
+    examples: Sequence[Example], tokenizer: Any, loss_on: str
+) -> Iterator[tuple[Example, NDArray[np.int32], NDArray[np.bool_]]]:
+    """Prompt and completion are tokenised apart: at inference the prompt is on its own, too."""
+    heads = _ids(tokenizer, [str(e.prompt) for e in examples])
+    tails = _ids(tokenizer, [str(e.completion) for e in examples], add_special_tokens=False)
+    for example, head, tail in zip(examples, heads, tails, strict=True):
+        if head and head[-1] == tokenizer.eos_token_id:
+            head.pop()
+        tokens = as_ids([*head, *_with_end(tail, tokenizer)])
+        yield example, tokens, np.arange(len(tokens)) >= (0 if loss_on == "all" else len(head))
+
+
+def _tokenize_chats(
+    examples: Sequence[Example], tokenizer: Any, loss_on: str, problems: Problems
+) -> Iterator[tuple[Example, NDArray[np.int32], NDArray[np.bool_]]]:
+    rendered = []
+    for example in examples:
+        try:
+            rendered.append(_Text(example, *_render(example, tokenizer, loss_on)))
+        except Unrenderable as error:
+            problems.add(f"{example.where}: {error}")
+    if not rendered:
+        return
+    encoded = _encode(tokenizer, [r.text for r in rendered], add_special_tokens=False, return_offsets_mapping=True)
+    for row, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        yield row.example, as_ids(ids), _overlaps(offsets, row.spans)
+
+
+def _render(example: Example, tokenizer: Any, loss_on: str) -> tuple[str, Spans]:
+    if not tokenizer.chat_template:
+        raise Unrenderable("the model has no chat template; use rows of prompt and completion, or an instruction model")
     messages = example.messages or [
         {"role": "user", "content": example.prompt},
         {"role": "assistant", "content": example.completion},
     ]
-    if not tokenizer.chat_template:
-        raise _Unrenderable(
-            "the model has no chat template; use rows of prompt and completion, or an instruction model"
-        )
-    return _tokenize_chat(messages, example.tools, tokenizer, loss_on)
+    return render_learnt(messages, example.tools, tokenizer, loss_on)
 
 
-def _tokenize_plain_pair(prompt: str, completion: str, tokenizer: Any, loss_on: str) -> TokenRow:
-    """Prompt and completion are tokenised apart: at inference the prompt is on its own, too."""
-    head = tokenizer(prompt)["input_ids"]
-    if head and head[-1] == tokenizer.eos_token_id:
-        head = head[:-1]
-    tail = _with_end(tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer)
-    return TokenRow(head + tail, (list(head) if loss_on == "all" else [IGNORED] * len(head)) + tail)
+def _overlaps(offsets: list[tuple[int, int]], spans: Spans) -> NDArray[np.bool_]:
+    """Of each token whether any of its characters is in a span."""
+    starts, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+    learnt = np.zeros(len(starts), np.bool_)
+    for first, last in spans:
+        learnt |= (starts < last) & (first < ends)
+    return learnt
 
 
-def _tokenize_chat(messages: list[dict[str, Any]], tools: list[Any] | None, tokenizer: Any, loss_on: str) -> TokenRow:
-    text = _render(messages, tools, tokenizer)
-    spans = [(0, len(text))] if loss_on == "all" else _learnt_spans(messages, tools, text, tokenizer)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = encoded["input_ids"]
-    labels = [
-        token if any(start < last and first < end for first, last in spans) else IGNORED
-        for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
-    ]
-    return TokenRow(ids, labels)
+def _ids(tokenizer: Any, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+    ids: list[list[int]] = _encode(tokenizer, texts, add_special_tokens=add_special_tokens)["input_ids"]
+    return ids
 
 
-def _learnt_spans(
-    messages: list[dict[str, Any]], tools: list[Any] | None, text: str, tokenizer: Any
-) -> list[tuple[int, int]]:
-    """Character ranges of `text` that the assistant writes: from the generation prompt to the end-of-turn token.
-
-    A turn's range is the difference between two renderings, the conversation up to the turn with the generation prompt and
-    the conversation including it. That holds for any template that renders earlier turns alike in both.
-    """
-    spans = []
-    for index, message in enumerate(messages):
-        if not is_learnt(message):
-            continue
-        before = _render(messages[:index], tools, tokenizer, add_generation_prompt=True)
-        after = _render(messages[: index + 1], tools, tokenizer)
-        if not (text.startswith(before) and text.startswith(after) and len(after) > len(before)):
-            raise _Unrenderable(
-                f"the model's chat template renders messages[{index}] differently inside a longer conversation, so its "
-                "tokens cannot be told apart; make it the last message, or set hyperparameters.lossOn to all"
-            )
-        spans.append((len(before), _end_of_turn(after, len(before), tokenizer)))
-    return spans
-
-
-def _end_of_turn(rendered: str, start: int, tokenizer: Any) -> int:
-    """Where the assistant stops: after the end-of-turn token, without the line break that templates put behind it."""
-    trimmed = rendered.rstrip()
-    ends_with_special = any(trimmed.endswith(token) for token in _special_tokens(tokenizer))
-    return len(trimmed) if ends_with_special and len(trimmed) > start else len(rendered)
-
-
-def _special_tokens(tokenizer: Any) -> list[str]:
-    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-
-
-def _render(
-    messages: list[dict[str, Any]], tools: list[Any] | None, tokenizer: Any, *, add_generation_prompt: bool = False
-) -> str:
-    if not messages:
-        return ""
-    from jinja2 import TemplateError
-
-    shown = [{key: value for key, value in m.items() if key != "weight" and value is not None} for m in messages]
-    try:
-        text: str = tokenizer.apply_chat_template(
-            shown, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TemplateError as error:
-        raise _Unrenderable(f"the model's chat template refuses it: {error}") from None
-    return text
+def _encode(tokenizer: Any, texts: list[str], **options: Any) -> Any:
+    # verbose: transformers would warn of every text that is longer than the model's limit; the report says it once.
+    return tokenizer(texts, return_attention_mask=False, verbose=False, **options)
 
 
 def _with_end(ids: list[int], tokenizer: Any) -> list[int]:
     end = tokenizer.eos_token_id
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+def _batches(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    start, characters = 0, 0
+    for index, example in enumerate(examples):
+        characters += _characters(example)
+        if index + 1 - start >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield examples[start : index + 1]
+            start, characters = index + 1, 0
+    if start < len(examples):
+        yield examples[start:]
+
+
+def _characters(example: Example) -> int:
+    if example.messages is not None:
+        return sum(len(message.get("content") or "") for message in example.messages)
+    return sum(len(part) for part in (example.prompt, example.completion, example.text) if part)
+
+
+class _Places:
+    """Counts rows and remembers where the first of them are."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, where: str) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN_PLACES:
+            self.first.append(where)
+
+
+class _Progress:
+    """A line about progress every few seconds; nothing for a dataset that is done before."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self._name = name
+        self._total = total
+        self._done = 0
+        self._started = self._told = time.monotonic()
+
+    def advance(self, rows: int) -> None:
+        self._done += rows
+        now = time.monotonic()
+        if now - self._told >= LOG_SECONDS:
+            self._told = now
+            rate = self._done / (now - self._started)
+            logger.info(
+                "tokenising dataset=%s rows=%d of=%d seconds_left=%.0f",
+                self._name,
+                self._done,
+                self._total,
+                (self._total - self._done) / rate,
+            )

@@ -1,0 +1,179 @@
+"""What a dataset is like once it is tokenised: the figures by which its author sees before training that something is off."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from finetune_api.base import StatusModel
+from finetune_trainer.data.rows import Format
+from finetune_trainer.data.token_rows import Tokenized, TokenRows
+
+BAR_WIDTH = 40
+"""Characters of the longest bar of a printed histogram."""
+
+
+class Bin(StatusModel):
+    """Rows of like length."""
+
+    up_to: Annotated[int, Field(description="upTo is the largest length in tokens that belongs here.")]
+    rows: Annotated[int, Field(description="rows that are no longer, and longer than the bin before.")]
+
+
+class Lengths(StatusModel):
+    """Tokens per row, after cutting to maxLength."""
+
+    shortest: Annotated[int, Field(description="shortest row.")]
+    median: Annotated[int, Field(description="median row.")]
+    p90: Annotated[int, Field(description="p90: nine of ten rows are no longer.")]
+    longest: Annotated[int, Field(description="longest row.")]
+    histogram: Annotated[list[Bin], Field(description="histogram in bins that double.")]
+
+
+class LostRows(StatusModel):
+    """Rows that are not, or not wholly, trained on."""
+
+    rows: Annotated[int, Field(description="rows in number.")]
+    reason: Annotated[str, Field(description="reason why.")]
+    places: Annotated[list[str], Field(description="places of the first of them in the dataset.")]
+
+
+class PartReport(StatusModel):
+    """One set of rows."""
+
+    rows: Annotated[int, Field(description="rows that are used.")]
+    tokens: Annotated[int, Field(description="tokens of these rows.")]
+    loss_tokens: Annotated[int, Field(description="lossTokens are the tokens that are learnt.")]
+    loss_share: Annotated[float, Field(description="lossShare of all tokens.")]
+    lengths: Annotated[Lengths, Field(description="lengths of rows.")]
+    truncated: Annotated[LostRows, Field(description="truncated rows lose their end.")]
+    dropped: Annotated[LostRows, Field(description="dropped rows have nothing left to learn.")]
+    duplicate_rows: Annotated[
+        int, Field(description="duplicateRows are equal to an earlier row, token by token.", ge=0)
+    ]
+
+
+class DatasetReport(StatusModel):
+    """Training and held-out rows. Nothing in it depends on the run: the same data and model give the same report."""
+
+    format_version: Annotated[int, Field(description="formatVersion of this document.")] = 1
+    digest: Annotated[str, Field(description="digest of the dataset's bytes.")]
+    format: Annotated[str, Field(description="format of a row, as named or detected.")]
+    max_length: Annotated[int, Field(description="maxLength in tokens that rows were cut to.")]
+    loss_on: Annotated[str, Field(description="lossOn: which tokens carry loss.")]
+    training: Annotated[PartReport, Field(description="training rows.")]
+    evaluation: Annotated[PartReport | None, Field(description="evaluation rows, if any.")] = None
+    overlap: Annotated[int, Field(description="overlap: evaluation rows that are training rows, too.", ge=0)] = 0
+
+
+def build_report(
+    training: Tokenized, evaluation: Tokenized | None, *, digest: str, row_format: Format, max_length: int, loss_on: str
+) -> DatasetReport:
+    """Measure tokenised rows."""
+    seen = _digests(training.rows)
+    held_out = _digests(evaluation.rows) if evaluation else []
+    return DatasetReport(
+        digest=digest,
+        format=row_format,
+        max_length=max_length,
+        loss_on=loss_on,
+        training=_part(training, seen, max_length),
+        evaluation=_part(evaluation, held_out, max_length) if evaluation else None,
+        overlap=sum(digest in known for digest in held_out) if (known := set(seen)) else 0,
+    )
+
+
+def remarks(report: DatasetReport) -> list[str]:
+    """What is probably not meant to be so, in sentences with a remedy."""
+    found = []
+    parts = [("training", report.training)] + ([("evaluation", report.evaluation)] if report.evaluation else [])
+    for name, part in parts:
+        for lost, remedy in (
+            (part.truncated, "raise hyperparameters.maxLength or shorten them"),
+            (part.dropped, "raise hyperparameters.maxLength, or shorten what comes before the answer"),
+        ):
+            if lost.rows:
+                found.append(f"{lost.rows} {name} rows {lost.reason} ({_shown(lost)}); {remedy}")
+        if part.duplicate_rows:
+            found.append(f"{part.duplicate_rows} of {part.rows} {name} rows repeat an earlier row; remove them")
+    if report.evaluation and report.overlap:
+        found.append(
+            f"{report.overlap} of {report.evaluation.rows} evaluation rows are training rows, too, so that eval_loss "
+            "flatters; remove them from one of the two"
+        )
+    return found
+
+
+def render_report(report: DatasetReport) -> str:
+    """The report for a person to read, with its histogram."""
+    lines = [
+        f"dataset:  {report.training.rows} training rows, {report.evaluation.rows if report.evaluation else 0} evaluation "
+        f"rows, format {report.format}, {report.digest}"
+    ]
+    parts = [("training", report.training)] + ([("evaluation", report.evaluation)] if report.evaluation else [])
+    for name, part in parts:
+        lengths = part.lengths
+        lines += [
+            f"{name + ':':<11}{part.rows} rows, {part.tokens} tokens, {part.loss_tokens} with loss "
+            f"({part.loss_share:.0%}, lossOn {report.loss_on})",
+            f"           tokens a row: shortest {lengths.shortest}, median {lengths.median}, p90 {lengths.p90}, "
+            f"longest {lengths.longest}; maxLength {report.max_length}",
+            *_bars(lengths.histogram),
+        ]
+    return "\n".join(lines)
+
+
+def _digests(rows: TokenRows) -> list[bytes]:
+    return [hashlib.blake2b(content, digest_size=16).digest() for content in rows.contents()]
+
+
+def _part(tokenized: Tokenized, digests: Sequence[bytes], max_length: int) -> PartReport:
+    return PartReport(
+        rows=len(tokenized.rows),
+        tokens=tokenized.tokens,
+        loss_tokens=tokenized.loss_tokens,
+        loss_share=round(tokenized.loss_tokens / tokenized.tokens, 4),
+        lengths=_lengths(tokenized.rows.lengths),
+        truncated=LostRows(
+            rows=tokenized.truncated,
+            reason=f"are longer than {max_length} tokens and lose their end",
+            places=list(tokenized.truncated_places),
+        ),
+        dropped=LostRows(
+            rows=tokenized.dropped,
+            reason=f"have no token with loss within {max_length} tokens and are left out",
+            places=list(tokenized.dropped_places),
+        ),
+        duplicate_rows=len(digests) - len(set(digests)),
+    )
+
+
+def _lengths(lengths: NDArray[np.int64]) -> Lengths:
+    ordered = np.sort(lengths)
+    edges = [16]
+    while edges[-1] < ordered[-1]:
+        edges.append(edges[-1] * 2)
+    counts = np.diff(np.searchsorted(ordered, edges, side="right"), prepend=0)
+    return Lengths(
+        shortest=int(ordered[0]),
+        median=int(ordered[(len(ordered) - 1) // 2]),
+        p90=int(ordered[int((len(ordered) - 1) * 0.9)]),
+        longest=int(ordered[-1]),
+        histogram=[Bin(up_to=edge, rows=int(count)) for edge, count in zip(edges, counts, strict=True)],
+    )
+
+
+def _bars(histogram: Sequence[Bin]) -> list[str]:
+    most = max(one.rows for one in histogram)
+    first = next(i for i, one in enumerate(histogram) if one.rows)
+    return [
+        f"           up to {one.up_to:>6}: {one.rows:>8} {'#' * round(BAR_WIDTH * one.rows / most)}".rstrip()
+        for one in histogram[first:]
+    ]
+
+
+def _shown(lost: LostRows) -> str:
+    return ", ".join(lost.places) + (", …" if lost.rows > len(lost.places) else "")
