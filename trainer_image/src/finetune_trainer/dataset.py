@@ -56,17 +56,25 @@ def prepare_dataset(
     tokenizer: Any,
     model_config: Any,
     *,
+    cache: data.TokenCache | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> PreparedDataset:
-    """Tokenise examples and log what became of them; `between` is called now and then and may raise.
+    """Tokenise examples, or take them from the cache, and log what became of them.
 
-    Raises TrainingError (DatasetInvalid).
+    `between` is called now and then and may raise. Raises TrainingError (DatasetInvalid).
     """
     loss_on = config.hyperparameters.loss_on
     max_length = min(config.hyperparameters.max_length, model_length(model_config) or config.hyperparameters.max_length)
 
     def tokenized(part: list[data.Example], name: str) -> data.Tokenized:
-        return data.tokenize(part, tokenizer, max_length=max_length, loss_on=loss_on, name=name, between=between)
+        worthwhile = cache and data.characters(part) >= data.MIN_CHARACTERS
+        key = data.cache_key(tokenizer, name=name, maxLength=max_length, **_inputs(config)) if worthwhile else ""
+        if cache and key and (found := cache.load(key)):
+            return found
+        fresh = data.tokenize(part, tokenizer, max_length=max_length, loss_on=loss_on, name=name, between=between)
+        if cache and key:
+            cache.store(key, fresh)
+        return fresh
 
     training = tokenized(examples.training, "dataset")
     evaluation = tokenized(examples.evaluation, "evaluation") if examples.evaluation else None
@@ -80,6 +88,19 @@ def prepare_dataset(
     )
     log_report(report)
     return PreparedDataset(training, evaluation, max_length, report)
+
+
+def _inputs(config: TrainingConfig) -> dict[str, Any]:
+    """What decides which examples there are and what of them is learnt."""
+    fraction = config.dataset.evaluation_fraction
+    return {
+        "dataset": data.digest_rows(config.dataset),
+        "evaluation": data.digest_rows(config.evaluation) if config.evaluation else None,
+        "format": config.dataset.format,
+        "columns": config.dataset.columns.to_dict() if config.dataset.columns else None,
+        "split": [fraction, config.hyperparameters.seed] if fraction else None,
+        "lossOn": config.hyperparameters.loss_on,
+    }
 
 
 def model_length(model_config: Any) -> int | None:

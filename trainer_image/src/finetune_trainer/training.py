@@ -36,6 +36,7 @@ from finetune_trainer import base_model
 from finetune_trainer.artifacts import Committed, RunStore
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import StepSampler, choose_micro_batch_size
+from finetune_trainer.data import TokenCache
 from finetune_trainer.data.report import DatasetReport
 from finetune_trainer.dataset import Examples, PreparedDataset, prepare_dataset, read_examples
 from finetune_trainer.fingerprint import take_fingerprint
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 AVERAGED_STEPS: Final = 10
 """Last steps whose mean loss is the metric train_loss: one step's loss depends on its few rows too much."""
+CACHE_FOLDER: Final = ".cache/tokens"
+"""Folder of the output volume with tokenised datasets, shared by all jobs that write there."""
 OUTCOME_BYTES: Final = MAX_TERMINATION_BYTES - 512
 """Size that an Outcome with its fingerprint may have; what is left is room for longer names and numbers."""
 RECORDED_PACKAGES: Final = ("finetune-trainer", "torch", "transformers", "peft", "tokenizers", "accelerate")
@@ -141,7 +144,10 @@ class FinetuningPipeline:
     def tokenize(self, examples: Examples, base: BaseModel) -> PreparedDataset:
         """Render rows with the chat template, mark tokens with loss, and log what became of the dataset."""
         self._check_stop()
-        return prepare_dataset(self.config, examples, base.tokenizer, base.model.config, between=self._check_stop)
+        cache = TokenCache(Path(self.config.output.directory) / CACHE_FOLDER)
+        return prepare_dataset(
+            self.config, examples, base.tokenizer, base.model.config, cache=cache, between=self._check_stop
+        )
 
     def add_lora(self, base: BaseModel) -> Any:
         """The base model with an untrained adapter, which changes nothing yet: one of its two matrices is zero."""

@@ -5,19 +5,24 @@ wrong, `tokenising` renders examples with the model's chat template and marks wh
 neither torch nor a model, so a bad dataset is refused within a second.
 """
 
+from finetune_trainer.data.cache import MIN_CHARACTERS, TokenCache, cache_key
 from finetune_trainer.data.formats import read_examples, require_single_answers, split_rows
 from finetune_trainer.data.reading import digest_rows
 from finetune_trainer.data.rows import Example, Format
 from finetune_trainer.data.token_rows import IGNORED, Tokenized, TokenRow, TokenRows
-from finetune_trainer.data.tokenising import tokenize
+from finetune_trainer.data.tokenising import characters, tokenize
 
 __all__ = [
     "IGNORED",
+    "MIN_CHARACTERS",
     "Example",
     "Format",
+    "TokenCache",
     "TokenRow",
     "TokenRows",
     "Tokenized",
+    "cache_key",
+    "characters",
     "digest_rows",
     "read_examples",
     "require_single_answers",

@@ -158,6 +158,11 @@ def _with_end(ids: list[int], tokenizer: Any) -> list[int]:
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
+def characters(examples: Sequence[Example]) -> int:
+    """Characters of all texts, by which the work of tokenising them is known before it is done."""
+    return sum(_characters(example) for example in examples)
+
+
 def _batches(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
     start, characters = 0, 0
     for index, example in enumerate(examples):
