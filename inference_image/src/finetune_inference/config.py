@@ -18,6 +18,8 @@ from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 CGROUP_V2_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 CGROUP_V1_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 CGROUP_V1_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+CGROUP_V2_MEMORY = Path("/sys/fs/cgroup/memory.max")
+CGROUP_V1_MEMORY = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class Settings(BaseSettings):
@@ -40,6 +42,17 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(description="TCP port to listen on; 0 picks a free one.", ge=0, le=65535)] = SERVER_PORT
     threads: Annotated[
         int | None, Field(description="Threads that compute; unset means as many as the CPU quota has.", ge=1)
+    ] = None
+    max_running: Annotated[
+        int, Field(description="Sequences that are worked on at the same time, one token each per step.", ge=1)
+    ] = 32
+    max_cached_tokens: Annotated[
+        int | None,
+        Field(
+            description="Tokens, of all sequences together, whose keys and values are kept; unset means as many as fit into "
+            "a quarter of the memory. One sequence of the model's longest context always fits.",
+            ge=1,
+        ),
     ] = None
     max_waiting: Annotated[
         int, Field(description="Sequences that may wait for the engine; one more is answered with 429.", ge=1)
@@ -103,6 +116,21 @@ def available_cpus() -> int:
     affinity = len(os.sched_getaffinity(0))
     quota = _cgroup_quota()
     return max(1, min(affinity, math.ceil(quota))) if quota else affinity
+
+
+def available_memory() -> int:
+    """Bytes this process may use: the smaller of the machine's memory and its cgroup's limit."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [_number_in(path) for path in (CGROUP_V2_MEMORY, CGROUP_V1_MEMORY)]
+    return min([machine, *(limit for limit in limits if limit)])
+
+
+def _number_in(path: Path) -> int | None:
+    """The number in a file; None if there is no such file or it says `max`."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _cgroup_quota() -> float | None:

@@ -1,12 +1,12 @@
 """The seam between serving and computing: tokens in, tokens out.
 
 A `Scheduler` thread owns an `Engine`: it adds sequences while the engine has room and calls `step` as long as there is
-work. An engine knows nothing of HTTP, text, queues or threads; the rest knows nothing of tensors. Replacing the engine
-(more sequences per step, another library) changes nothing outside of it.
+work. An engine knows nothing of HTTP, text, queues or threads; the rest knows nothing of tensors. Replacing the engine by
+another library's changes nothing outside of it.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from finetune_inference.adapters import VerifiedAdapter
 
@@ -39,9 +39,11 @@ class TokenRequest:
     prompt: list[int]
     """Token ids, at least one."""
     adapter: str | None
-    """Name of a loaded adapter; None is the base model."""
+    """Name of the adapter, for taking turns; None is the base model."""
     max_tokens: int
     """Tokens to generate at most; 0 only reads the prompt."""
+    weights: Any = None
+    """What `Engine.load_adapter` returned for the version that this request is answered with; None is the base model."""
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end the answer, beside those of the model's own generation config."""
@@ -109,7 +111,7 @@ class ModelFacts:
 
 
 class Engine(Protocol):
-    """Computes tokens. Every method is called by one and the same thread."""
+    """Computes tokens. Every method but `load_adapter` is called by one and the same thread."""
 
     capacity: int
     """Sequences that can be in work at the same time."""
@@ -117,8 +119,12 @@ class Engine(Protocol):
     def load_model(self) -> ModelFacts:
         """Load the base model. Raises ModelLoadError."""
 
-    def load_adapter(self, adapter: VerifiedAdapter) -> None:
-        """Load one adapter beside those already loaded. Raises AdapterRefusedError and leaves everything as it was."""
+    def load_adapter(self, adapter: VerifiedAdapter) -> Any:
+        """Read one adapter into memory. Raises AdapterRefusedError.
+
+        Returns what requests refer to it by. The memory is free again when nobody refers to it any more: that is all there
+        is to removing or replacing an adapter. Any one thread may call it, while others `step`.
+        """
 
     def add(self, key: int, request: TokenRequest) -> None:
         """Take a sequence into work; there is room for it."""

@@ -44,6 +44,7 @@ def token_requests(
         TokenRequest(
             prompt=prompt,
             adapter=served.adapter_name,
+            weights=served.weights,
             max_tokens=service.fit(prompt, max_tokens),
             sampling=_sampling(body, choice),
             stop_ids=served.vocabulary.stop_ids,

@@ -29,11 +29,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune_api.artifacts import sha256_of
 from finetune_api.serving import ServedAdapter, ServingConfig
 from finetune_inference.adapters import TOKENIZER_FILES, AdapterRefusedError, VerifiedAdapter, verify
-from finetune_inference.config import Settings, available_cpus
+from finetune_inference.config import Settings
 from finetune_inference.engine import (
     Engine,
     Event,
@@ -52,8 +53,8 @@ from finetune_inference.text import Answer, Vocabulary, load_vocabulary
 
 log = logging.getLogger(__name__)
 
-MakeEngine = Callable[[ServingConfig, int], Engine]
-"""Makes an engine for a configuration and a number of threads; called in the thread that will own the engine."""
+MakeEngine = Callable[[ServingConfig, Settings], Engine]
+"""Makes an engine; called in the thread that will own it."""
 
 
 class UnknownModelError(LookupError):
@@ -86,6 +87,8 @@ class ServedModel:
     """None for the base model."""
     parent: str | None = None
     """Name of the base model; None for the base model itself."""
+    weights: Any = None
+    """What the engine knows the adapter by; None for the base model."""
 
     @property
     def adapter_name(self) -> str | None:
@@ -237,6 +240,7 @@ class InferenceService:
         request = TokenRequest(
             prompt=prompt,
             adapter=served.adapter_name,
+            weights=served.weights,
             max_tokens=self.fit(prompt, max_tokens),
             sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
             stop_ids=vocabulary.stop_ids,
@@ -261,7 +265,7 @@ class InferenceService:
             # Known at once; importing torch to find out takes seconds.
             raise ModelLoadError(f"base model {self.config.model.name}: there is no folder {path}")
         prefetch(path)
-        engine = self._make_engine(self.config, self.settings.threads or available_cpus())
+        engine = self._make_engine(self.config, self.settings)
         facts = engine.load_model()
         base = self._load_base(facts)
         models = {base.name: base}
@@ -272,8 +276,6 @@ class InferenceService:
                 # Its reason is the whole story; a stack trace would only hide it.
                 log.warning("adapter %s refused: %s", served.name, error)
                 self.refused[served.name] = str(error)
-            except ModelLoadError:
-                raise
             except Exception as error:
                 # A folder that others write to must not end the server, whatever is in it.
                 log.exception("adapter %s refused", served.name)
@@ -306,10 +308,7 @@ class InferenceService:
     def _load_adapter(
         self, engine: Engine, served: ServedAdapter, models: dict[str, ServedModel], facts: ModelFacts
     ) -> ServedModel:
-        """Load one adapter. Raises AdapterRefusedError or what nobody foresaw, and then nothing has changed.
-
-        Raises ModelLoadError if something has: the base model is no longer the one that was loaded.
-        """
+        """Load one adapter. Raises AdapterRefusedError or what nobody foresaw."""
         if served.name in models:
             raise AdapterRefusedError(f"the name {served.name!r} is already taken")
         adapter = verify(served)
@@ -320,9 +319,11 @@ class InferenceService:
                 f"{adapter.directory} has a tokenizer of {vocabulary.size} tokens; the base model knows "
                 f"{facts.vocabulary_size}"
             )
-        engine.load_adapter(adapter)
+        weights = engine.load_adapter(adapter)
         log.info("loaded adapter %s (%s) from %s", served.name, adapter.digest, adapter.directory)
-        return ServedModel(served.name, vocabulary, root=served.path, adapter=adapter, parent=base.name)
+        return ServedModel(
+            served.name, vocabulary, root=served.path, adapter=adapter, parent=base.name, weights=weights
+        )
 
     def _adapter_vocabulary(self, adapter: VerifiedAdapter) -> Vocabulary:
         """The adapter's tokenizer; adapters with the same files share one."""
@@ -337,11 +338,11 @@ class InferenceService:
         return self._vocabularies[key]
 
 
-def _transformers_engine(config: ServingConfig, threads: int) -> Engine:
+def _transformers_engine(config: ServingConfig, settings: Settings) -> Engine:
     # Imported here: torch takes seconds, and probes have to be answered meanwhile.
     from finetune_inference.transformers_engine import TransformersEngine
 
-    return TransformersEngine(config, threads)
+    return TransformersEngine(config, settings)
 
 
 def _warm_up(engine: Engine, name: str) -> None:

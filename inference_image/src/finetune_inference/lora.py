@@ -1,11 +1,12 @@
-"""Adapters inside the model: does an adapter fit, and loading it beside the others. The only module that knows peft.
+"""Does an adapter fit the base model, and what does it add to which module? The only module that knows peft.
 
 peft loads what it can: keys it does not recognise are dropped, missing ones keep their initial zeros, and the result is an
 adapter that "works" and does nothing. So names and shapes are compared first, against what peft itself would make for
-this base model. That comparison runs on a copy of the model without storage, so a misfit never touches the real one.
+this base model. That comparison runs on a copy of the model without storage; the real one is never touched.
 """
 
 import json
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,75 +15,88 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from finetune_inference.adapters import AdapterRefusedError, VerifiedAdapter
-from finetune_inference.engine import ModelLoadError
+from finetune_inference.lora_batch import Delta, LoadedLora, Replacement
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What adapters are stored as; peft would take a tensor of any other type, and fail half-way or at the first request."""
+"""What adapters are stored as; a tensor of any other type is no weight."""
 NAMED = 3
 """Tensors named in a message; the rest is counted."""
+PREFIX = "base_model.model."
+"""What peft puts before the base model's own names."""
+_SLOT = "adapter"
 
 
-class LoraModel:
-    """A base model and the adapters on it, of which at most one is active at a time."""
+@dataclass(frozen=True)
+class _Shape:
+    """What peft makes of one adapter configuration for this base."""
+
+    tensors: dict[str, tuple[int, ...]]
+    """Shapes by the names under which peft saves."""
+    scalings: dict[str, float]
+    """By module path; the modules that get low-rank matrices."""
+
+
+class LoraLoader:
+    """Reads adapters for one base model; changes nothing. Any thread may use it, one at a time."""
 
     def __init__(self, base: Any) -> None:
-        self.model = base
-        """The callable model: the base itself, or peft's wrapper once there is an adapter."""
         self._base = base
-        self._slots: dict[str, str] = {}
-        self._active: str | None = None
-        self._expected: dict[str, dict[str, tuple[int, ...]]] = {}
-        """Shapes by configuration: adapters of one kind are many, and finding out takes as long as loading."""
+        self._modules: dict[str, nn.Module] = dict(base.named_modules())
+        self._known: dict[str, _Shape] = {}
+        """By configuration: adapters of one kind are many, and finding out takes as long as loading."""
 
-    def load(self, adapter: VerifiedAdapter) -> None:
-        """Load one adapter. Raises AdapterRefusedError, and then the model is as it was; else ModelLoadError."""
+    def load(self, adapter: VerifiedAdapter) -> LoadedLora:
+        """Read one adapter into memory. Raises AdapterRefusedError."""
         tensors = _read_tensors(adapter)
-        _check_fit(adapter, self._shapes_for(adapter), tensors)
-        # A name of our own: peft takes it for a key of an nn.ModuleDict and cuts it out of parameter names by text.
-        slot = f"slot{len(self._slots)}"
-        try:
-            self._insert(slot, adapter, tensors)
-        except Exception as error:
-            # Half an adapter may be on the model, and would be in everybody's answers.
-            raise ModelLoadError(f"adapter {adapter.name} could not be put on the base model: {error}") from error
-        self._slots[adapter.name] = slot
-        self.model.base_model.disable_adapter_layers()
-        self._active = None
+        shape = self._shape_for(adapter)
+        _check_fit(adapter, shape.tensors, tensors)
+        tensors = {name.removeprefix(PREFIX): t.to(self._base.device, self._base.dtype) for name, t in tensors.items()}
+        deltas = {path: self._delta(path, scaling, tensors) for path, scaling in shape.scalings.items()}
+        return LoadedLora(adapter.name, adapter.digest, deltas, self._replacements(adapter, deltas, tensors))
 
-    def activate(self, name: str | None) -> None:
-        """Make the model answer as this adapter, or as the base model (None)."""
-        if name == self._active:
-            return
-        if name is None:
-            self.model.base_model.disable_adapter_layers()
-        else:
-            if self._active is None:
-                self.model.base_model.enable_adapter_layers()
-            self.model.set_adapter(self._slots[name], inference_mode=True)
-        self._active = name
-
-    def _shapes_for(self, adapter: VerifiedAdapter) -> dict[str, tuple[int, ...]]:
+    def _shape_for(self, adapter: VerifiedAdapter) -> _Shape:
         key = json.dumps(adapter.lora, sort_keys=True)
-        if key not in self._expected:
-            self._expected[key] = _expected_shapes(adapter, self._base.config)
-        return self._expected[key]
+        if key not in self._known:
+            self._known[key] = _shape_of(adapter, self._base.config)
+        return self._known[key]
 
-    def _insert(self, slot: str, adapter: VerifiedAdapter, tensors: dict[str, torch.Tensor]) -> None:
-        from peft import PeftModel, set_peft_model_state_dict
+    @torch.inference_mode()
+    def _delta(self, path: str, scaling: float, tensors: dict[str, torch.Tensor]) -> Delta:
+        if f"{path}.lora_embedding_A" in tensors:
+            a, b = tensors[f"{path}.lora_embedding_A"], tensors[f"{path}.lora_embedding_B"]
+            if type(self._modules[path]) is not nn.Embedding:
+                raise AdapterRefusedError(f"the adapter tunes {path}, an embedding of a kind that is not served tuned")
+            return Delta(a, b, scaling, embedding=True)
+        delta = Delta(
+            tensors[f"{path}.lora_A.weight"],
+            tensors[f"{path}.lora_B.weight"],
+            scaling,
+            tensors.get(f"{path}.lora_B.bias"),
+        )
+        magnitude = tensors.get(f"{path}.lora_magnitude_vector")
+        if magnitude is None:
+            return delta
+        weight = _weight(self._modules[path])
+        tuned = weight + scaling * (delta.b @ delta.a)
+        return replace(delta, magnitude=magnitude / torch.linalg.norm(tuned, dim=1))
 
-        if self.model is self._base:
-            # PeftModel changes the base in place; an adapter that fits its empty copy fits here as well.
-            self.model = PeftModel(self._base, _lora_config(adapter), slot, low_cpu_mem_usage=True)
-        else:
-            self.model.add_adapter(slot, _lora_config(adapter), low_cpu_mem_usage=True)
-        set_peft_model_state_dict(self.model, tensors, adapter_name=slot, low_cpu_mem_usage=True)
-        self.model.eval()
+    def _replacements(
+        self, adapter: VerifiedAdapter, deltas: dict[str, Delta], tensors: dict[str, torch.Tensor]
+    ) -> dict[str, Replacement]:
+        left = {n for n in tensors if not any(n.startswith(f"{path}.lora_") for path in deltas)}
+        paths = sorted({name.rpartition(".")[0] for name in left})
+        odd = [path for path in paths if type(self._modules.get(path)) not in (nn.Linear, nn.Embedding)]
+        if odd:
+            raise AdapterRefusedError(
+                f"{adapter.directory} replaces {_listed(odd)} (modules_to_save); only linear layers and embeddings can be"
+            )
+        return {path: Replacement(tensors[f"{path}.weight"], tensors.get(f"{path}.bias")) for path in paths}
 
 
-def _lora_config(adapter: VerifiedAdapter) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **adapter.lora)
+def _weight(module: nn.Module) -> torch.Tensor:
+    """[out, in]; transformers' Conv1D keeps the transpose."""
+    weight: Any = module.weight
+    return weight if isinstance(module, nn.Linear) else weight.t()  # type: ignore[no-any-return]
 
 
 def _read_tensors(adapter: VerifiedAdapter) -> dict[str, torch.Tensor]:
@@ -117,20 +131,27 @@ def _check_fit(
             )
 
 
-def _expected_shapes(adapter: VerifiedAdapter, base_config: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that peft would save for this adapter on this base."""
-    from peft import PeftModel, get_peft_model_state_dict
+def _shape_of(adapter: VerifiedAdapter, base_config: Any) -> _Shape:
+    """Names, shapes and scalings of the tensors that peft would make for this adapter on this base."""
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
 
     try:
         with torch.device("meta"):
             empty: nn.Module = AutoModelForCausalLM.from_config(base_config)
-        wrapped = PeftModel(empty, _lora_config(adapter), low_cpu_mem_usage=True)
+        config = LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **adapter.lora)
+        wrapped = PeftModel(empty, config, _SLOT, low_cpu_mem_usage=True)
         # Without the "auto" for embeddings, which asks the model hub whether the vocabulary grew.
-        state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+        state = get_peft_model_state_dict(wrapped, adapter_name=_SLOT, save_embedding_layers=False)
+        scalings = {
+            path.removeprefix(PREFIX): float(module.scaling[_SLOT])
+            for path, module in wrapped.named_modules()
+            if isinstance(module, LoraLayer)
+        }
     except Exception as error:
         # What peft raises for a configuration it cannot apply is anything from KeyError to ValueError.
         raise AdapterRefusedError(f"{adapter.directory} cannot be applied to this base model: {error}") from None
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return _Shape({name: tuple(tensor.shape) for name, tensor in state.items()}, scalings)
 
 
 def _listed(names: list[str]) -> str:

@@ -1,4 +1,6 @@
-"""From logits to the next token. Pure functions over one sequence's logits; a `Sampler` adds that sequence's history."""
+"""From logits to the next token. A `Sampler` has one sequence's history, so that its tokens depend on no other sequence."""
+
+from collections.abc import Sequence
 
 import torch
 
@@ -23,29 +25,39 @@ class Sampler:
         self._repetition_penalty = repetition_penalty
         self._generator = _generator(sampling, device)
         self._bias = _bias(sampling.logit_bias, vocabulary_size, device)
-        self._counts = torch.zeros(vocabulary_size, device=device)
-        """[vocabulary] how often each token was generated."""
-        self._seen = torch.zeros(vocabulary_size, dtype=torch.bool, device=device)
-        """[vocabulary] tokens in prompt or answer."""
-        self._seen[torch.tensor(prompt, device=device)] = True
+        self._counts: torch.Tensor | None = None
+        """[vocabulary] how often each token was generated; None if nothing asks for it."""
+        self._seen: torch.Tensor | None = None
+        """[vocabulary] tokens in prompt or answer; None if nothing asks for it."""
+        if sampling.frequency_penalty or sampling.presence_penalty:
+            self._counts = torch.zeros(vocabulary_size, device=device)
+        if repetition_penalty != 1.0:
+            self._seen = torch.zeros(vocabulary_size, dtype=torch.bool, device=device)
+            self._seen[torch.tensor(prompt, device=device)] = True
+
+    @property
+    def is_argmax(self) -> bool:
+        """The likeliest token is all there is to it, whatever came before."""
+        return self._sampling.temperature < GREEDY_BELOW and self._counts is self._seen is self._bias is None
 
     def pick(self, logits: torch.Tensor) -> int:
         """The next token. logits: [vocabulary], float32."""
         token = self._choose(self._adjust(logits))
-        self._counts[token] += 1
-        self._seen[token] = True
+        if self._counts is not None:
+            self._counts[token] += 1
+        if self._seen is not None:
+            self._seen[token] = True
         return token
 
     def _adjust(self, logits: torch.Tensor) -> torch.Tensor:
         """[vocabulary] logits after bias and penalties; the input is left as it is."""
         sampling = self._sampling
-        if self._repetition_penalty != 1.0:
+        if self._seen is not None:
             # The model's generation config asks for it (Keskar et al. 2019); transformers' generate applies it too.
             scaled = torch.where(logits < 0, logits * self._repetition_penalty, logits / self._repetition_penalty)
             logits = torch.where(self._seen, scaled, logits)
-        if sampling.frequency_penalty:
+        if self._counts is not None:
             logits = logits - sampling.frequency_penalty * self._counts
-        if sampling.presence_penalty:
             logits = logits - sampling.presence_penalty * (self._counts > 0)
         return logits if self._bias is None else logits + self._bias
 
@@ -57,6 +69,13 @@ class Sampler:
         if sampling.top_p < 1.0:
             probabilities = keep_top_p(probabilities, sampling.top_p)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+
+def pick_tokens(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[int]:
+    """The next token of each sequence. logits: [len(samplers), vocabulary], float32."""
+    # One reduction and one transfer for all that are greedy, which mostly are many.
+    tokens: list[int] = logits.argmax(dim=-1).tolist() if any(each.is_argmax for each in samplers) else []
+    return [tokens[i] if each.is_argmax else each.pick(logits[i]) for i, each in enumerate(samplers)]
 
 
 def keep_top_p(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:

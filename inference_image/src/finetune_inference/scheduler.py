@@ -103,6 +103,8 @@ class Scheduler:
         self._keys = itertools.count()
         self._stopping = False
         self._failures = 0
+        self._capacity = 1
+        """Sequences that the engine works on at the same time; known once it is prepared."""
         self._seconds_per_sequence = 1.0
         self._prepared = threading.Event()
         self._failure: BaseException | None = None
@@ -143,7 +145,7 @@ class Scheduler:
         with self._changed:
             if self._stopping or self._failure:
                 raise SchedulerStoppedError(str(self._failure or "the server is stopping"))
-            room = self._max_waiting + (1 if not self._running else 0) - len(self._waiting)
+            room = self._max_waiting + max(0, self._capacity - len(self._running)) - len(self._waiting)
             if len(sequences) > room:
                 raise QueueFullError(len(self._waiting), self._retry_after())
             tickets = [Ticket(next(self._keys), request, listener) for request, listener in sequences]
@@ -169,12 +171,14 @@ class Scheduler:
             self._thread.join(timeout)
 
     def _retry_after(self) -> int:
-        """Seconds until the queue has probably moved by one place per waiting sequence."""
-        return max(1, min(LONGEST_RETRY_AFTER, math.ceil(self._seconds_per_sequence * len(self._waiting))))
+        """Seconds until those that wait have probably been taken into work."""
+        seconds = self._seconds_per_sequence * len(self._waiting) / self._capacity
+        return max(1, min(LONGEST_RETRY_AFTER, math.ceil(seconds)))
 
     def _run(self) -> None:
         try:
             engine = self._prepare()
+            self._capacity = engine.capacity
             self._prepared.set()
             while self._take_work(engine):
                 self._step(engine)

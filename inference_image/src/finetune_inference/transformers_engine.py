@@ -1,12 +1,12 @@
-"""The default engine: transformers and peft, one sequence at a time, on whatever device there is.
+"""The default engine: a transformers model that works on many sequences at once, on whatever device there is.
 
-It runs the model's own forward pass with its own cache, a slice of the prompt or one token per step, so that greedy
-answers are those of `transformers.generate`. Called by the scheduler's thread only; torch is imported with this module.
+Every step is one forward pass over one token of each sequence that answers, and slices of the prompts of those that do not
+yet. Sequences come and go between steps; each may have an adapter of its own. Greedy answers are those of
+`transformers.generate`. Torch is imported with this module.
 """
 
 import inspect
 import logging
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,72 +16,51 @@ from transformers.utils import logging as transformers_logging
 
 from finetune_api.serving import ServingConfig
 from finetune_inference.adapters import VerifiedAdapter
-from finetune_inference.engine import (
-    Event,
-    Finished,
-    FinishReason,
-    Generated,
-    ModelFacts,
-    ModelLoadError,
-    PromptScored,
-    ScoredToken,
-    TokenRequest,
-)
-from finetune_inference.lora import LoraModel
-from finetune_inference.sampling import Sampler, score_rows
+from finetune_inference.batched_model import BatchedModel
+from finetune_inference.config import Settings, available_cpus, available_memory
+from finetune_inference.engine import Event, Finished, ModelFacts, ModelLoadError, TokenRequest
+from finetune_inference.kv_cache import KVCache
+from finetune_inference.lora import LoraLoader
+from finetune_inference.lora_batch import LoadedLora, LoraBatch
+from finetune_inference.model_check import disagreement, reference_logits
+from finetune_inference.pieces import Piece, PieceModel
+from finetune_inference.plain_model import PlainModel
+from finetune_inference.sampling import Sampler, pick_tokens
+from finetune_inference.sequence import Sequence
 
 log = logging.getLogger(__name__)
 
-PREFILL_SLICE = 1024
-"""Prompt tokens per forward pass: bounds memory, and lets a cancelled long prompt go early."""
-SCORING_SLICE = 256
-"""The same when every position needs its logits: 256 x 150,000 floats are 150 MB. A fingerprint's probe is one slice."""
+PREFILL_TOKENS = {"cpu": 256, "cuda": 2048}
+"""Prompt tokens per step: those who answer wait for them, so about as long as a step takes anyway. It also bounds the
+logits of a scored prompt: 256 x 150,000 floats are 150 MB."""
+CACHE_SHARE = 4
+"""A quarter of the memory is for keys and values, unless a setting says otherwise."""
 DEFAULT_CONTEXT = 2048
 """Context length when the model's config does not say."""
 
 
-@dataclass
-class _Sequence:
-    """The sequence in work."""
-
-    key: int
-    request: TokenRequest
-    sampler: Sampler
-    stop_ids: frozenset[int]
-    cache: Any = None
-    """The model's own cache object (keys and values of every layer); None before the first pass."""
-    read: int = 0
-    """Prompt tokens that are in the cache."""
-    scores: list[ScoredToken] = field(default_factory=list)
-    last_token: int = 0
-    generated: int = 0
-
-
 class TransformersEngine:
-    """`engine.Engine` on transformers and peft."""
+    """`engine.Engine` on transformers."""
 
-    capacity = 1
-
-    def __init__(self, config: ServingConfig, threads: int) -> None:
+    def __init__(self, config: ServingConfig, settings: Settings) -> None:
+        self.capacity = settings.max_running
         self._config = config
-        self._threads = threads
-        self._sequence: _Sequence | None = None
-        self._lora: LoraModel
+        self._settings = settings
+        self._sequences: dict[int, Sequence] = {}
+        """By key, in the order in which they came."""
+        self._loader: LoraLoader
+        self._model: PieceModel
         self._facts: ModelFacts
-        self._forward_options: dict[str, Any]
-        self._last_only: dict[str, Any]
         self._stop_ids: frozenset[int]
         self._repetition_penalty: float
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def load_model(self) -> ModelFacts:
         """Read the base model into memory. Raises ModelLoadError."""
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._settings.threads or available_cpus())
         transformers_logging.disable_progress_bar()
         model = self._read_model()
         model.eval()
-        self._lora = LoraModel(model)
-        self._last_only = {"logits_to_keep": 1} if _takes_logits_to_keep(model) else {}
         generation = model.generation_config
         self._stop_ids = _token_ids(generation.eos_token_id or model.config.eos_token_id)
         self._repetition_penalty = generation.repetition_penalty or 1.0
@@ -92,41 +71,85 @@ class TransformersEngine:
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(self._device),
         )
+        self._loader = LoraLoader(model)
+        self._model = self._piece_model(model)
         return self._facts
 
-    def load_adapter(self, adapter: VerifiedAdapter) -> None:
-        """Load one adapter beside the others. Raises AdapterRefusedError."""
-        self._lora.load(adapter)
+    def load_adapter(self, adapter: VerifiedAdapter) -> LoadedLora:
+        """Read one adapter into memory. Raises AdapterRefusedError."""
+        return self._loader.load(adapter)
 
     def add(self, key: int, request: TokenRequest) -> None:
         """Take a sequence into work."""
         sampler = Sampler(
             request.sampling, request.prompt, self._facts.vocabulary_size, self._repetition_penalty, self._device
         )
-        self._sequence = _Sequence(key, request, sampler, self._stop_ids | request.stop_ids)
+        lora = request.weights if isinstance(request.weights, LoadedLora) else None
+        stop_ids = self._stop_ids | request.stop_ids
+        self._sequences[key] = Sequence(key, request, lora, sampler, stop_ids, list(request.prompt))
 
+    @torch.inference_mode()
     def remove(self, key: int) -> None:
         """Forget a sequence."""
-        if self._sequence and self._sequence.key == key:
-            self._sequence = None
+        if self._sequences.pop(key, None):
+            self._model.release(key)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Event]]:
-        """Read one slice of the prompt, or make one token."""
-        sequence = self._sequence
-        if sequence is None:
+        """One token for each sequence that answers, and the next slices of prompts."""
+        if not self._sequences:
             return []
         try:
-            self._lora.activate(sequence.request.adapter)
-            events = (
-                self._read_prompt(sequence) if sequence.read < len(sequence.request.prompt) else self._decode(sequence)
-            )
+            pieces = self._admitted()
+            events = self._taken(pieces, self._model.forward(pieces))
         except BaseException:
-            self._sequence = None
+            self._sequences.clear()
+            self._model.clear()
             raise
-        if any(isinstance(event, Finished) for event in events):
-            self._sequence = None
-        return [(sequence.key, event) for event in events]
+        for key, event in events:
+            if isinstance(event, Finished):
+                self.remove(key)
+        return events
+
+    def _admitted(self) -> list[Piece]:
+        """The pieces of this step: what there is room for, older sequences first. At least one: any sequence fits alone."""
+        counts = planned_counts(list(self._sequences.values()), PREFILL_TOKENS[self._device.type])
+        pieces = []
+        for sequence in list(self._sequences.values()):
+            count = counts.get(sequence.key, 0)
+            if count and self._make_room(sequence, sequence.read + count):
+                pieces.append(sequence.piece(count))
+        return pieces
+
+    def _make_room(self, sequence: Sequence, tokens: int) -> bool:
+        """Reserve memory, if need be at the cost of younger sequences, which will read their tokens again later."""
+        while not self._model.reserve(sequence.key, tokens):
+            younger = next((s for s in reversed(self._sequences.values()) if s is sequence or s.read), sequence)
+            if younger is sequence:
+                return False
+            self._model.release(younger.key)
+            younger.restart()
+        return True
+
+    def _taken(self, pieces: list[Piece], logits: torch.Tensor) -> list[tuple[int, Event]]:
+        """What the logits mean for each sequence. logits: [wanted positions of all pieces, vocabulary]."""
+        events: list[tuple[int, Event]] = []
+        picking: list[tuple[Sequence, torch.Tensor]] = []
+        for piece, rows in zip(pieces, torch.split(logits, [piece.wanted for piece in pieces]), strict=True):
+            sequence = self._sequences[piece.key]
+            events += [(piece.key, event) for event in sequence.take_prompt_logits(piece, rows)]
+            if sequence.unread:
+                continue
+            if sequence.request.max_tokens == 0:
+                events.append((piece.key, Finished("length", 0)))
+            else:
+                picking.append((sequence, rows[-1]))
+        if picking:
+            chosen = torch.stack([row for _, row in picking]).float()
+            tokens = pick_tokens([sequence.sampler for sequence, _ in picking], chosen)
+            for (sequence, _), token, row in zip(picking, tokens, chosen, strict=True):
+                events += [(sequence.key, event) for event in sequence.take_token(token, row)]
+        return events
 
     def _read_model(self) -> Any:
         wanted = self._config.model
@@ -148,68 +171,60 @@ class TransformersEngine:
             # transformers raises OSError, ValueError, KeyError, RuntimeError, … depending on what is wrong with the files.
             raise ModelLoadError(f"base model {wanted.name} cannot be loaded from {wanted.path}: {error}") from error
 
+    def _piece_model(self, model: Any) -> PieceModel:
+        """The model for many sequences at once, or one after the other if that is the only way it computes rightly."""
+        takes_logits_to_keep = _takes_logits_to_keep(model)
+        lora = LoraBatch(model)
+        own_attention = model.config._attn_implementation  # noqa: SLF001 - transformers has no other name for it
+        reference = reference_logits(model, self._facts.vocabulary_size)
+        cache = KVCache(self._facts.context_length, budget=0)
+        try:
+            batched = BatchedModel(model, lora, cache, takes_logits_to_keep=takes_logits_to_keep)
+            reason = disagreement(batched, reference)
+        except (ValueError, RuntimeError) as error:
+            # transformers' way to say that a model has only attention of its own.
+            reason = str(error)
+        if reason is None:
+            cache.set_budget(self._cache_tokens(batched.bytes_per_token))
+            return batched
+        log.warning("%s is served one sequence at a time: %s", self._config.model.name, reason)
+        model.set_attn_implementation(own_attention)
+        return PlainModel(model, lora, takes_logits_to_keep=takes_logits_to_keep)
+
+    def _cache_tokens(self, bytes_per_token: int) -> int:
+        """Tokens whose keys and values are kept."""
+        if self._settings.max_cached_tokens:
+            return self._settings.max_cached_tokens
+        memory = torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else available_memory()
+        return memory // CACHE_SHARE // max(1, bytes_per_token)
+
     def _context_length(self, config: Any) -> int:
         text_config = config.get_text_config()
         limit = getattr(text_config, "max_position_embeddings", None) or DEFAULT_CONTEXT
         return min(limit, self._config.max_model_length or limit)
 
-    def _read_prompt(self, sequence: _Sequence) -> list[Event]:
-        """Bring the next slice of the prompt into the cache; with the last one comes the first token."""
-        request = sequence.request
-        size = SCORING_SLICE if request.score_prompt else PREFILL_SLICE
-        ids = request.prompt[sequence.read : sequence.read + size]
-        logits = self._forward(sequence, ids, every_position=request.score_prompt)
-        if request.score_prompt:
-            self._score_slice(sequence, logits)
-        sequence.read += len(ids)
-        if sequence.read < len(request.prompt):
-            return []
-        events: list[Event] = [PromptScored(sequence.scores)] if request.score_prompt else []
-        if request.max_tokens == 0:
-            return [*events, Finished("length", 0)]
-        return [*events, *self._next_token(sequence, logits[-1])]
 
-    def _decode(self, sequence: _Sequence) -> list[Event]:
-        logits = self._forward(sequence, [sequence.last_token], every_position=False)
-        return self._next_token(sequence, logits[-1])
+def planned_counts(sequences: list[Sequence], budget: int) -> dict[int, int]:
+    """Tokens that each sequence should read in the next step, by key.
 
-    def _forward(self, sequence: _Sequence, ids: list[int], *, every_position: bool) -> torch.Tensor:
-        """Logits [positions, vocabulary] after `ids`: of every position or of the last one. Extends the cache."""
-        output = self._lora.model(
-            input_ids=torch.tensor([ids], device=self._device),
-            past_key_values=sequence.cache,
-            use_cache=True,
-            **({} if every_position else self._last_only),
-        )
-        sequence.cache = output.past_key_values
-        logits: torch.Tensor = output.logits[0]
-        return logits
-
-    def _score_slice(self, sequence: _Sequence, logits: torch.Tensor) -> None:
-        """Score the tokens that this slice's positions predict. logits: [slice, vocabulary]."""
-        prompt = sequence.request.prompt
-        if not sequence.scores:
-            sequence.scores.append(ScoredToken(prompt[0]))
-        targets = prompt[sequence.read + 1 : sequence.read + 1 + logits.shape[0]]
-        sequence.scores += score_rows(logits[: len(targets)], targets, sequence.request.logprobs or 0)
-
-    def _next_token(self, sequence: _Sequence, logits: torch.Tensor) -> list[Event]:
-        """Pick a token and say what it means for the sequence. logits: [vocabulary]."""
-        logits = logits.float()
-        token = sequence.sampler.pick(logits)
-        sequence.last_token = token
-        sequence.generated += 1
-        if token in sequence.stop_ids:
-            return [Finished("stop", sequence.generated)]
-        top = sequence.request.logprobs
-        scored = ScoredToken(token) if top is None else score_rows(logits[None], [token], top)[0]
-        reason: FinishReason = "length"
-        finished = sequence.generated >= sequence.request.max_tokens
-        return [Generated(scored), *([Finished(reason, sequence.generated)] if finished else [])]
+    Those that answer read their last token. The rest shares the budget: half of it for the oldest, so that a giant prompt
+    comes to its end, and the other half for the shortest, so that it does not keep others waiting.
+    """
+    counts = {sequence.key: 1 for sequence in sequences if sequence.unread == 1}
+    reading = [sequence for sequence in sequences if sequence.unread > 1]
+    for sequence, limit in zip(reading[:1], [budget // 2], strict=False):
+        counts[sequence.key] = min(sequence.unread, limit)
+        budget -= counts[sequence.key]
+    for sequence in sorted(reading[1:], key=lambda each: each.unread):
+        counts[sequence.key] = min(sequence.unread, budget)
+        budget -= counts[sequence.key]
+    for sequence in reading[:1]:
+        counts[sequence.key] += min(sequence.unread - counts[sequence.key], budget)
+    return counts
 
 
 def _takes_logits_to_keep(model: Any) -> bool:
-    """Most models can skip the head for all but the last position; a few have no such argument."""
+    """Most models can skip the head for all but some positions; a few have no such argument."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 

@@ -1,0 +1,50 @@
+"""One forward pass per sequence, with the model's own attention and cache: slow, and right for every causal model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from finetune_inference.lora_batch import LoraBatch
+from finetune_inference.pieces import Piece
+
+
+class PlainModel:
+    """Runs pieces one after the other."""
+
+    def __init__(self, model: Any, lora: LoraBatch, *, takes_logits_to_keep: bool) -> None:
+        self._model = model
+        self._lora = lora
+        self._takes_logits_to_keep = takes_logits_to_keep
+        self._caches: dict[int, Any] = {}
+        """The model's own cache objects by sequence; absent before the first pass."""
+
+    def reserve(self, key: int, tokens: int) -> bool:
+        """There is always room: the caches grow."""
+        return True
+
+    def forward(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        """Logits [wanted positions of all pieces, vocabulary]."""
+        return torch.cat([self._forward_one(piece) for piece in pieces])
+
+    def release(self, key: int) -> None:
+        """Forget a sequence."""
+        self._caches.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget all sequences."""
+        self._caches.clear()
+
+    def _forward_one(self, piece: Piece) -> torch.Tensor:
+        # `logits_to_keep=0` keeps all.
+        kept = {"logits_to_keep": max(1, piece.wanted)} if self._takes_logits_to_keep else {}
+        with self._lora.applied([piece.lora]):
+            output = self._model(
+                input_ids=torch.tensor([list(piece.ids)], device=self._model.device),
+                past_key_values=self._caches.get(piece.key),
+                use_cache=True,
+                **kept,
+            )
+        self._caches[piece.key] = output.past_key_values
+        logits: torch.Tensor = output.logits[0]
+        return logits[logits.shape[0] - piece.wanted :]

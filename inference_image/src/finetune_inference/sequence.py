@@ -1,0 +1,72 @@
+"""One sequence in work: what it still has to read, and what each new token means for it. Knows no model."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from finetune_inference.engine import Event, Finished, Generated, PromptScored, ScoredToken, TokenRequest
+from finetune_inference.lora_batch import LoadedLora
+from finetune_inference.pieces import Piece
+from finetune_inference.sampling import Sampler, score_rows
+
+
+@dataclass
+class Sequence:
+    """A request on its way through the engine."""
+
+    key: int
+    request: TokenRequest
+    lora: LoadedLora | None
+    """The version that was current when the request was made; held until the sequence ends."""
+    sampler: Sampler
+    stop_ids: frozenset[int]
+    tokens: list[int]
+    """Prompt and answer."""
+    read: int = 0
+    """Tokens that the model has seen."""
+    scores: list[ScoredToken] = field(default_factory=list)
+
+    @property
+    def unread(self) -> int:
+        """Tokens that the model has not seen; 1 while an answer is being generated."""
+        return len(self.tokens) - self.read
+
+    @property
+    def generated(self) -> int:
+        """Tokens of the answer."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    def restart(self) -> None:
+        """Take note that the model forgot the sequence, to make room for another one: it has to read everything again."""
+        self.read = 0
+        if len(self.scores) < len(self.request.prompt):
+            self.scores = []
+
+    def piece(self, count: int) -> Piece:
+        """The next `count` tokens, with logits where something is to be scored or picked."""
+        end = self.read + count
+        scoring = self.request.score_prompt and len(self.scores) < len(self.request.prompt)
+        wanted = count if scoring else int(end == len(self.tokens))
+        return Piece(self.key, self.tokens[self.read : end], self.read, self.lora, wanted)
+
+    def take_prompt_logits(self, piece: Piece, logits: torch.Tensor) -> list[Event]:
+        """Note that a piece was read, and score the prompt if that was asked for. logits: [piece.wanted, vocabulary]."""
+        self.read += len(piece.ids)
+        prompt = self.request.prompt
+        if not self.request.score_prompt or len(self.scores) >= len(prompt):
+            return []
+        if not self.scores:
+            self.scores.append(ScoredToken(prompt[0]))
+        targets = prompt[piece.start + 1 : piece.start + 1 + logits.shape[0]]
+        self.scores += score_rows(logits[: len(targets)], targets, self.request.logprobs or 0)
+        return [PromptScored(self.scores)] if self.read >= len(prompt) else []
+
+    def take_token(self, token: int, logits: torch.Tensor) -> list[Event]:
+        """Note the token that was picked and say what it means. logits: [vocabulary]."""
+        self.tokens.append(token)
+        if token in self.stop_ids:
+            return [Finished("stop", self.generated)]
+        top = self.request.logprobs
+        scored = ScoredToken(token) if top is None else score_rows(logits[None], [token], top)[0]
+        finished = self.generated >= self.request.max_tokens
+        return [Generated(scored), *([Finished("length", self.generated)] if finished else [])]
