@@ -55,11 +55,13 @@ def test_a_finished_run_leaves_one_whole_adapter_with_its_records_and_no_checkpo
     assert finished.outcome.adapter.path == "support-tone/uid-1"
     assert finished.outcome.adapter.digest == digest
     assert {entry.path for entry in manifest.files} == {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
         "dataset-report.json",
         "fingerprint.json",
+        "report.html",
         "run.json",
         "tokenizer.json",
         "tokenizer_config.json",

@@ -16,7 +16,7 @@ from finetune_trainer.batching import Collator, supports_loss_logits
 from finetune_trainer.data import TokenRow
 from finetune_trainer.errors import one_line
 from finetune_trainer.fused_lora import fused_lora
-from finetune_trainer.packing import PackedCollator
+from finetune_trainer.packing import MIN_SHARED_TOKENS, PackedCollator
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ class PackedPasses:
 
     name = "packed"
 
-    def __init__(self) -> None:
-        self._collator = PackedCollator()
+    def __init__(self, min_shared: int = MIN_SHARED_TOKENS) -> None:
+        self._collator = PackedCollator(min_shared)
 
     def collate(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
         """See `Passes`."""

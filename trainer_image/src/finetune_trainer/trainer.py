@@ -3,6 +3,7 @@
 This module imports transformers at its top, so only `training` imports it, and only once training is about to start.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -19,8 +20,12 @@ from finetune_trainer.errors import TrainingError
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.progress import Reporter
 
-KEPT_LOG_ENTRIES: Final = 100
-"""Entries of the Trainer's log history that stay: it is written into every checkpoint and would grow with each step."""
+logger = logging.getLogger(__name__)
+
+CURVE_POINTS: Final = 300
+"""Entries of the Trainer's log history that stay, evenly spread: it is written into every checkpoint, and would grow with each step."""
+RECENT_ENTRIES: Final = 20
+"""Newest entries, all of which stay until newer ones come."""
 
 
 @dataclass
@@ -31,6 +36,12 @@ class Reached:
     checkpoint_step: int | None = None
     trained_tokens: int = 0
     """Real tokens (no padding) trained by this attempt."""
+
+
+def thin_history(history: list[dict[str, float]], max_steps: int) -> None:
+    """Leave evenly spread entries and the newest, chosen by step alone: a resumed run ends with the same ones."""
+    stride = max(1, math.ceil(max_steps / CURVE_POINTS))
+    history[:-RECENT_ENTRIES] = [entry for entry in history[:-RECENT_ENTRIES] if entry["step"] % stride == 0]
 
 
 class StepTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
@@ -105,6 +116,7 @@ class ProgressCallback(_Callback):
             return
         seconds = max(time.monotonic() - self._start_time, 1e-6)
         steps = state.global_step - self._start_step
+        logger.debug("step finished step=%d", state.global_step)
         self._reached.step = state.global_step
         self._reached.trained_tokens = state.num_input_tokens_seen - self._start_tokens
         self._reporter.report(
@@ -120,7 +132,7 @@ class ProgressCallback(_Callback):
                 timestamp=time.time(),
             )
         )
-        del state.log_history[:-KEPT_LOG_ENTRIES]
+        thin_history(state.log_history, state.max_steps)
 
 
 class StopCallback(_Callback):

@@ -19,13 +19,19 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from finetune_api.artifacts import DATASET_REPORT_FILE, FINGERPRINT_FILE, RUN_RECORD_FILE, Manifest
+from finetune_api.artifacts import (
+    DATASET_REPORT_FILE,
+    FINGERPRINT_FILE,
+    MODEL_CARD_FILE,
+    RUN_RECORD_FILE,
+    RUN_REPORT_FILE,
+    Manifest,
+)
 from finetune_api.constants import MAX_TERMINATION_BYTES
 from finetune_api.fingerprint import Fingerprint
 from finetune_api.outcome import CommittedAdapter, Outcome, Result
@@ -43,6 +49,7 @@ from finetune_trainer.fingerprint import take_fingerprint
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.lora import build_lora_config
 from finetune_trainer.progress import LogReporter, Reporter
+from finetune_trainer.run_report import render_model_card, render_page
 
 if TYPE_CHECKING:
     from finetune_trainer.passes import Passes
@@ -64,7 +71,14 @@ class Trained:
     """A finished training."""
 
     step: int
-    metrics: dict[str, float]
+    losses: list[tuple[int, float]]
+    """Step and loss, of all steps or of a few hundred evenly spread ones."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The mean loss at the end."""
+        last = [loss for _, loss in self.losses[-AVERAGED_STEPS:]]
+        return {"train_loss": round(sum(last) / len(last), 6)} if last else {}
 
 
 class FinetuningPipeline:
@@ -107,7 +121,7 @@ class FinetuningPipeline:
         trained = self.train(model, base, dataset, passes)
         metrics = trained.metrics | self.evaluate(model, dataset, passes, on_gpu=base.on_gpu)
         fingerprint = self.take_fingerprint(model, base)
-        committed = self.save_adapter(model, base, examples, dataset.report, fingerprint, trained.step, metrics)
+        committed = self.save_adapter(model, base, examples, dataset.report, fingerprint, trained, metrics)
         self.store.remove_checkpoints()
         return self.report(committed)
 
@@ -221,7 +235,7 @@ class FinetuningPipeline:
             saver.blocked_seconds,
             saver.writing_seconds,
         )
-        return Trained(state.global_step, _loss_metrics(state.log_history))
+        return Trained(state.global_step, [(e["step"], e["loss"]) for e in state.log_history if "loss" in e])
 
     def evaluate(self, model: Any, dataset: PreparedDataset, passes: "Passes", *, on_gpu: bool) -> dict[str, float]:
         """Mean loss per token of the held-out rows; empty without such rows."""
@@ -256,19 +270,24 @@ class FinetuningPipeline:
         examples: Examples,
         report: DatasetReport,
         fingerprint: Fingerprint,
-        step: int,
+        trained: Trained,
         metrics: dict[str, float],
     ) -> Committed:
         """Write adapter, tokenizer, records and manifest into staging, and commit them."""
         staging = self.store.stage_adapter()
         model.save_pretrained(staging)
         base.tokenizer.save_pretrained(staging)
-        (staging / "README.md").unlink(missing_ok=True)  # peft's is a template of a model card
         _sort_targets(staging / "adapter_config.json")
         _write_json(staging / DATASET_REPORT_FILE, report.to_dict())
         _write_json(staging / FINGERPRINT_FILE, fingerprint.to_dict())
-        _write_json(staging / RUN_RECORD_FILE, self._run_record(base, examples, step, metrics))
-        committed = self.store.commit_adapter(self._manifest(base, step))
+        record = self._run_record(base, examples, trained.step, metrics)
+        _write_json(staging / RUN_RECORD_FILE, record)
+        name = self.config.output.adapter_name
+        page = render_page(name, record, trained.losses, report)
+        (staging / RUN_REPORT_FILE).write_text(page, encoding="utf-8")
+        # In the place of peft's, which is a template to be filled in.
+        (staging / MODEL_CARD_FILE).write_text(render_model_card(name, record, report), encoding="utf-8")
+        committed = self.store.commit_adapter(self._manifest(base, trained.step))
         logger.info("adapter committed path=%s digest=%s", committed.path, committed.digest[:19])
         return committed
 
@@ -378,11 +397,6 @@ def _sort_targets(path: Path) -> None:
     if isinstance(document["target_modules"], list):
         document["target_modules"].sort()
     _write_json(path, document)
-
-
-def _loss_metrics(log_history: Sequence[dict[str, float]]) -> dict[str, float]:
-    losses = [entry["loss"] for entry in log_history if "loss" in entry][-AVERAGED_STEPS:]
-    return {"train_loss": round(sum(losses) / len(losses), 6)} if losses else {}
 
 
 def fit_termination_message(outcome: Outcome) -> Outcome:

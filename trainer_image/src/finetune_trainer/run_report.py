@@ -1,0 +1,147 @@
+"""What a person opens after a training: `report.html` with the loss curve, and the model card of the adapter.
+
+Both are made from the run's records alone and hold no time: the same run gives the same bytes, which is what makes adapters
+comparable by digest. The page is one file without scripts and without anything from elsewhere.
+"""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any, Final
+
+from finetune_trainer.data.report import DatasetReport
+
+WIDTH, HEIGHT, MARGIN = 720, 260, 46
+"""Size of a plot in pixels, and the room for its labels."""
+SMOOTHING: Final = 0.9
+"""Weight of the past in the smoothed loss curve."""
+
+Points = Sequence[tuple[float, float]]
+
+_STYLE: Final = """
+:root { color-scheme: light dark; --line: #1f6feb; --dots: #1f6feb55; --held-out: #bf4b00; --grid: #8885; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1.2rem .15rem 0; vertical-align: top; }
+th { font-weight: 500; opacity: .75; } td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: currentColor; }
+""".strip()
+
+
+def render_page(name: str, record: dict[str, Any], losses: Points, dataset: DatasetReport) -> str:
+    """`report.html`: facts, loss curve, lengths of rows. `losses` are (step, loss), steps from 1."""
+    metrics = record["metrics"]
+    sections = [
+        f"<h1>{escape(name)}</h1>",
+        _table(_facts(record, dataset)),
+        "<h2>Loss</h2>",
+        _loss_plot(losses, metrics.get("eval_loss")),
+        "<h2>Lengths of training rows, in tokens</h2>",
+        _histogram([(bin_.up_to, bin_.rows) for bin_ in dataset.training.lengths.histogram]),
+    ]
+    body = "\n".join(sections)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(name)}: training report</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+    )
+
+
+def render_model_card(name: str, record: dict[str, Any], dataset: DatasetReport) -> str:
+    """README.md of the adapter, with the front matter by which hubs and libraries know what it is."""
+    rows = "\n".join(f"| {label} | {value} |" for label, value in _facts(record, dataset))
+    return (
+        f"---\nbase_model: {record['base']['model']}\nlibrary_name: peft\npipeline_tag: text-generation\n"
+        f"tags:\n- lora\n- finetune-operator\n---\n\n# {name}\n\n"
+        f"A LoRA adapter for `{record['base']['model']}`.\n\n| | |\n|---|---|\n{rows}\n\n"
+        "`run.json` says what it was made from and with, `dataset-report.json` what the rows were like, "
+        "`report.html` shows the loss, and `fingerprint.json` holds the probes by which an endpoint can be shown to serve "
+        "these weights.\n"
+    )
+
+
+def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, str]]:
+    hyper, lora, metrics = record["config"]["hyperparameters"], record["config"]["lora"], record["metrics"]
+    facts = [
+        ("base model", f"{record['base']['model']} ({record['base']['revision'][:24]})"),
+        ("dataset", f"{dataset.training.rows} rows, {dataset.training.tokens} tokens, {dataset.digest[:19]}"),
+        ("adapter", f"rank {lora['rank']}, alpha {lora['alpha']}"),
+        ("steps", f"{record['steps']} of {hyper['batchSize']} rows, learning rate {hyper['learningRate']:g}"),
+        ("seed", str(record["seed"])),
+    ]
+    names = {"train_loss": "training loss at the end", "eval_loss": "loss on held-out rows"}
+    return facts + [(names.get(key, key), f"{value:.4f}") for key, value in sorted(metrics.items())]
+
+
+def _table(facts: Sequence[tuple[str, str]]) -> str:
+    rows = "".join(f"<tr><th>{escape(label)}</th><td>{escape(value)}</td></tr>" for label, value in facts)
+    return f"<table>{rows}</table>"
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Exponential moving average, corrected for its start (as in Adam, arXiv 1412.6980, section 3)."""
+    mean, smoothed = 0.0, []
+    for count, value in enumerate(values, start=1):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * value
+        smoothed.append(mean / (1 - SMOOTHING**count))
+    return smoothed
+
+
+def _loss_plot(losses: Points, held_out: float | None) -> str:
+    if not losses:
+        return "<p>No step was trained.</p>"
+    steps = [step for step, _ in losses]
+    values = [loss for _, loss in losses]
+    top = max([*values, held_out or 0.0]) * 1.05 or 1.0
+    first, last = min(steps), max(steps)
+
+    def x(step: float) -> float:
+        return MARGIN + (step - first) / max(last - first, 1) * (WIDTH - 2 * MARGIN)
+
+    def y(loss: float) -> float:
+        return HEIGHT - MARGIN - loss / top * (HEIGHT - 2 * MARGIN)
+
+    dots = "".join(f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="2"/>' for s, v in losses)
+    line = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, smooth(values), strict=True))
+    parts = [
+        _grid([(y(top * i / 4), f"{top * i / 4:.3g}") for i in range(5)]),
+        f'<g fill="var(--dots)">{dots}</g>',
+        f'<polyline points="{line}" fill="none" stroke="var(--line)" stroke-width="2"/>',
+        *(_text(x(step), HEIGHT - MARGIN + 18, f"{step:g}", "middle") for step in sorted({first, last})),
+        _text(WIDTH / 2, HEIGHT - 8, "optimizer step; dots: loss of a step, line: smoothed", "middle"),
+    ]
+    if held_out is not None:
+        parts.append(
+            f'<line x1="{MARGIN}" x2="{WIDTH - MARGIN}" y1="{y(held_out):.1f}" y2="{y(held_out):.1f}" '
+            'stroke="var(--held-out)" stroke-dasharray="6 4"/>'
+        )
+        parts.append(_text(WIDTH - MARGIN, y(held_out) - 5, f"held-out {held_out:.3f}", "end"))
+    return _svg("Training loss by step", parts)
+
+
+def _histogram(bins: Sequence[tuple[int, int]]) -> str:
+    most = max(rows for _, rows in bins)
+    width = (WIDTH - 2 * MARGIN) / len(bins)
+    parts = []
+    for i, (up_to, rows) in enumerate(bins):
+        height = rows / most * (HEIGHT - 2 * MARGIN)
+        left, top = MARGIN + i * width, HEIGHT - MARGIN - height
+        parts += [
+            f'<rect x="{left + 2:.1f}" y="{top:.1f}" width="{width - 4:.1f}" height="{height:.1f}" fill="var(--line)"/>',
+            _text(left + width / 2, top - 5, str(rows), "middle"),
+            _text(left + width / 2, HEIGHT - MARGIN + 18, f"≤ {up_to}", "middle"),
+        ]
+    return _svg("Rows by length", parts)
+
+
+def _grid(lines: Sequence[tuple[float, str]]) -> str:
+    return "".join(
+        f'<line x1="{MARGIN}" x2="{WIDTH - MARGIN}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--grid)"/>'
+        + _text(MARGIN - 6, y + 4, label, "end")
+        for y, label in lines
+    )
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(title: str, parts: Sequence[str]) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>{"".join(parts)}</svg>'
