@@ -24,7 +24,7 @@ from finetune_trainer.data import IGNORED, TokenRow
 def test_a_pass_takes_a_divisor_of_the_batch(
     length: int, batch_size: int, wanted: int | None, on_gpu: bool, expected: int
 ) -> None:
-    assert choose_micro_batch_size([length] * 10, batch_size, wanted, on_gpu=on_gpu) == expected
+    assert choose_micro_batch_size(length, batch_size, wanted, on_gpu=on_gpu) == expected
 
 
 def test_an_epoch_has_every_row_once_in_an_order_that_seed_and_epoch_fix() -> None:

@@ -5,7 +5,6 @@ micro-batches, so that rows that gain from each other's company are together, an
 """
 
 import inspect
-import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -18,12 +17,14 @@ GPU_TOKENS_PER_PASS: Final = 8192
 """Tokens that keep an accelerator busy; logits of a 128k vocabulary then take 4 GiB in float32."""
 
 
-def choose_micro_batch_size(lengths: Sequence[int], batch_size: int, wanted: int | None, *, on_gpu: bool) -> int:
-    """Rows per forward pass: a divisor of `batch_size`, at most `wanted`, or as many as fill a pass with tokens."""
+def choose_micro_batch_size(row_tokens: float, batch_size: int, wanted: int | None, *, on_gpu: bool) -> int:
+    """Rows per forward pass: a divisor of `batch_size`, at most `wanted`, or as many as fill a pass with tokens.
+
+    `row_tokens` is what a row costs in a pass, see `Passes.row_tokens`.
+    """
     if wanted is None:
         budget = GPU_TOKENS_PER_PASS if on_gpu else CPU_TOKENS_PER_PASS
-        typical = sorted(lengths)[math.ceil(len(lengths) * 0.9) - 1]
-        wanted = max(1, budget // typical)
+        wanted = max(1, int(budget / row_tokens))
     return max(d for d in range(1, batch_size + 1) if batch_size % d == 0 and d <= max(1, wanted))
 
 

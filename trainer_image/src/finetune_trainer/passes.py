@@ -5,6 +5,7 @@ Both ways give the same losses and gradients for the same rows; they differ in w
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol
 
@@ -37,6 +38,9 @@ class Passes(Protocol):
     def order(self, rows: Sequence[TokenRow]) -> list[int]:
         """For each row a rank; rows of one step with like ranks belong in the same micro-batch."""
 
+    def row_tokens(self, rows: Sequence[TokenRow]) -> float:
+        """Tokens that a row takes in a pass; what a micro-batch's size is chosen by."""
+
     def applied(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """The context in which the peft model `model` takes such micro-batches."""
 
@@ -56,6 +60,10 @@ class PaddedPasses:
     def order(self, rows: Sequence[TokenRow]) -> list[int]:
         """Long rows first, so that rows of like length are padded together."""
         return [-len(row.input_ids) for row in rows]
+
+    def row_tokens(self, rows: Sequence[TokenRow]) -> float:
+        """A row is padded to the longest of its micro-batch, so it is a long one that counts."""
+        return sorted(len(row.input_ids) for row in rows)[math.ceil(len(rows) * 0.9) - 1]
 
     @contextlib.contextmanager
     def applied(self, model: Any) -> Iterator[None]:
@@ -83,6 +91,10 @@ class PackedPasses:
         for rank, index in enumerate(sorted(range(len(rows)), key=keys.__getitem__)):
             ranks[index] = rank
         return ranks
+
+    def row_tokens(self, rows: Sequence[TokenRow]) -> float:
+        """Nothing is padded, so it is the mean that counts."""
+        return sum(len(row.input_ids) for row in rows) / len(rows)
 
     @contextlib.contextmanager
     def applied(self, model: Any) -> Iterator[None]:

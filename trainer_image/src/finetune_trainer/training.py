@@ -194,8 +194,9 @@ class FinetuningPipeline:
 
         hyper = self.config.hyperparameters
         rows = dataset.training.rows
-        lengths = [len(row.input_ids) for row in rows]
-        micro = choose_micro_batch_size(lengths, hyper.batch_size, hyper.micro_batch_size, on_gpu=base.on_gpu)
+        micro = choose_micro_batch_size(
+            passes.row_tokens(rows), hyper.batch_size, hyper.micro_batch_size, on_gpu=base.on_gpu
+        )
         self.reached = stock.Reached()
         saver = CheckpointSaver(self.store, self.reached, self._manifest(base, 0), self.config.checkpoint.keep)
         loop = stock.StepTrainer(
@@ -245,7 +246,7 @@ class FinetuningPipeline:
 
         ranks = passes.order(dataset.evaluation.rows)
         rows = [row for _, row in sorted(zip(ranks, dataset.evaluation.rows, strict=True), key=lambda pair: pair[0])]
-        size = choose_micro_batch_size([len(row.input_ids) for row in rows], 64, None, on_gpu=on_gpu)
+        size = choose_micro_batch_size(passes.row_tokens(rows), 64, None, on_gpu=on_gpu)
         model.eval()
         total = 0.0
         with torch.inference_mode(), passes.applied(model):
