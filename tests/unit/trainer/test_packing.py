@@ -180,7 +180,7 @@ def test_a_model_is_packed_only_if_its_rows_prove_it(kind: str, options: dict[st
     from finetune_trainer.passes import choose_passes
 
     model = tiny(kind, **options)
-    base: Any = SimpleNamespace(model=model.get_base_model(), pad_token_id=0, dtype="float32")
+    base: Any = SimpleNamespace(model=model.get_base_model(), pad_token_id=0, dtype="float32", on_gpu=False)
     rows = rows_with_common_beginnings(1)
     passes = choose_passes(model, base, rows)
     assert passes.name == expected

@@ -171,8 +171,19 @@ def _gather(states: Any, positions: Any, count: int) -> Any:
 def _fused(query: Any, key: Any, value: Any, mask: Any, scaling: float, dropout: float) -> Any:
     from torch.nn.functional import scaled_dot_product_attention
 
+    if mask is not None:
+        # An accelerator's memory-efficient kernel takes a mask or grouped queries, not both.
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=mask is None,
     )
 
 

@@ -21,7 +21,9 @@ from finetune_trainer.attention import AttentionLayout, Block
 from finetune_trainer.data import IGNORED, TokenRow
 
 MIN_SHARED_TOKENS: Final = 8
-"""Shortest run of tokens that is shared. A node costs one more attention call per layer, as much as a few tokens on a CPU."""
+"""Shortest run of tokens that is shared on a CPU. A node costs one more attention call per layer, as much as a few tokens."""
+GPU_MIN_SHARED_TOKENS: Final = 64
+"""The same on an accelerator, which computes many more tokens in the time of a call."""
 
 Ids = npt.NDArray[np.int64]
 

@@ -17,7 +17,7 @@ from finetune_trainer.batching import Collator, supports_loss_logits
 from finetune_trainer.data import TokenRow
 from finetune_trainer.errors import one_line
 from finetune_trainer.fused_lora import fused_lora
-from finetune_trainer.packing import MIN_SHARED_TOKENS, PackedCollator
+from finetune_trainer.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS, PackedCollator
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def choose_passes(model: Any, base: BaseModel, rows: Sequence[TokenRow]) -> Pass
     padded = PaddedPasses(base)
     if not supports_packing(base.model):
         return padded
-    packed = PackedPasses()
+    packed = PackedPasses(GPU_MIN_SHARED_TOKENS if base.on_gpu else MIN_SHARED_TOKENS)
     sample = sorted(rows, key=lambda row: len(row.input_ids))[:CHECKED_ROWS]
     try:
         difference = largest_difference(model, sample, packed, base.pad_token_id)
