@@ -1,7 +1,7 @@
 """Command line of the trainer.
 
 train     run a configuration by hand, without Kubernetes
-validate  check a configuration and its dataset without training
+validate  check everything that can be known without training: dataset, model, memory, disk
 inspect   verify an adapter's files and say what made it
 work      what the pod runs: the mounted configuration, through Celery
 """
@@ -46,8 +46,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run-id", help="name of the adapter's folder; name an interrupted run here to go on with it")
     train.set_defaults(run=_train)
 
-    validate = commands.add_parser("validate", help="check a configuration and its dataset without training")
+    validate = commands.add_parser(
+        "validate", help="check everything that can be known without training: dataset, model, memory, disk"
+    )
     validate.add_argument("config", type=Path, help="TrainingConfig as YAML or JSON")
+    validate.add_argument(
+        "--gpu-memory",
+        type=float,
+        metavar="GIB",
+        help="memory of the GPU that will train; else this machine is checked",
+    )
     validate.set_defaults(run=_validate)
 
     inspect = commands.add_parser("inspect", help="verify an adapter's files and say what made it")
@@ -82,19 +90,27 @@ def _train(parsed: argparse.Namespace, settings: TrainerSettings) -> int:
 
 
 def _validate(parsed: argparse.Namespace, settings: TrainerSettings) -> int:
-    from finetune_trainer import base_model
-    from finetune_trainer.training import FinetuningPipeline
+    from finetune_trainer.data.report import remarks, render_report
+    from finetune_trainer.preflight import run_preflight
+    from finetune_trainer.preflight.estimate import GIB, gib
+    from finetune_trainer.training import quiet_libraries
 
     config = load_config(parsed.config, model_name_or_path=settings.model_name_or_path)
-    examples = FinetuningPipeline(config).read_examples()
-    _, revision = base_model.locate(config.model)
-    print(f"config:   {parsed.config} is valid")
-    print(
-        f"dataset:  {len(examples.training)} training rows, {len(examples.evaluation)} evaluation rows, "
-        f"format {examples.row_format}, {examples.digest}"
-    )
-    print(f"model:    {config.model.path}, revision {revision}")
-    return ExitCode.SUCCEEDED
+    quiet_libraries()
+    found = run_preflight(config, gpu_memory=int(parsed.gpu_memory * GIB) if parsed.gpu_memory else None)
+    print(f"config:     {parsed.config} is valid")
+    if found.shape:
+        shown = config.model.source or config.model.path
+        print(f"model:      {shown}, revision {found.shape.revision}, adapter of {found.shape.trainable} parameters")
+    if found.dataset:
+        print(render_report(found.dataset.report))
+    if found.memory and found.disk is not None:
+        print(f"memory:     about {found.memory}\ndisk:       about {gib(found.disk)} in {config.output.directory}")
+    for warning in [*found.warnings, *(remarks(found.dataset.report) if found.dataset else [])]:
+        print(f"warning:    {warning}")
+    for failure in found.failures:
+        print(f"{failure.reason}: {failure.message}", file=sys.stderr)
+    return found.failures[0].exit_code if found.failures else ExitCode.SUCCEEDED
 
 
 def _inspect(parsed: argparse.Namespace, _settings: TrainerSettings) -> int:

@@ -5,6 +5,7 @@ execute in a tenant's pod because somebody named it in a spec.
 """
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import logging
@@ -19,7 +20,9 @@ from finetune_trainer.errors import TrainingError, is_storage_full, one_line
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILES: Final = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+WEIGHT_FILES: Final = "*.safetensors"
+NO_WEIGHTS: Final = "it has no *.safetensors weights (pickled weights are never loaded)"
+MODEL_FILES: Final = ["*.json", WEIGHT_FILES, "*.model", "*.txt", "*.jinja"]
 """What is downloaded from a hub: configuration, weights, tokenizer and chat template."""
 FULL_DIGEST_BYTES: Final = 1 << 30
 """Weights up to this size are hashed whole (a second or so); of larger ones, samples are."""
@@ -58,39 +61,45 @@ def locate(config: ModelConfig) -> tuple[Path, str]:
 
     Raises TrainingError (ModelNotFound, ModelInvalid, ModelAccessDenied). Reads no weights but for their digest.
     """
+    folder = locate_files(config)
+    return folder, revision_of(config, folder)
+
+
+def revision_of(config: ModelConfig, folder: Path) -> str:
+    """Commit of a hub model, which its folder is named after; digest of a local one's weights."""
+    return digest_of_weights(folder) if _is_path(config.path) else folder.name
+
+
+def locate_files(config: ModelConfig, *, weights: bool = True) -> Path:
+    """Folder of the model; without `weights`, those of a hub model are only looked up, not downloaded.
+
+    Raises TrainingError (ModelNotFound, ModelInvalid, ModelAccessDenied).
+    """
+    shown = config.source or config.path
+    if not _is_path(config.path):
+        folder = _download(config, weights=weights)
+        _check_folder(folder, shown, weights=weights)
+        return folder
     folder = Path(config.path).expanduser()
-    if _is_path(config.path):
-        shown = config.source or config.path
-        if not folder.exists():
-            raise TrainingError(Reason.MODEL_NOT_FOUND, f"Model {shown} does not exist; check model.source")
-        _check_folder(folder, shown)
-        return folder, digest_of_weights(folder)
-    folder = _download(config)
-    _check_folder(folder, config.source or config.path)
-    return folder, folder.name
+    if not _exists(folder):
+        raise TrainingError(Reason.MODEL_NOT_FOUND, f"Model {shown} does not exist; check model.source")
+    _check_folder(folder, shown)
+    return folder
 
 
 def load(config: ModelConfig, folder: Path, revision: str, precision: str) -> BaseModel:
     """Load model and tokenizer. Raises TrainingError (ModelInvalid)."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import AutoModelForCausalLM
 
     shown = config.source or config.path
-    dtype = _dtype(precision, on_gpu=torch.cuda.is_available())
+    dtype = dtype_of(precision, on_gpu=torch.cuda.is_available())
     if dtype == "bfloat16" and not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2":
         # Without AVX512 the products run in plain loops: a step of a 135M model took minutes instead of seconds.
         logger.warning("bfloat16 is very slow on this CPU; hyperparameters.precision: float32 is faster")
-    with _as_model_invalid(shown):
-        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    architectures = model_config.architectures or []
-    if model_config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
-        architectures and not known.intersection(architectures)
-    ):
-        raise _model_invalid(shown, f"its architecture is {', '.join(architectures) or model_config.model_type}")
-    with _as_model_invalid(shown):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    read_config(folder, shown)
+    tokenizer = read_tokenizer(folder, shown)
+    with as_model_invalid(shown):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
@@ -99,10 +108,35 @@ def load(config: ModelConfig, folder: Path, revision: str, precision: str) -> Ba
             output_loading_info=True,
         )
     if missing := sorted(report["missing_keys"]):
-        raise _model_invalid(shown, f"its safetensors lack {len(missing)} weights, for example {missing[0]}")
-    if not tokenizer.is_fast:
-        raise _model_invalid(shown, "it has no tokenizer.json, which is needed to tell prompt from completion")
+        raise model_invalid(shown, f"its safetensors lack {len(missing)} weights, for example {missing[0]}")
     return BaseModel(model, tokenizer, folder, revision, dtype)
+
+
+def read_config(folder: Path, shown: str) -> Any:
+    """Transformers' configuration of a causal language model. Raises TrainingError (ModelInvalid) for any other."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    with as_model_invalid(shown):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    architectures = config.architectures or []
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
+        architectures and not known.intersection(architectures)
+    ):
+        raise model_invalid(shown, f"its architecture is {', '.join(architectures) or config.model_type}")
+    return config
+
+
+def read_tokenizer(folder: Path, shown: str) -> Any:
+    """The model's tokenizer. Raises TrainingError (ModelInvalid) for one that cannot tell where its tokens are from."""
+    from transformers import AutoTokenizer
+
+    with as_model_invalid(shown):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise model_invalid(shown, "it has no tokenizer.json, which is needed to tell prompt from completion")
+    return tokenizer
 
 
 def digest_of_weights(folder: Path) -> str:
@@ -111,7 +145,7 @@ def digest_of_weights(folder: Path) -> str:
     A sampled digest says so in its prefix. It tells two models apart that differ anywhere near the samples (start, end and
     64 places in between of every file), which any tuned or quantised variant of a model does.
     """
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    files = [folder / "config.json", *sorted(folder.glob(WEIGHT_FILES))]
     whole = sum(f.stat().st_size for f in files) <= FULL_DIGEST_BYTES
     digest = hashlib.sha256()
     for file in files:
@@ -131,24 +165,31 @@ def _sampled(file: Path) -> str:
 
 
 def _is_path(path: str) -> bool:
-    return path.startswith(("/", "./", "../", "~")) or path.count("/") != 1 or Path(path).exists()
+    return path.startswith(("/", "./", "../", "~")) or path.count("/") != 1 or _exists(Path(path))
 
 
-def _check_folder(folder: Path, shown: str) -> None:
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file system takes
+        return False
+
+
+def _check_folder(folder: Path, shown: str, *, weights: bool = True) -> None:
     if not (folder / "config.json").is_file():
-        raise _model_invalid(shown, "it has no config.json")
+        raise model_invalid(shown, "it has no config.json")
     try:
         document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise _model_invalid(shown, f"its config.json cannot be read ({one_line(error)})") from None
+        raise model_invalid(shown, f"its config.json cannot be read ({one_line(error)})") from None
     if not isinstance(document, dict) or "model_type" not in document:
-        raise _model_invalid(shown, "its config.json names no model_type")
-    if not any(folder.glob("*.safetensors")):
-        raise _model_invalid(shown, "it has no *.safetensors weights (pickled weights are never loaded)")
+        raise model_invalid(shown, "its config.json names no model_type")
+    if weights and not any(folder.glob(WEIGHT_FILES)):
+        raise model_invalid(shown, NO_WEIGHTS)
 
 
-def _download(config: ModelConfig) -> Path:
-    from huggingface_hub import snapshot_download
+def _download(config: ModelConfig, *, weights: bool) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -160,7 +201,12 @@ def _download(config: ModelConfig) -> Path:
 
     name = config.path if config.revision is None else f"{config.path} at {config.revision}"
     try:
-        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=MODEL_FILES))
+        patterns = MODEL_FILES if weights else [pattern for pattern in MODEL_FILES if pattern != WEIGHT_FILES]
+        folder = Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
+        if not weights and not any(folder.glob(WEIGHT_FILES)):
+            files = HfApi().list_repo_files(config.path, revision=config.revision)
+            if not any(fnmatch.fnmatch(file, WEIGHT_FILES) for file in files):
+                raise model_invalid(name, NO_WEIGHTS)
     except GatedRepoError:
         raise TrainingError(
             Reason.MODEL_ACCESS_DENIED,
@@ -192,15 +238,18 @@ def _download(config: ModelConfig) -> Path:
             f"{name} is not cached and the hub cannot be reached: {one_line(error)}",
             retryable=True,
         ) from None
+    return folder
 
 
-def _dtype(precision: str, *, on_gpu: bool) -> str:
+def dtype_of(precision: str, *, on_gpu: bool) -> str:
+    """Dtype of weights that a configuration's `precision` stands for."""
     if precision == "auto":
         return "bfloat16" if on_gpu else "float32"
     return precision
 
 
-def _model_invalid(shown: str, found: str) -> TrainingError:
+def model_invalid(shown: str, found: str) -> TrainingError:
+    """The error of a model that is none that can be tuned."""
     return TrainingError(
         Reason.MODEL_INVALID,
         f"Model {shown} cannot be tuned: {found}; expected the folder of a causal language model with config.json, "
@@ -208,7 +257,7 @@ def _model_invalid(shown: str, found: str) -> TrainingError:
     )
 
 
-class _as_model_invalid(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads as a phrase at its uses
+class as_model_invalid(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads as a phrase at its uses
     """Whatever transformers raises while it reads the files of a model is about the model."""
 
     def __init__(self, shown: str) -> None:
@@ -218,4 +267,4 @@ class _as_model_invalid(contextlib.AbstractContextManager[None]):  # noqa: N801 
         if isinstance(error, Exception) and not isinstance(error, MemoryError):
             if type(error).__name__ == "OutOfMemoryError":
                 return
-            raise _model_invalid(self._shown, one_line(error)) from error
+            raise model_invalid(self._shown, one_line(error)) from error

@@ -59,7 +59,7 @@ def prepare_dataset(
     cache: data.TokenCache | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> PreparedDataset:
-    """Tokenise examples, or take them from the cache, and log what became of them.
+    """Tokenise examples, or take them from the cache, and measure them.
 
     `between` is called now and then and may raise. Raises TrainingError (DatasetInvalid).
     """
@@ -86,7 +86,6 @@ def prepare_dataset(
         max_length=max_length,
         loss_on=loss_on,
     )
-    log_report(report)
     return PreparedDataset(training, evaluation, max_length, report)
 
 

@@ -44,7 +44,7 @@ from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import StepSampler, choose_micro_batch_size
 from finetune_trainer.data import TokenCache
 from finetune_trainer.data.report import DatasetReport
-from finetune_trainer.dataset import Examples, PreparedDataset, prepare_dataset, read_examples
+from finetune_trainer.dataset import Examples, PreparedDataset, log_report, prepare_dataset, read_examples
 from finetune_trainer.fingerprint import take_fingerprint
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.lora import build_lora_config
@@ -142,7 +142,7 @@ class FinetuningPipeline:
         self._check_stop()
         started = time.monotonic()
         folder, revision = base_model.locate(self.config.model)
-        _quiet_libraries()
+        quiet_libraries()
         base = base_model.load(self.config.model, folder, revision, self.config.hyperparameters.precision)
         logger.info(
             "base model loaded model=%s revision=%s dtype=%s device=%s parameters=%d seconds=%.1f",
@@ -159,9 +159,11 @@ class FinetuningPipeline:
         """Render rows with the chat template, mark tokens with loss, and log what became of the dataset."""
         self._check_stop()
         cache = TokenCache(Path(self.config.output.directory) / CACHE_FOLDER)
-        return prepare_dataset(
+        dataset = prepare_dataset(
             self.config, examples, base.tokenizer, base.model.config, cache=cache, between=self._check_stop
         )
+        log_report(dataset.report)
+        return dataset
 
     def add_lora(self, base: BaseModel) -> Any:
         """The base model with an untrained adapter, which changes nothing yet: one of its two matrices is zero."""
@@ -411,7 +413,7 @@ def fit_termination_message(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Log lines are ours: libraries' progress bars and advice would drown them. Errors still raise."""
     from transformers.utils import logging as transformers_logging
 

@@ -163,7 +163,7 @@ def _read_csv(stream: BinaryIO, problems: Problems, shown: str) -> Iterator[Row]
                 yield Row(f"row {number}", dict(value))
     except csv.Error as error:
         raise invalid(
-            f"{shown} row {number + 1} (line {reader.line_num}) is not CSV ({error}); check its quotes"
+            f"{shown} row {number + 1} (after line {reader.line_num}) is not CSV ({error}); check its quotes"
         ) from None
 
 

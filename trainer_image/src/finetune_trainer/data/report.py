@@ -110,16 +110,16 @@ def remarks(report: DatasetReport) -> list[str]:
 def render_report(report: DatasetReport) -> str:
     """The report for a person to read, with its histogram."""
     lines = [
-        f"dataset:  {report.training.rows} training rows, {report.evaluation.rows if report.evaluation else 0} evaluation "
+        f"dataset:    {report.training.rows} training rows, {report.evaluation.rows if report.evaluation else 0} evaluation "
         f"rows, format {report.format}, {report.digest}"
     ]
     parts = [("training", report.training)] + ([("evaluation", report.evaluation)] if report.evaluation else [])
     for name, part in parts:
         lengths = part.lengths
         lines += [
-            f"{name + ':':<11}{part.rows} rows, {part.tokens} tokens, {part.loss_tokens} with loss "
+            f"{name + ':':<12}{part.rows} rows, {part.tokens} tokens, {part.loss_tokens} with loss "
             f"({part.loss_share:.0%}, lossOn {report.loss_on})",
-            f"           tokens a row: shortest {lengths.shortest}, median {lengths.median}, p90 {lengths.p90}, "
+            f"            tokens a row: shortest {lengths.shortest}, median {lengths.median}, p90 {lengths.p90}, "
             f"longest {lengths.longest}; maxLength {report.max_length}",
             *_bars(lengths.histogram),
         ]
@@ -170,7 +170,7 @@ def _bars(histogram: Sequence[Bin]) -> list[str]:
     most = max(one.rows for one in histogram)
     first = next(i for i, one in enumerate(histogram) if one.rows)
     return [
-        f"           up to {one.up_to:>6}: {one.rows:>8} {'#' * round(BAR_WIDTH * one.rows / most)}".rstrip()
+        f"            up to {one.up_to:>6}: {one.rows:>8} {'#' * round(BAR_WIDTH * one.rows / most)}".rstrip()
         for one in histogram[first:]
     ]
 

@@ -1,0 +1,210 @@
+"""Everything about a run that can be known without an accelerator and without loading weights.
+
+Each check stands alone as far as it can, so that one mistake does not hide another: a bad row and a wrong target module are
+reported together.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from finetune_api.reasons import Reason
+from finetune_api.training import TrainingConfig
+from finetune_trainer import base_model
+from finetune_trainer.dataset import Examples, PreparedDataset, model_length, prepare_dataset, read_examples
+from finetune_trainer.errors import TrainingError
+from finetune_trainer.lora import build_lora_config
+from finetune_trainer.preflight.estimate import (
+    MemoryEstimate,
+    available_memory,
+    estimate_disk,
+    estimate_memory,
+    existing_parent,
+    free_disk,
+    gib,
+)
+from finetune_trainer.preflight.weights import count_weights
+
+MAX_LAYERS: Final = 1000
+"""Layers of any model that exists, several times over: building a model takes time for each, even without weights."""
+COMPLETE_SHARE: Final = 0.98
+"""Share of the model's parameters that its files must hold; some files leave out what is computed."""
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A model without weights."""
+
+    model: Any
+    tokenizer: Any
+    folder: Path
+    revision: str
+    trainable: int
+    """Parameters of the adapter."""
+
+
+@dataclass
+class Preflight:
+    """What was found out."""
+
+    failures: list[TrainingError] = field(default_factory=list)
+    """Why the run would fail, one for each check that did; none means it may start."""
+    warnings: list[str] = field(default_factory=list)
+    """What is allowed and probably not meant."""
+    examples: Examples | None = None
+    shape: ModelShape | None = None
+    dataset: PreparedDataset | None = None
+    memory: MemoryEstimate | None = None
+    disk: int | None = None
+    """Bytes that the run writes to the output volume."""
+
+    def attempt(self, check: Callable[[], Value]) -> Value | None:
+        """The check's result, or None and its failure noted."""
+        try:
+            return check()
+        except TrainingError as error:
+            self.failures.append(error)
+            return None
+
+
+def run_preflight(config: TrainingConfig, *, gpu_memory: int | None = None) -> Preflight:
+    """Run every check; `gpu_memory` is that of the accelerator that will train, in bytes, if there will be one."""
+    found = Preflight()
+    found.examples = found.attempt(lambda: read_examples(config))
+    found.shape = found.attempt(lambda: check_model(config))
+    found.attempt(lambda: check_output(config))
+    if found.shape is None:
+        return found
+    shape = found.shape
+    length = model_length(shape.model.config)
+    if length is not None and length < config.hyperparameters.max_length:
+        found.warnings.append(
+            f"hyperparameters.maxLength={config.hyperparameters.max_length} is more than the {length} tokens that the model "
+            f"has positions for; rows are cut to {length}"
+        )
+    if found.examples is None:
+        return found
+    examples = found.examples
+    found.dataset = found.attempt(lambda: prepare_dataset(config, examples, shape.tokenizer, shape.model.config))
+    if found.dataset is None:
+        return found
+    found.memory, found.disk = _estimate(config, shape, found.dataset, gpu_memory)
+    memory, disk = found.memory, found.disk
+    found.attempt(lambda: check_memory(memory, gpu_memory, found.warnings))
+    found.attempt(lambda: check_disk(config, disk))
+    return found
+
+
+def check_model(config: TrainingConfig) -> ModelShape:
+    """Files, tokenizer, architecture and target modules, with the model on torch's meta device: shapes, no memory.
+
+    Raises TrainingError (ModelNotFound, ModelAccessDenied, ModelInvalid, TargetModulesNotFound).
+    """
+    shown = config.model.source or config.model.path
+    folder = base_model.locate_files(config.model, weights=False)
+    model_config = base_model.read_config(folder, shown)
+    tokenizer = base_model.read_tokenizer(folder, shown)
+    model = _on_meta_device(model_config, shown)
+    _check_tokenizer_fits(tokenizer, model, shown)
+    _check_weights_complete(folder, model, shown)
+    revision = base_model.revision_of(config.model, folder)
+    return ModelShape(model, tokenizer, folder, revision, _trainable(config, model))
+
+
+def check_output(config: TrainingConfig) -> None:
+    """Raise TrainingError (StorageFull, SpecInvalid) if the output directory cannot be written."""
+    parent = existing_parent(Path(config.output.directory))
+    if not parent.is_dir():
+        raise TrainingError(
+            Reason.SPEC_INVALID, f"output.directory {config.output.directory}: {parent} is a file, expected a folder"
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise TrainingError(
+            Reason.STORAGE_FULL,
+            f"output.directory {config.output.directory} cannot be written by uid {os.getuid()}, or its volume is "
+            "read-only; make it writable",
+        )
+
+
+def check_memory(memory: MemoryEstimate, gpu_memory: int | None, warnings: list[str]) -> None:
+    """Raise TrainingError (WontFitGPU, HostOutOfMemory) if not even weights and adapter fit; warn if it is close."""
+    limit = available_memory() if gpu_memory is None else gpu_memory
+    where = "this container or machine" if gpu_memory is None else "the accelerator"
+    if memory.least > limit:
+        reason = Reason.HOST_OUT_OF_MEMORY if gpu_memory is None else Reason.WONT_FIT_GPU
+        raise TrainingError(
+            reason,
+            f"Weights and adapter alone take about {gib(memory.least)}, {where} has {gib(limit)}; use a smaller model, "
+            "hyperparameters.precision bfloat16, a lower lora.rank, or more memory",
+        )
+    if memory.total > limit:
+        warnings.append(
+            f"training is expected to take about {memory}, {where} has {gib(limit)}; lower hyperparameters.microBatchSize or "
+            "maxLength"
+        )
+
+
+def check_disk(config: TrainingConfig, needed: int) -> None:
+    """Raise TrainingError (StorageFull) if adapter and checkpoints will not fit."""
+    free = free_disk(Path(config.output.directory))
+    if needed > free:
+        raise TrainingError(
+            Reason.STORAGE_FULL,
+            f"Adapter and checkpoints take about {gib(needed)}, {config.output.directory} has {gib(free)} free; enlarge "
+            "output.claim, or lower lora.rank or checkpoint.keep",
+        )
+
+
+def _estimate(
+    config: TrainingConfig, shape: ModelShape, dataset: PreparedDataset, gpu_memory: int | None
+) -> tuple[MemoryEstimate, int]:
+    on_gpu = gpu_memory is not None
+    dtype = base_model.dtype_of(config.hyperparameters.precision, on_gpu=on_gpu)
+    memory = estimate_memory(config, shape.model, shape.trainable, dtype, dataset, on_gpu=on_gpu)
+    return memory, estimate_disk(config, shape.trainable, shape.folder, dataset)
+
+
+def _on_meta_device(model_config: Any, shown: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    layers = getattr(model_config.get_text_config(), "num_hidden_layers", 0)
+    if not isinstance(layers, int) or not 0 < layers <= MAX_LAYERS:
+        raise base_model.model_invalid(shown, f"its config.json says num_hidden_layers={layers!r}")
+    with base_model.as_model_invalid(shown), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+
+
+def _check_tokenizer_fits(tokenizer: Any, model: Any, shown: str) -> None:
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= embeddings:
+        raise base_model.model_invalid(
+            shown, f"its tokenizer has a token {largest}, the model has embeddings for {embeddings}"
+        )
+
+
+def _check_weights_complete(folder: Path, model: Any, shown: str) -> None:
+    if not any(folder.glob(base_model.WEIGHT_FILES)):
+        return  # still at the hub
+    stored = count_weights(folder, shown)
+    expected = sum(parameter.numel() for parameter in model.parameters())
+    # Quantised weights are packed: several numbers of the model are one number of the file.
+    if getattr(model.config, "quantization_config", None) is None and stored < COMPLETE_SHARE * expected:
+        raise base_model.model_invalid(
+            shown, f"its safetensors hold {stored} numbers, its config.json describes a model of {expected}"
+        )
+
+
+def _trainable(config: TrainingConfig, model: Any) -> int:
+    import torch
+    from peft import get_peft_model
+
+    lora = build_lora_config(config.lora, model, base_name=config.model.path, base_revision="")
+    with torch.device("meta"):
+        trainable, _ = get_peft_model(model, lora).get_nb_trainable_parameters()
+    return int(trainable)
