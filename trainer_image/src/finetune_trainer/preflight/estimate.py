@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from finetune_api.training import TrainingConfig
 from finetune_trainer.batching import choose_micro_batch_size
 from finetune_trainer.dataset import PreparedDataset
@@ -57,10 +59,11 @@ def estimate_memory(
     config: TrainingConfig, model: Any, trainable: int, dtype: str, dataset: PreparedDataset, *, on_gpu: bool
 ) -> MemoryEstimate:
     """Peak while training `model`, which may be on the meta device, with the longest rows in one pass."""
-    lengths = dataset.training.rows.lengths.tolist()
+    lengths = dataset.training.rows.lengths
     hyper = config.hyperparameters
-    rows = choose_micro_batch_size(lengths, hyper.batch_size, hyper.micro_batch_size, on_gpu=on_gpu)
-    tokens = sum(sorted(lengths)[-rows:])
+    # Packed rows, which cost their length each: padded ones are fewer in a pass, as long as the longest of them.
+    rows = choose_micro_batch_size(lengths.mean(), hyper.batch_size, hyper.micro_batch_size, on_gpu=on_gpu)
+    tokens = int(np.sort(lengths)[-rows:].sum())
     learnt = tokens * dataset.training.loss_tokens // dataset.training.tokens
     text = model.config.get_text_config()
     hidden = text.hidden_size
