@@ -51,7 +51,11 @@ lint: setup ## Formatting, lint, types, import contracts
 
 .PHONY: test-unit
 test-unit: setup ## Unit, golden and contract tests: need only Python
-	$(call timed,unit golden and contract tests,$(PY) -m pytest -m "not apiserver and not e2e" tests/unit tests/golden tests/contract)
+	$(call timed,unit golden and contract tests,$(PY) -m pytest -m "not apiserver and not e2e" tests/unit tests/golden tests/contract tests/kill)
+
+.PHONY: kill-test-trainer
+kill-test-trainer: setup ## Kill trainings a hundred times, also inside a save; prints a table and writes figures
+	$(call timed,kills of the trainer,$(PY) tests/kill/run.py $(KILL_ARGS))
 
 .PHONY: binaries
 binaries: setup ## Build etcd, Kubernetes, CoreDNS and helm (once per version)
@@ -64,6 +68,10 @@ test-apiserver: binaries ## The real operator and gateway against a real kube-ap
 .PHONY: test-e2e
 test-e2e: demo ## The demo and the failure cases on the local cluster with real images
 	$(call timed,end-to-end tests,$(PY) -m pytest tests/e2e)
+
+.PHONY: bench-training
+bench-training: setup ## Training speed, memory and parity against stock Trainer + peft (BENCH_ARGS=--help)
+	PYTHONPATH=tests/support:tests/cluster $(PY) tests/bench/training/bench.py $(BENCH_ARGS)
 
 .PHONY: figures
 figures: setup ## Print all measured figures and mark what falls short
