@@ -23,6 +23,8 @@ def build_lora_config(lora: Lora, model: Any, *, base_name: str, base_revision: 
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
         target_modules=_checked_targets(lora.target_modules, model),
     )
 

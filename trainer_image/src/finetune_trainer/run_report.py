@@ -62,12 +62,17 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
     facts = [
         ("base model", f"{record['base']['model']} ({record['base']['revision'][:24]})"),
         ("dataset", f"{dataset.training.rows} rows, {dataset.training.tokens} tokens, {dataset.digest[:19]}"),
-        ("adapter", f"rank {lora['rank']}, alpha {lora['alpha']}"),
+        ("adapter", _adapter(lora)),
         ("steps", f"{record['steps']} of {hyper['batchSize']} rows, learning rate {hyper['learningRate']:g}"),
         ("seed", str(record["seed"])),
     ]
     names = {"train_loss": "training loss at the end", "eval_loss": "loss on held-out rows"}
     return facts + [(names.get(key, key), f"{value:.4f}") for key, value in sorted(metrics.items())]
+
+
+def _adapter(lora: dict[str, Any]) -> str:
+    variations = [name for key, name in (("useRslora", "rsLoRA"), ("useDora", "DoRA")) if lora[key]]
+    return ", ".join([f"rank {lora['rank']}, alpha {lora['alpha']}", *variations])
 
 
 def _table(facts: Sequence[tuple[str, str]]) -> str:

@@ -122,6 +122,20 @@ class Lora(SpecModel):
         Field(description="alpha scales the update by alpha / rank; twice the rank is a common choice.", gt=0, le=4096),
     ] = 16
     dropout: Annotated[float, Field(description="dropout on the adapter's input.", ge=0, lt=1)] = 0.0
+    use_rslora: Annotated[
+        bool,
+        Field(
+            description="useRslora scales the update by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732), which "
+            "keeps high ranks effective."
+        ),
+    ] = False
+    use_dora: Annotated[
+        bool,
+        Field(
+            description="useDora learns a magnitude for each output beside the direction (DoRA, arXiv 2402.09353): often "
+            "better at low ranks, and slower to train."
+        ),
+    ] = False
     target_modules: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]],
         Field(
