@@ -95,7 +95,17 @@ class VerifiedAdapter:
         return self.directory / WEIGHTS_FILE
 
 
-def verify(served: ServedAdapter) -> VerifiedAdapter:
+@dataclass(frozen=True)
+class Limits:
+    """What adapters may cost."""
+
+    rank: int
+    """Highest rank of an adapter."""
+    memory_bytes: int
+    """Memory of all adapters together; also the largest file with weights."""
+
+
+def verify(served: ServedAdapter, limits: Limits) -> VerifiedAdapter:
     """Believe an adapter folder, or raise AdapterRefusedError."""
     directory = Path(served.path)
     try:
@@ -106,6 +116,7 @@ def verify(served: ServedAdapter) -> VerifiedAdapter:
         raise AdapterRefusedError(f"{directory} has digest {digest}; {served.digest} was asked for")
     _check_files(directory, manifest)
     config = _read_config(directory)
+    _check_limits(directory, config, limits)
     return VerifiedAdapter(
         name=served.name,
         directory=directory,
@@ -138,6 +149,20 @@ def lora_arguments(config: dict[str, Any]) -> dict[str, Any]:
     if refused:
         raise AdapterRefusedError(f"{CONFIG_FILE} sets {', '.join(refused)}, which is not plain LoRA")
     return {key: config[key] for key in LORA_KEYS if config.get(key) is not None}
+
+
+def _check_limits(directory: Path, config: dict[str, Any], limits: Limits) -> None:
+    """Every adapter of a batch costs time by its rank, and all of them share the memory."""
+    pattern = config.get("rank_pattern")
+    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [])]
+    highest = max((rank for rank in ranks if isinstance(rank, int)), default=0)
+    if highest > limits.rank:
+        raise AdapterRefusedError(f"{CONFIG_FILE} has rank {highest}; this server allows {limits.rank} or less")
+    size = (directory / WEIGHTS_FILE).stat().st_size
+    if size > limits.memory_bytes:
+        raise AdapterRefusedError(
+            f"{directory / WEIGHTS_FILE} has {size} bytes; this server has {limits.memory_bytes} for all adapters"
+        )
 
 
 def _check_names(config: dict[str, Any]) -> None:

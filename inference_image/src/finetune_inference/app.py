@@ -14,9 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetune_api.serving import ServingConfig
 from finetune_inference import chat, completions, errors
+from finetune_inference.catalogue import ServedModel
 from finetune_inference.config import Settings
 from finetune_inference.generation import Serving
-from finetune_inference.inference import InferenceService, ServedModel
+from finetune_inference.inference import InferenceService
 from finetune_inference.metrics import CONTENT_TYPE, Metrics, MetricsMiddleware
 from finetune_inference.schemas import ModelCard, ModelList
 from finetune_inference.streaming import ClientGoneError
@@ -82,7 +83,8 @@ async def readyz(request: Request) -> Response:
     """200 when requests are answered: the model is loaded, a token was generated, and the process stays."""
     service = _service(request)
     if service.ready:
-        return JSONResponse({"status": "ready", "refusedAdapters": service.refused})
+        problem = {"adapterList": service.adapter_list_problem} if service.adapter_list_problem else {}
+        return JSONResponse({"status": "ready", "refusedAdapters": service.refused, **problem})
     status = "draining" if service.draining else "failed" if service.failure else "loading"
     return JSONResponse({"status": status, "reason": service.failure}, 503)
 
@@ -140,7 +142,7 @@ def _service(request: Request) -> InferenceService:
 def _model_card(service: InferenceService, model: ServedModel) -> ModelCard:
     return ModelCard(
         id=model.name,
-        created=service.created,
+        created=model.created,
         root=model.root,
         parent=model.parent,
         max_model_len=service.facts.context_length,

@@ -9,10 +9,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from finetune_inference.catalogue import ServedModel
 from finetune_inference.engine import ScoredToken, TokenRequest
 from finetune_inference.errors import SERVICE_ERRORS, to_api_error
-from finetune_inference.generation import Serving, Tally, token_requests
-from finetune_inference.inference import ServedModel
+from finetune_inference.generation import Serving, Tally, served_model, token_requests
 from finetune_inference.schemas import (
     AssistantMessage,
     ChatChoice,
@@ -35,7 +35,7 @@ router = APIRouter()
 async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
     """Answer a conversation, at once or as a stream."""
     serving: Serving = request.app.state.serving
-    served = serving.service.model(body.model)
+    served = await served_model(serving.service, body.model)
     messages = [message.to_template() for message in body.messages]
     prompt = await asyncio.to_thread(served.vocabulary.encode_chat, messages)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None

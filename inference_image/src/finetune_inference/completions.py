@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Request, Response
 
+from finetune_inference.catalogue import ServedModel
 from finetune_inference.engine import FinishReason, ScoredToken, TokenRequest
 from finetune_inference.errors import SERVICE_ERRORS, invalid_value, to_api_error
-from finetune_inference.generation import Serving, Tally, token_requests
-from finetune_inference.inference import ServedModel
+from finetune_inference.generation import Serving, Tally, served_model, token_requests
 from finetune_inference.schemas import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, Usage
 from finetune_inference.streaming import DONE, EventStreamResponse, answers, sse, unless_disconnected
 from finetune_inference.text import Delta, Vocabulary
@@ -30,7 +30,7 @@ router = APIRouter()
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Continue prompts, at once or as a stream."""
     serving: Serving = request.app.state.serving
-    served = serving.service.model(body.model)
+    served = await served_model(serving.service, body.model)
     if len(body.prompts) > serving.service.settings.max_sequences_per_request:
         raise invalid_value(f"{len(body.prompts)} prompts are too many for one request.", "prompt")
     prompts = await asyncio.to_thread(_encode, served.vocabulary, body.prompts)

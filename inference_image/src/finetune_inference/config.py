@@ -54,6 +54,22 @@ class Settings(BaseSettings):
             ge=1,
         ),
     ] = None
+    adapters_path: Annotated[
+        Path,
+        Field(
+            description="File with a list of adapters that may change at any time (JSON, see `adapter_list`); need not exist."
+        ),
+    ] = Path("/etc/finetune-adapters/adapters.json")
+    adapters_poll_seconds: Annotated[float, Field(description="Seconds between two looks at that file.", gt=0)] = 0.25
+    max_lora_rank: Annotated[int, Field(description="Highest rank of an adapter.", ge=1)] = 256
+    adapter_memory_bytes: Annotated[
+        int | None,
+        Field(
+            description="Memory for adapters; those that were not asked for the longest leave it, and are read again when "
+            "somebody asks. Unset means an eighth of the memory.",
+            ge=1,
+        ),
+    ] = None
     max_waiting: Annotated[
         int, Field(description="Sequences that may wait for the engine; one more is answered with 429.", ge=1)
     ] = 64

@@ -6,7 +6,7 @@ another library's changes nothing outside of it.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from finetune_inference.adapters import VerifiedAdapter
 
@@ -42,7 +42,7 @@ class TokenRequest:
     """Name of the adapter, for taking turns; None is the base model."""
     max_tokens: int
     """Tokens to generate at most; 0 only reads the prompt."""
-    weights: Any = None
+    weights: "AdapterWeights | None" = None
     """What `Engine.load_adapter` returned for the version that this request is answered with; None is the base model."""
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
@@ -110,6 +110,14 @@ class ModelFacts:
     device: str
 
 
+class AdapterWeights(Protocol):
+    """One version of an adapter in the engine's memory; free again when nobody refers to it any more."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it takes."""
+
+
 class Engine(Protocol):
     """Computes tokens. Every method but `load_adapter` is called by one and the same thread."""
 
@@ -119,11 +127,11 @@ class Engine(Protocol):
     def load_model(self) -> ModelFacts:
         """Load the base model. Raises ModelLoadError."""
 
-    def load_adapter(self, adapter: VerifiedAdapter) -> Any:
+    def load_adapter(self, adapter: VerifiedAdapter) -> AdapterWeights | None:
         """Read one adapter into memory. Raises AdapterRefusedError.
 
-        Returns what requests refer to it by. The memory is free again when nobody refers to it any more: that is all there
-        is to removing or replacing an adapter. Any one thread may call it, while others `step`.
+        Returns what requests refer to it by: forgetting that is all there is to removing or replacing an adapter. Any one
+        thread may call it, while another one works.
         """
 
     def add(self, key: int, request: TokenRequest) -> None:

@@ -13,7 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from finetune_inference.inference import ContextLengthError, NotReadyError, UnknownModelError
+from finetune_inference.catalogue import UnknownModelError
+from finetune_inference.inference import ContextLengthError, NotReadyError
 from finetune_inference.scheduler import QueueFullError
 from finetune_inference.text import EngineFailedError, PromptError
 

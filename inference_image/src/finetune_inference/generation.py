@@ -1,11 +1,13 @@
 """What chats and completions have in common: from a request's fields to token requests, and counting what came of it."""
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
+from finetune_inference.catalogue import ServedModel
 from finetune_inference.engine import Sampling, TokenRequest
 from finetune_inference.errors import invalid_value
-from finetune_inference.inference import InferenceService, ServedModel
+from finetune_inference.inference import InferenceService
 from finetune_inference.metrics import Metrics
 from finetune_inference.schemas import GenerationRequest, Usage
 from finetune_inference.text import Delta
@@ -17,6 +19,12 @@ class Serving:
 
     service: InferenceService
     metrics: Metrics
+
+
+async def served_model(service: InferenceService, name: str) -> ServedModel:
+    """What a name means now, in memory. Raises NotReadyError or UnknownModelError."""
+    served = service.model(name)
+    return served if served.in_memory else await asyncio.to_thread(service.read_again, name)
 
 
 def token_requests(

@@ -29,12 +29,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from finetune_api.artifacts import sha256_of
-from finetune_api.serving import ServedAdapter, ServingConfig
-from finetune_inference.adapters import TOKENIZER_FILES, AdapterRefusedError, VerifiedAdapter, verify
-from finetune_inference.config import Settings
+from finetune_api.serving import ServingConfig
+from finetune_inference.adapter_list import AdapterListError, Watcher, read_adapter_list
+from finetune_inference.adapters import Limits
+from finetune_inference.catalogue import Catalogue, ServedModel
+from finetune_inference.config import Settings, available_memory
 from finetune_inference.engine import (
     Engine,
     Event,
@@ -49,16 +49,15 @@ from finetune_inference.engine import (
 )
 from finetune_inference.prefetch import prefetch
 from finetune_inference.scheduler import Listener, Scheduler, SchedulerStoppedError, Ticket
-from finetune_inference.text import Answer, Vocabulary, load_vocabulary
+from finetune_inference.text import Answer, load_vocabulary
 
 log = logging.getLogger(__name__)
 
+ADAPTER_MEMORY_SHARE = 8
+"""An eighth of the memory is for adapters, unless a setting says otherwise."""
+
 MakeEngine = Callable[[ServingConfig, Settings], Engine]
 """Makes an engine; called in the thread that will own it."""
-
-
-class UnknownModelError(LookupError):
-    """No such model, or an adapter that was refused; the message says which and why."""
 
 
 class NotReadyError(RuntimeError):
@@ -73,27 +72,6 @@ class ContextLengthError(ValueError):
         self.limit = limit
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """A name that requests can ask for."""
-
-    name: str
-    vocabulary: Vocabulary
-    root: str
-    """Where the weights are."""
-    adapter: VerifiedAdapter | None = None
-    """None for the base model."""
-    parent: str | None = None
-    """Name of the base model; None for the base model itself."""
-    weights: Any = None
-    """What the engine knows the adapter by; None for the base model."""
-
-    @property
-    def adapter_name(self) -> str | None:
-        """What the engine calls it."""
-        return self.adapter.name if self.adapter else None
 
 
 @dataclass(frozen=True)
@@ -118,12 +96,12 @@ class InferenceService:
         self.created = int(time.time())
         self.draining = False
         """Set from outside when the process is about to end: not ready any more, still answering."""
-        self.refused: dict[str, str] = {}
-        """Adapters that are not served, and why."""
+        self.adapter_list_problem: str | None = None
+        """Why the list of adapters cannot be used; what was served before it still is."""
         self._make_engine = make_engine or _transformers_engine
-        self._models: dict[str, ServedModel] = {}
         self._facts: ModelFacts | None = None
-        self._vocabularies: dict[tuple[str, ...], Vocabulary] = {}
+        self._catalogue: Catalogue | None = None
+        self._watcher: Watcher | None = None
         self._scheduler = Scheduler(self._prepare, max_waiting=self.settings.max_waiting)
 
     def start(self) -> None:
@@ -144,6 +122,8 @@ class InferenceService:
 
     def close(self) -> None:
         """End the engine's thread; unfinished work fails."""
+        if self._watcher:
+            self._watcher.stop()
         self._scheduler.stop(timeout=5.0)
 
     @property
@@ -174,19 +154,29 @@ class InferenceService:
         return self._facts
 
     def models(self) -> list[ServedModel]:
-        """The base model and the loaded adapters. Raises NotReadyError."""
-        self._require_loaded()
-        return list(self._models.values())
+        """The base model and the adapters. Raises NotReadyError."""
+        return self._loaded_catalogue().models()
 
     def model(self, name: str | None = None) -> ServedModel:
-        """A model by name; None is the base model. Raises NotReadyError or UnknownModelError."""
-        self._require_loaded()
-        name = name or self.config.model.name
-        if name in self._models:
-            return self._models[name]
-        if name in self.refused:
-            raise UnknownModelError(f"The adapter {name!r} is not served: {self.refused[name]}")
-        raise UnknownModelError(f"The model {name!r} does not exist; there are {', '.join(self._models)}.")
+        """What a name means now; None is the base model. Raises NotReadyError or UnknownModelError.
+
+        An adapter may not be `in_memory`: then `read_again` comes before a request.
+        """
+        return self._loaded_catalogue().get(name or self.config.model.name)
+
+    def read_again(self, name: str) -> ServedModel:
+        """A model that made room for others, back in memory; takes as long as loading it. Raises as `model` does."""
+        return self._loaded_catalogue().read_again(name)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Adapters, or versions of one, that are not served, and why."""
+        return self._catalogue.refused if self._catalogue else {}
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Memory that the adapters take."""
+        return sum(model.size_bytes for model in self._catalogue.models()) if self._catalogue else 0
 
     def fit(self, prompt: Sequence[int], max_tokens: int | None) -> int:
         """Tokens that the answer may have: what was asked for, or what there is room for. Raises ContextLengthError."""
@@ -231,6 +221,7 @@ class InferenceService:
         Raises UnknownModelError, PromptError, ContextLengthError, QueueFullError, NotReadyError and EngineFailedError.
         """
         served = self.model(model)
+        served = served if served.in_memory else self.read_again(served.name)
         vocabulary = served.vocabulary
         prompt = (
             vocabulary.encode_chat([{"role": "user", "content": text}])
@@ -252,6 +243,11 @@ class InferenceService:
         finally:
             self.cancel(tickets)
 
+    def _loaded_catalogue(self) -> Catalogue:
+        self._require_loaded()
+        assert self._catalogue is not None  # noqa: S101 - set before the scheduler calls itself ready
+        return self._catalogue
+
     def _require_loaded(self) -> None:
         if self._scheduler.ready:
             return
@@ -268,20 +264,21 @@ class InferenceService:
         engine = self._make_engine(self.config, self.settings)
         facts = engine.load_model()
         base = self._load_base(facts)
-        models = {base.name: base}
-        for served in self.config.adapters:
-            try:
-                models[served.name] = self._load_adapter(engine, served, models, facts)
-            except AdapterRefusedError as error:
-                # Its reason is the whole story; a stack trace would only hide it.
-                log.warning("adapter %s refused: %s", served.name, error)
-                self.refused[served.name] = str(error)
-            except Exception as error:
-                # A folder that others write to must not end the server, whatever is in it.
-                log.exception("adapter %s refused", served.name)
-                self.refused[served.name] = f"it cannot be loaded: {type(error).__name__}: {error}"
+        limits = Limits(
+            self.settings.max_lora_rank,
+            self.settings.adapter_memory_bytes or available_memory() // ADAPTER_MEMORY_SHARE,
+        )
+        catalogue = Catalogue(base, facts.vocabulary_size, engine.load_adapter, limits)
+        self._watcher = Watcher(
+            self.settings.adapters_path,
+            self.settings.adapters_poll_seconds,
+            lambda: self._apply_lists(catalogue),
+            catalogue.has_changed_folders,
+        )
+        self._apply_lists(catalogue)
         _warm_up(engine, base.name)
-        self._facts, self._models = facts, models
+        self._facts, self._catalogue = facts, catalogue
+        self._watcher.start()
         log.info(
             "ready after %.1f s: %s with %d million parameters as %s on %s, %d adapters, %d refused",
             time.monotonic() - started,
@@ -289,7 +286,7 @@ class InferenceService:
             facts.parameters // 1_000_000,
             facts.dtype,
             facts.device,
-            len(models) - 1,
+            len(catalogue.models()) - 1,
             len(self.refused),
         )
         return engine
@@ -303,39 +300,20 @@ class InferenceService:
                 f"base model {wanted.name} has no usable tokenizer at {wanted.path}: {error}"
             ) from error
         log.info("loaded base model %s: context of %d tokens", wanted.name, facts.context_length)
-        return ServedModel(wanted.name, vocabulary, root=wanted.path)
+        return ServedModel(wanted.name, vocabulary, root=wanted.path, created=self.created)
 
-    def _load_adapter(
-        self, engine: Engine, served: ServedAdapter, models: dict[str, ServedModel], facts: ModelFacts
-    ) -> ServedModel:
-        """Load one adapter. Raises AdapterRefusedError or what nobody foresaw."""
-        if served.name in models:
-            raise AdapterRefusedError(f"the name {served.name!r} is already taken")
-        adapter = verify(served)
-        base = models[self.config.model.name]
-        vocabulary = self._adapter_vocabulary(adapter) if adapter.has_tokenizer else base.vocabulary
-        if vocabulary.size > facts.vocabulary_size:
-            raise AdapterRefusedError(
-                f"{adapter.directory} has a tokenizer of {vocabulary.size} tokens; the base model knows "
-                f"{facts.vocabulary_size}"
-            )
-        weights = engine.load_adapter(adapter)
-        log.info("loaded adapter %s (%s) from %s", served.name, adapter.digest, adapter.directory)
-        return ServedModel(
-            served.name, vocabulary, root=served.path, adapter=adapter, parent=base.name, weights=weights
-        )
-
-    def _adapter_vocabulary(self, adapter: VerifiedAdapter) -> Vocabulary:
-        """The adapter's tokenizer; adapters with the same files share one."""
-        files = [adapter.directory / name for name in TOKENIZER_FILES]
-        key = tuple(sha256_of(file) if file.exists() else "" for file in files)
-        if key not in self._vocabularies:
-            try:
-                self._vocabularies[key] = load_vocabulary(str(adapter.directory))
-            except Exception as error:
-                # Whatever a broken tokenizer file makes transformers raise, it concerns this adapter alone.
-                raise AdapterRefusedError(f"{adapter.directory} has no usable tokenizer: {error}") from None
-        return self._vocabularies[key]
+    def _apply_lists(self, catalogue: Catalogue) -> None:
+        """Serve the adapters of the configuration and of the list that may change."""
+        try:
+            listed = read_adapter_list(self.settings.adapters_path)
+        except AdapterListError as error:
+            # Whoever wrote it meant something; what is served now is a better guess than nothing.
+            log.error("the adapters stay as they are: %s", error)  # noqa: TRY400 - a sentence, not a stack trace
+            self.adapter_list_problem = str(error)
+            return
+        self.adapter_list_problem = None
+        names = {served.name for served in listed}
+        catalogue.apply([*(served for served in self.config.adapters if served.name not in names), *listed])
 
 
 def _transformers_engine(config: ServingConfig, settings: Settings) -> Engine:

@@ -45,6 +45,7 @@ class Metrics:
         self._gauge("waiting_sequences", "Sequences in the queue.", lambda: service.waiting)
         self._gauge("running_sequences", "Sequences in work.", lambda: service.running)
         self._gauge("ready", "1 if requests are answered.", lambda: service.ready)
+        self._gauge("adapter_bytes", "Memory that adapters take.", lambda: service.adapter_bytes)
         self._gauge("refused_adapters", "Adapters that are not served.", lambda: len(service.refused))
 
     def render(self) -> bytes:

@@ -14,8 +14,8 @@ from tiny_model import make_tiny_model
 
 from finetune_api.artifacts import MANIFEST_FILE
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
-from finetune_inference import inference
-from finetune_inference.adapters import AdapterRefusedError, VerifiedAdapter, lora_arguments, verify
+from finetune_inference import catalogue
+from finetune_inference.adapters import AdapterRefusedError, Limits, VerifiedAdapter, lora_arguments, verify
 from finetune_inference.config import Settings
 from finetune_inference.inference import InferenceService
 
@@ -228,12 +228,12 @@ def test_a_request_for_a_refused_adapter_is_told_why(models: Path, settings: Set
 def test_an_adapter_that_fails_in_a_way_nobody_foresaw_is_refused_alone(
     models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def surprising(served: ServedAdapter) -> VerifiedAdapter:
+    def surprising(served: ServedAdapter, limits: Limits) -> VerifiedAdapter:
         if served.name == "odd":
             raise KeyError("surprise")
-        return verify(served)
+        return verify(served, limits)
 
-    monkeypatch.setattr(inference, "verify", surprising)
+    monkeypatch.setattr(catalogue, "verify", surprising)
     adapters = [ServedAdapter(name=name, path=str(models / "formal")) for name in ("odd", "formal")]
     config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")), adapters=adapters)
     engine = SteppedEngine()

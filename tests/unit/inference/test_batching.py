@@ -10,7 +10,7 @@ from tiny_adapter import commit
 from tiny_model import LINES
 
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
-from finetune_inference.adapters import verify
+from finetune_inference.adapters import Limits, verify
 from finetune_inference.config import Settings
 from finetune_inference.engine import Event, Finished, Generated, PromptScored, Sampling, TokenRequest
 
@@ -51,7 +51,9 @@ class Runs:
         self.engine.load_model()
         self.weights: dict[str | None, Any] = {None: None}
         for name, path in tuned.items():
-            self.weights[name] = self.engine.load_adapter(verify(ServedAdapter(name=name, path=str(path))))
+            self.weights[name] = self.engine.load_adapter(
+                verify(ServedAdapter(name=name, path=str(path)), Limits(64, 1 << 30))
+            )
         self.events: dict[int, list[Event]] = {}
 
     def request(self, prompt: list[int], adapter: str | None, max_tokens: int = 24, **more: Any) -> TokenRequest:

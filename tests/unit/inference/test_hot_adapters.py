@@ -1,0 +1,233 @@
+"""Adapters that come, change and go while the server runs."""
+
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from running_inference import Running, running
+from tiny_adapter import commit, copied
+
+from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
+from finetune_inference.adapter_list import AdapterListError, read_adapter_list
+from finetune_inference.catalogue import ServedModel as Model
+from finetune_inference.catalogue import UnknownModelError
+from finetune_inference.config import Settings
+from finetune_inference.engine import Event, Finished, Sampling, TokenRequest
+from finetune_inference.inference import InferenceService
+
+pytestmark = pytest.mark.model
+
+Events = queue.SimpleQueue[Event]
+QUESTION = "Where is my order?"
+SECONDS = 20
+"""Far more than a change takes; a test that waits as long has failed."""
+
+
+def publish(path: Path, **adapters: Path | ServedAdapter) -> None:
+    """Replace the list as kubelet does: never half a file."""
+    served = [a if isinstance(a, ServedAdapter) else ServedAdapter(name=n, path=str(a)) for n, a in adapters.items()]
+    scratch = path.with_suffix(".new")
+    scratch.write_text(json.dumps({"adapters": [each.to_dict() for each in served]}))
+    scratch.rename(path)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    for _ in range(SECONDS * 100):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("the condition never came true")
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    return tmp_path / "adapters.json"
+
+
+@pytest.fixture
+def hot(models: Path, listed: Path) -> Iterator[Callable[..., InferenceService]]:
+    """Services that look at the list a hundred times a second."""
+    made: list[InferenceService] = []
+
+    def make(*adapters: ServedAdapter, **settings: Any) -> InferenceService:
+        config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")), adapters=list(adapters))
+        options = {"threads": 1, "adapters_path": listed, "adapters_poll_seconds": 0.01, **settings}
+        made.append(InferenceService(config, Settings(**options)))
+        made[-1].load()
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def names(service: InferenceService) -> list[str]:
+    return [model.name for model in service.models()]
+
+
+def answer(service: InferenceService, model: str) -> str:
+    return service.process_text(QUESTION, model=model, max_tokens=30).text
+
+
+def begin(service: InferenceService, served: Model) -> tuple[Events, Event]:
+    """Ask for a long answer; what it gives, and its first token."""
+    events: Events = queue.SimpleQueue()
+    request = TokenRequest(
+        served.vocabulary.encode(QUESTION), "tone", 400, weights=served.weights, sampling=Sampling(temperature=0)
+    )
+    service.submit([(request, events.put)])
+    return events, events.get(timeout=SECONDS)
+
+
+def rest(events: Events) -> list[Event]:
+    """The events up to the end."""
+    found = [events.get(timeout=SECONDS)]
+    while not isinstance(found[-1], Finished):
+        found.append(events.get(timeout=SECONDS))
+    return found
+
+
+def test_adapters_come_and_go_without_a_restart(
+    hot: Callable[..., InferenceService], server: Running, models: Path, listed: Path
+) -> None:
+    service = hot()
+    assert names(service) == ["base"]
+    publish(listed, tone=models / "formal")
+    wait_until(lambda: "tone" in names(service))
+    assert answer(service, "tone") == answer(server.service, "formal")
+    publish(listed, tone=models / "formal", second=models / "rude")
+    wait_until(lambda: "second" in names(service))
+    assert answer(service, "second") == answer(server.service, "rude")
+    publish(listed, second=models / "rude")
+    wait_until(lambda: "tone" not in names(service))
+    with pytest.raises(UnknownModelError, match="'tone' does not exist"):
+        service.model("tone")
+    listed.unlink()
+    wait_until(lambda: names(service) == ["base"])
+
+
+def test_a_request_keeps_the_version_it_began_with(
+    hot: Callable[..., InferenceService], server: Running, models: Path, listed: Path
+) -> None:
+    publish(listed, tone=models / "formal")
+    service = hot()
+    old = service.model("tone")
+    running_request, first = begin(service, old)
+    publish(listed, tone=models / "rude")
+    wait_until(lambda: service.model("tone").root == str(models / "rude"))
+    alone, begun = begin(server.service, server.service.model("formal"))
+    assert [first, *rest(running_request)] == [begun, *rest(alone)]
+    assert answer(service, "tone") == answer(server.service, "rude")
+
+
+def test_a_broken_version_is_refused_and_the_one_before_it_stays(
+    hot: Callable[..., InferenceService], server: Running, models: Path, listed: Path, tmp_path: Path
+) -> None:
+    publish(listed, tone=models / "formal")
+    service = hot()
+    broken = copied(models / "rude", tmp_path / "broken")
+    weights = broken / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-100])
+    publish(listed, tone=broken, absent=tmp_path / "absent")
+    wait_until(lambda: set(service.refused) == {"tone", "absent"})
+    assert "its manifest says" in service.refused["tone"]
+    assert "is not a committed folder" in service.refused["absent"]
+    assert answer(service, "tone") == answer(server.service, "formal")
+    weights.write_bytes(content)
+    commit(broken)
+    copied(models / "formal", tmp_path / "absent")
+    wait_until(lambda: not service.refused)
+    assert answer(service, "tone") == answer(server.service, "rude")
+    assert answer(service, "absent") == answer(server.service, "formal")
+
+
+def test_a_list_that_cannot_be_read_changes_nothing(
+    models: Path, settings: Settings, listed: Path, tmp_path: Path
+) -> None:
+    publish(listed, tone=models / "formal")
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
+    changed = settings.model_copy(update={"adapters_path": listed, "adapters_poll_seconds": 0.01})
+    with running(InferenceService(config, changed)) as server, httpx.Client(base_url=server.url) as http:
+        listed.write_text('{"adapters": [{"name": "tone"}]}')
+        wait_until(lambda: "adapterList" in http.get("/readyz").json())
+        assert "adapters.0.path: Field required" in http.get("/readyz").json()["adapterList"]
+        assert names(server.service) == ["base", "tone"]
+        publish(listed)
+        wait_until(lambda: names(server.service) == ["base"])
+        assert http.get("/readyz").json() == {"status": "ready", "refusedAdapters": {}}
+
+
+def test_the_list_wins_over_the_configuration_and_every_version_has_its_digest(
+    models: Path, settings: Settings, listed: Path
+) -> None:
+    publish(listed, tone=models / "rude")
+    config = ServingConfig(
+        model=ServedModel(name="base", path=str(models / "base")),
+        adapters=[ServedAdapter(name="tone", path=str(models / "formal"))],
+    )
+    changed = settings.model_copy(update={"adapters_path": listed, "adapters_poll_seconds": 0.01})
+    with running(InferenceService(config, changed)) as server, server.openai as client:
+
+        def digest() -> str:
+            return str(client.models.retrieve("tone").model_dump()["digest"])
+
+        listed_digest = digest()
+        publish(listed)
+        wait_until(lambda: digest() != listed_digest)
+        assert client.models.retrieve("tone").model_dump()["root"] == str(models / "formal")
+
+
+def test_adapters_beyond_the_memory_are_read_again_when_somebody_asks(
+    hot: Callable[..., InferenceService], server: Running, models: Path
+) -> None:
+    adapters = [ServedAdapter(name=name, path=str(models / name)) for name in ("formal", "rude")]
+    room = (models / "rude" / "adapter_model.safetensors").stat().st_size
+    small = hot(*adapters, adapter_memory_bytes=room)
+    assert [model.in_memory for model in small.models()] == [True, False, True]
+    for name in ("formal", "rude", "formal"):
+        assert answer(small, name) == answer(server.service, name)
+        assert 0 < small.adapter_bytes <= room
+    with running(InferenceService(small.config, small.settings)) as other, other.openai as client:
+        assert not other.service.model("formal").in_memory
+        assert client.completions.create(model="formal", prompt="hi", max_tokens=2).usage
+
+
+def test_rank_and_size_are_bounded(hot: Callable[..., InferenceService], models: Path) -> None:
+    adapters = [ServedAdapter(name=name, path=str(models / name)) for name in ("formal", "rude")]
+    service = hot(*adapters, max_lora_rank=4)
+    assert service.refused == {"rude": "adapter_config.json has rank 8; this server allows 4 or less"}
+    tight = hot(*adapters, adapter_memory_bytes=100)
+    assert all("this server has 100 for all adapters" in reason for reason in tight.refused.values())
+    assert names(tight) == ["base"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("[", "Invalid JSON"), ("[]", "should be an object"), ('{"adapters": 1}', "valid array")],
+)
+def test_a_list_that_is_none_says_why(listed: Path, content: str, words: str) -> None:
+    listed.write_text(content)
+    with pytest.raises(AdapterListError, match=words):
+        read_adapter_list(listed)
+
+
+def test_a_list_behind_links_is_followed(tmp_path: Path, models: Path, hot: Callable[..., InferenceService]) -> None:
+    """A ConfigMap volume: the file is a link into `..data`, which is a link to a folder that is exchanged whole."""
+    volume = tmp_path / "volume"
+    for number, adapters in enumerate(({}, {"tone": models / "formal"})):
+        (volume / f"..{number}").mkdir(parents=True)
+        publish(volume / f"..{number}" / "adapters.json", **adapters)
+    (volume / "..data").symlink_to("..0")
+    (volume / "adapters.json").symlink_to("..data/adapters.json")
+    service = hot(adapters_path=volume / "adapters.json")
+    (volume / "..data_tmp").symlink_to("..1")
+    os.replace(volume / "..data_tmp", volume / "..data")  # noqa: PTH105 - what kubelet does
+    wait_until(lambda: "tone" in names(service))
