@@ -66,6 +66,8 @@ TASK_NAME: Final = "finetune_trainer.tasks.finetuning_task"
 """Name of the Celery task. The operator never imports the trainer."""
 BROKER_URL_ENV: Final = "FINETUNE_BROKER_URL"
 """Environment variable with the Redis URL for Celery; unset or empty means: train without a broker."""
+DATASET_TOKEN_ENV: Final = "FINETUNE_DATASET_TOKEN"  # noqa: S105 - a name
+"""Environment variable with the token for an https:// or hf:// dataset, from the Secret that dataset.secretRef names."""
 SERVER_PORT: Final = 8000
 """Port of the inference container and of its Service (named `http`)."""
 DEFAULT_ADAPTERS_CLAIM: Final = "finetune-adapters"

@@ -34,10 +34,13 @@ class ModelConfig(SpecModel):
 
 
 class RowsConfig(SpecModel):
-    """Where rows are: exactly one of inline text and a file."""
+    """Where rows are: exactly one of inline text and a file, which may be elsewhere."""
 
     inline: Annotated[str | None, Field(description="inline rows as JSON Lines.")] = None
-    path: Annotated[str | None, Field(description="path of a .jsonl, .json, .csv or .parquet file.")] = None
+    path: Annotated[
+        str | None,
+        Field(description="path of a .jsonl, .json, .csv or .parquet file, or its https://, s3:// or hf:// URI."),
+    ] = None
     source: Annotated[
         str | None, Field(description="source URI that users know the rows by, for records and messages.")
     ] = None

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from finetune_api import constants
@@ -43,6 +43,25 @@ class TrainerSettings(BaseSettings):
         default="INFO", validation_alias="FINETUNE_LOG_LEVEL"
     )
     """Lowest level that is logged."""
+
+
+class SourceSettings(BaseSettings):
+    """Settings of what is downloaded, each from the environment; the operator takes credentials from a Secret."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, populate_by_name=True)
+
+    allow_private: bool = Field(default=False, validation_alias="FINETUNE_ALLOW_PRIVATE_SOURCES")
+    """Whether https:// and s3:// may lead to addresses that are not public, and s3:// to plain HTTP."""
+    timeout: float = Field(default=600.0, gt=0, validation_alias="FINETUNE_SOURCE_TIMEOUT")
+    """Seconds that one download may take."""
+    token: SecretStr | None = Field(default=None, validation_alias=constants.DATASET_TOKEN_ENV)
+    """Bearer token of https://, hub token of hf://."""
+    aws_access_key_id: str | None = None
+    aws_secret_access_key: SecretStr | None = None
+    aws_session_token: SecretStr | None = None
+    aws_region: str = "us-east-1"
+    aws_endpoint_url: str | None = None
+    """Base URL of an S3-compatible store; Amazon's own by default."""
 
 
 def load_config(path: Path, *, model_name_or_path: str | None = None) -> TrainingConfig:

@@ -1,13 +1,18 @@
 """The dataset of a run: `data` applied to a TrainingConfig, alike for training and for `validate`."""
 
 import logging
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from finetune_api.training import TrainingConfig
+from finetune_api.training import RowsConfig, TrainingConfig
+from finetune_api.v1alpha1.finetune_job import DatasetFormat
 from finetune_trainer import data
+from finetune_trainer.config import SourceSettings
 from finetune_trainer.data.report import DatasetReport, build_report, remarks
+from finetune_trainer.sources import fetch
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +25,9 @@ class Examples:
     evaluation: list[data.Example]
     row_format: data.Format
     digest: str
+    """Of the training rows, before any were held out."""
+    evaluation_digest: str | None
+    """Of the evaluation rows, if they are a dataset of their own."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +40,38 @@ class PreparedDataset:
     report: DatasetReport
 
 
-def read_examples(config: TrainingConfig) -> Examples:
-    """Read and check all rows; needs neither model nor torch. Raises TrainingError (DatasetNotFound, DatasetInvalid)."""
+def read_examples(config: TrainingConfig, settings: SourceSettings | None = None) -> Examples:
+    """Read and check all rows, downloading them if need be; needs neither model nor torch.
+
+    Raises TrainingError (DatasetNotFound, DatasetInvalid, SpecInvalid).
+    """
     dataset = config.dataset
-    loss_on = config.hyperparameters.loss_on
-    training, row_format = data.read_examples(
-        dataset, row_format=dataset.format, columns=dataset.columns, loss_on=loss_on
-    )
+    settings = settings or SourceSettings()
+    training, row_format, digest = _read_part(config, dataset, dataset.format, settings, "dataset")
     data.require_single_answers(row_format)
     evaluation: list[data.Example] = []
+    evaluation_digest = None
     if config.evaluation:
-        evaluation, _ = data.read_examples(
-            config.evaluation, row_format=row_format, columns=dataset.columns, loss_on=loss_on, name="evaluation"
-        )
+        evaluation, _, evaluation_digest = _read_part(config, config.evaluation, row_format, settings, "evaluation")
     elif dataset.evaluation_fraction:
         training, evaluation = data.split_rows(training, dataset.evaluation_fraction, config.hyperparameters.seed)
-    return Examples(training, evaluation, row_format, data.digest_rows(dataset))
+    return Examples(training, evaluation, row_format, digest, evaluation_digest)
+
+
+def _read_part(
+    config: TrainingConfig, rows: RowsConfig, row_format: DatasetFormat, settings: SourceSettings, name: str
+) -> tuple[list[data.Example], data.Format, str]:
+    with tempfile.TemporaryDirectory(prefix="finetune-rows-") as folder:
+        files = fetch(rows.path, Path(folder), settings, name=name) if rows.path else []
+        examples, found = data.read_examples(
+            rows,
+            row_format=row_format,
+            columns=config.dataset.columns,
+            loss_on=config.hyperparameters.loss_on,
+            name=name,
+            files=files,
+        )
+        return examples, found, data.digest_rows(rows, files)
 
 
 def prepare_dataset(
@@ -68,7 +92,11 @@ def prepare_dataset(
 
     def tokenized(part: list[data.Example], name: str) -> data.Tokenized:
         worthwhile = cache and data.characters(part) >= data.MIN_CHARACTERS
-        key = data.cache_key(tokenizer, name=name, maxLength=max_length, **_inputs(config)) if worthwhile else ""
+        key = (
+            data.cache_key(tokenizer, name=name, maxLength=max_length, **_inputs(config, examples))
+            if worthwhile
+            else ""
+        )
         if cache and key and (found := cache.load(key)):
             return found
         fresh = data.tokenize(part, tokenizer, max_length=max_length, loss_on=loss_on, name=name, between=between)
@@ -89,12 +117,12 @@ def prepare_dataset(
     return PreparedDataset(training, evaluation, max_length, report)
 
 
-def _inputs(config: TrainingConfig) -> dict[str, Any]:
+def _inputs(config: TrainingConfig, examples: Examples) -> dict[str, Any]:
     """What decides which examples there are and what of them is learnt."""
     fraction = config.dataset.evaluation_fraction
     return {
-        "dataset": data.digest_rows(config.dataset),
-        "evaluation": data.digest_rows(config.evaluation) if config.evaluation else None,
+        "dataset": examples.digest,
+        "evaluation": examples.evaluation_digest,
         "format": config.dataset.format,
         "columns": config.dataset.columns.to_dict() if config.dataset.columns else None,
         "split": [fraction, config.hyperparameters.seed] if fraction else None,

@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from finetune_api.training import RowsConfig
@@ -16,16 +17,24 @@ logger = logging.getLogger(__name__)
 
 
 def read_examples(
-    config: RowsConfig, *, row_format: DatasetFormat, columns: Columns | None, loss_on: str, name: str = "dataset"
+    config: RowsConfig,
+    *,
+    row_format: DatasetFormat,
+    columns: Columns | None,
+    loss_on: str,
+    name: str = "dataset",
+    files: Sequence[Path] = (),
 ) -> tuple[list[Example], Format]:
     """All rows as examples, and their format, which the first row decides if `row_format` is auto.
+
+    `files` are those of a dataset that had to be downloaded.
 
     Raises TrainingError (DatasetNotFound, DatasetInvalid) that names the rows that are wrong.
     """
     problems = Problems(name)
     chosen = None if row_format == "auto" else row_format
     examples = []
-    for row in read_rows(config, problems):
+    for row in read_rows(config, problems, files):
         if chosen is None:
             chosen = detect_format(row, columns, name=name)
         problem = problem_of(row, chosen, columns, loss_on)

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -31,17 +31,22 @@ PARQUET_BATCH_ROWS: Final = 256
 """Rows that are turned into Python objects at a time; a file can repeat one large value a million times at no cost."""
 
 
-def read_rows(config: RowsConfig, problems: Problems) -> Iterator[Row]:
-    """Rows of inline text or of a file, as they are parsed.
+def read_rows(config: RowsConfig, problems: Problems, files: Sequence[Path] = ()) -> Iterator[Row]:
+    """Rows of inline text or of files, as they are parsed; `files` take the place of `path` if that is not here.
 
     A row that cannot be parsed is noted in `problems` and left out. Raises TrainingError (DatasetNotFound, DatasetInvalid)
-    where the file as a whole cannot be used.
+    where a file as a whole cannot be used.
     """
-    if config.inline is not None:
-        yield from _read_json_lines(io.BytesIO(_encoded(config.inline)), problems, problems.name)
-        return
-    path = Path(str(config.path))
     shown = label_of(config, problems.name)
+    if config.inline is not None:
+        yield from _read_json_lines(io.BytesIO(_encoded(config.inline)), problems, shown)
+        return
+    files = files or [Path(str(config.path))]
+    for path in files:
+        yield from _read_file(path, problems, shown if len(files) == 1 else f"{shown} {path.name}")
+
+
+def _read_file(path: Path, problems: Problems, shown: str) -> Iterator[Row]:
     check_file(path, shown)
     suffix = suffix_of(path, shown)
     try:
@@ -61,11 +66,12 @@ def label_of(config: RowsConfig, name: str) -> str:
     return f"{name} {config.source or config.path}" if config.inline is None else name
 
 
-def digest_rows(config: RowsConfig) -> str:
-    """sha256 of the file's bytes or of the inline text."""
+def digest_rows(config: RowsConfig, files: Sequence[Path] = ()) -> str:
+    """sha256 of the inline text, of the file's bytes, or of the sha256 of several files."""
     if config.inline is not None:
         return f"sha256:{hashlib.sha256(_encoded(config.inline)).hexdigest()}"
-    return f"sha256:{sha256_of(Path(str(config.path)))}"
+    digests = [sha256_of(path) for path in files or [Path(str(config.path))]]
+    return f"sha256:{digests[0] if len(digests) == 1 else hashlib.sha256(' '.join(digests).encode()).hexdigest()}"
 
 
 def _encoded(inline: str) -> bytes:

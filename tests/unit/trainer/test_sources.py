@@ -1,0 +1,441 @@
+"""Datasets that are somewhere else, from real servers on this machine: what arrives, and what is refused before it is asked."""
+
+import datetime as dt
+import hashlib
+import http.server
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from training_runs import a_training_config
+
+from finetune_api.reasons import Reason
+from finetune_trainer.config import SourceSettings
+from finetune_trainer.dataset import Examples, read_examples
+from finetune_trainer.errors import TrainingError
+from finetune_trainer.sources import fetch, web
+from finetune_trainer.sources.addresses import is_public
+from finetune_trainer.sources.hub import training_files
+from finetune_trainer.sources.s3 import s3_request
+
+ROWS = b'{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
+
+
+class Server:
+    """An HTTP(S) server whose answers a test chooses by path."""
+
+    def __init__(self, certificate: Path | None = None) -> None:
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.answers: dict[str, Callable[[http.server.BaseHTTPRequestHandler], None]] = {}
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = urllib.parse.urlsplit(self.path).path
+                server.requests.append((path, {key.lower(): value for key, value in self.headers.items()}))
+                server.answers.get(path, status(404))(self)
+
+            do_HEAD = do_GET  # noqa: N815 - the standard library's name
+
+            def log_message(self, *_arguments: Any) -> None:
+                pass
+
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
+        self.url = f"{'https' if certificate else 'http'}://localhost:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+def content(body: bytes, **headers: str) -> Callable[[http.server.BaseHTTPRequestHandler], None]:
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            handler.send_header(key.replace("_", "-"), value)
+        handler.end_headers()
+        if handler.command == "GET":
+            handler.wfile.write(body)
+
+    return answer
+
+
+def status(code: int, **headers: str) -> Callable[[http.server.BaseHTTPRequestHandler], None]:
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(code)
+        for key, value in {"Content-Length": "0", **headers}.items():
+            handler.send_header(key, value)
+        handler.end_headers()
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is missing, which makes the server's certificate")
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(path), "-out", f"{path}.crt"]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    path.write_bytes(path.read_bytes() + Path(f"{path}.crt").read_bytes())
+    return path
+
+
+@pytest.fixture
+def server(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    running = Server(certificate)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def plain_server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.close()
+
+
+LOCAL = SourceSettings(allow_private=True)
+
+
+def read(uri: str, settings: SourceSettings = LOCAL) -> Examples:
+    config = a_training_config(Path("/m"), Path("/out"), dataset={"path": uri, "source": uri})
+    return read_examples(config, settings)
+
+
+def refused(uri: str, settings: SourceSettings = LOCAL) -> TrainingError:
+    with pytest.raises(TrainingError) as caught:
+        read(uri, settings)
+    return caught.value
+
+
+# --- https://
+
+
+def test_rows_come_over_https_and_nothing_stays_behind(server: Server, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    server.answers["/data/rows.jsonl"] = content(ROWS)
+    found = read(f"{server.url}/data/rows.jsonl")
+    assert [example.prompt for example in found.training] == ["a", "c"]
+    assert found.digest.startswith("sha256:")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compressed_files_are_known_by_the_urls_end(server: Server) -> None:
+    import gzip
+
+    server.answers["/rows.csv.gz"] = content(gzip.compress(b"prompt,completion\na,b\n"), Content_Encoding="identity")
+    assert len(read(f"{server.url}/rows.csv.gz").training) == 1
+    assert web.file_name("https://host/a/train%2Ecsv.gz") == "rows.csv.gz"
+    assert web.file_name("https://host/..%2F..%2Fetc%2Fpasswd") == "rows.jsonl"
+
+
+def test_the_token_goes_to_the_host_that_was_named_and_to_no_other(server: Server, certificate: Path) -> None:
+    other = Server(certificate)
+    other.answers["/rows.jsonl"] = content(ROWS)
+    server.answers["/start.jsonl"] = status(302, Location="/near.jsonl")
+    server.answers["/near.jsonl"] = status(307, Location=f"{other.url}/rows.jsonl")
+    read(f"{server.url}/start.jsonl", SourceSettings(allow_private=True, token="hunter2"))
+    other.close()
+    assert [headers.get("authorization") for _, headers in server.requests] == ["Bearer hunter2"] * 2
+    assert [headers.get("authorization") for _, headers in other.requests] == [None]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "retryable"),
+    [
+        (404, "is not there (HTTP 404)", False),
+        (401, "is refused (HTTP 401); check dataset.secretRef", False),
+        (403, "is refused (HTTP 403)", False),
+        (429, "is not there (HTTP 429)", True),
+        (503, "is not there (HTTP 503)", True),
+    ],
+)
+def test_a_status_becomes_a_reason(server: Server, code: int, expected: str, retryable: bool) -> None:
+    server.answers["/rows.jsonl"] = status(code)
+    error = refused(f"{server.url}/rows.jsonl")
+    assert (error.reason, error.retryable) == (Reason.DATASET_NOT_FOUND, retryable)
+    assert expected in error.message
+
+
+def test_a_server_that_is_not_there_is_worth_another_attempt(server: Server) -> None:
+    server.close()
+    error = refused(f"{server.url}/rows.jsonl")
+    assert (error.reason, error.retryable) == (Reason.DATASET_NOT_FOUND, True)
+    assert "cannot be downloaded" in error.message
+
+
+def test_a_certificate_of_nobody_is_not_accepted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert "certificate verify failed" in refused(f"{server.url}/rows.jsonl").message
+    assert server.requests == []
+
+
+def test_a_file_that_says_it_is_too_large_is_not_fetched(server: Server) -> None:
+    server.answers["/rows.jsonl"] = content(ROWS, **{"Content-Length": str(5 << 30)})
+    assert "has more than 4096 MiB of rows" in refused(f"{server.url}/rows.jsonl").message
+
+
+def test_a_file_that_does_not_end_is_cut_off(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "MAX_DATASET_BYTES", 1 << 20)
+
+    def endless(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        with pytest.raises(OSError):
+            while True:
+                handler.wfile.write(ROWS * 1000)
+
+    server.answers["/rows.jsonl"] = endless
+    assert refused(f"{server.url}/rows.jsonl").reason is Reason.DATASET_INVALID
+
+
+def test_a_download_takes_bounded_time(server: Server) -> None:
+    stop = threading.Event()
+
+    def slow(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while not stop.wait(0.05):
+            try:
+                handler.wfile.write(ROWS)
+            except OSError:
+                return
+
+    server.answers["/rows.jsonl"] = slow
+    started = time.monotonic()
+    error = refused(f"{server.url}/rows.jsonl", SourceSettings(allow_private=True, timeout=0.3))
+    stop.set()
+    assert time.monotonic() - started < 5
+    assert error.retryable
+    assert "takes longer than 0 seconds to download" in error.message
+
+
+def test_a_torn_download_is_no_dataset(server: Server) -> None:
+    def torn(handler: http.server.BaseHTTPRequestHandler) -> None:
+        content(ROWS[:40], **{"Content-Length": str(len(ROWS))})(handler)
+        handler.close_connection = True
+
+    server.answers["/rows.jsonl"] = torn
+    error = refused(f"{server.url}/rows.jsonl")
+    assert (error.reason, error.retryable) == (Reason.DATASET_NOT_FOUND, True)
+
+
+# --- Where the trainer may not be sent
+
+PUBLIC_ONLY = SourceSettings(allow_private=False)
+
+FORBIDDEN = [
+    "127.0.0.1",
+    "127.8.8.8",
+    "localhost",
+    "0.0.0.0",  # noqa: S104
+    "2130706433",
+    "0x7f000001",
+    "0177.0.0.1",
+    "127.1",
+    "169.254.169.254",
+    "10.0.0.1",
+    "172.16.0.1",
+    "192.168.1.1",
+    "100.64.0.1",
+    "224.0.0.1",
+    "255.255.255.255",
+    "[::1]",
+    "[::]",
+    "[::ffff:127.0.0.1]",
+    "[::ffff:a9fe:a9fe]",
+    "[fe80::1]",
+    "[fd00::1]",
+    "[64:ff9b::a9fe:a9fe]",
+    "[2002:7f00:1::]",
+]
+
+
+@pytest.mark.parametrize("host", FORBIDDEN)
+def test_an_address_that_is_not_public_is_never_connected_to(host: str) -> None:
+    error = refused(f"https://{host}/rows.jsonl", PUBLIC_ONLY)
+    assert error.reason in (Reason.SPEC_INVALID, Reason.DATASET_NOT_FOUND)
+    assert "is not public" in error.message or "is not known" in error.message
+
+
+@pytest.mark.parametrize("text", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_public_addresses_are_public(text: str) -> None:
+    assert is_public(text)
+
+
+def test_a_redirect_is_checked_like_the_first_address(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first host is made public by name; what it leads to is not."""
+    answers = {"localhost": True}
+    real = web.resolve
+
+    def resolve(host: str, port: int, *, allow_private: bool, name: str) -> str:
+        return real(host, port, allow_private=allow_private or answers.get(host, False), name=name)
+
+    monkeypatch.setattr(web, "resolve", resolve)
+    for location, expected in [
+        ("https://169.254.169.254/latest/meta-data", "169.254.169.254, which is not public"),
+        ("http://localhost/rows.jsonl", "leads to http://localhost; expected https://"),
+        ("file:///etc/passwd", "expected https://"),
+        ("https://host:99999/", "expected https://"),
+    ]:
+        server.answers["/rows.jsonl"] = status(302, Location=location)
+        error = refused(f"{server.url}/rows.jsonl", PUBLIC_ONLY)
+        assert error.reason is Reason.SPEC_INVALID
+        assert expected in error.message
+    server.answers["/rows.jsonl"] = status(302, Location="/rows.jsonl")
+    assert "redirects more than 5 times" in refused(f"{server.url}/rows.jsonl", PUBLIC_ONLY).message
+
+
+def test_a_path_is_a_path(tmp_path: Path) -> None:
+    assert fetch(str(tmp_path / "rows.jsonl"), tmp_path, PUBLIC_ONLY, name="dataset") == [tmp_path / "rows.jsonl"]
+
+
+# --- s3://
+
+
+def test_the_signature_is_that_of_amazons_own_example() -> None:
+    """The GET of the S3 API reference, with its published key; only the query and the range are left out."""
+    settings = SourceSettings(
+        aws_access_key_id="AKIAIOSFODNN7EXAMPLE",
+        aws_secret_access_key="wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+        aws_endpoint_url="https://examplebucket.s3.amazonaws.com",
+    )
+    now = dt.datetime(2013, 5, 24, tzinfo=dt.UTC)
+    url, headers = s3_request("s3://test.txt", settings, now)
+    assert url == "https://examplebucket.s3.amazonaws.com/test.txt"
+    assert headers["x-amz-date"] == "20130524T000000Z"
+    assert "Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request" in headers["Authorization"]
+    assert "SignedHeaders=host;x-amz-content-sha256;x-amz-date" in headers["Authorization"]
+
+
+def test_without_a_key_the_request_is_anonymous() -> None:
+    url, headers = s3_request("s3://public-rows/a b.jsonl", SourceSettings(aws_region="eu-west-1"))
+    assert url == "https://s3.eu-west-1.amazonaws.com/public-rows/a%20b.jsonl"
+    assert headers == {}
+
+
+@pytest.fixture
+def object_store(tmp_path: Path) -> Iterator[SourceSettings]:
+    """A real S3-compatible server with one bucket, `rows`."""
+    program = shutil.which("versitygw")
+    if not program:
+        pytest.skip("versitygw is not on PATH (go install github.com/versity/versitygw/cmd/versitygw@latest)")
+    (tmp_path / "store" / "rows" / "deep").mkdir(parents=True)
+    (tmp_path / "store" / "rows" / "deep" / "train +1.jsonl").write_bytes(ROWS)
+    log = tmp_path / "store.log"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [program, "--access", "me", "--secret", "a-secret", "--port", address, "posix", str(tmp_path / "store")]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        _wait_for(address, log)
+        yield SourceSettings(
+            allow_private=True,
+            aws_endpoint_url=f"http://{address}",
+            aws_access_key_id="me",
+            aws_secret_access_key="a-secret",
+        )
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _wait_for(address: str, log: Path) -> None:
+    host, _, port = address.partition(":")
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex((host, int(port))) == 0:
+                return
+        threading.Event().wait(0.05)
+    pytest.fail(f"the object store did not start: {log.read_text()[-500:]}")
+
+
+def test_a_real_object_store_accepts_the_signature(object_store: SourceSettings) -> None:
+    assert len(read("s3://rows/deep/train +1.jsonl", object_store).training) == 2
+    assert "is not there (HTTP 404)" in refused("s3://rows/deep/none.jsonl", object_store).message
+    wrong = object_store.model_copy(update={"aws_secret_access_key": SecretStr("another")})
+    assert "is refused (HTTP 403)" in refused("s3://rows/deep/train +1.jsonl", wrong).message
+
+
+# --- hf://
+
+
+@pytest.fixture
+def hub(plain_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """As much of a hub as a data set needs: its description and its files."""
+    sha = "0123456789abcdef0123456789abcdef01234567"
+    files = {"README.md": b"# rows", "data/train-00001.jsonl": ROWS[35:], "data/train-00000.jsonl": ROWS[:35]}
+    files["data/test.jsonl"] = ROWS
+    description = {
+        "id": "org/rows",
+        "sha": sha,
+        "siblings": [{"rfilename": name, "size": len(body)} for name, body in files.items()],
+    }
+    for revision in ("", "/revision/v2"):
+        plain_server.answers[f"/api/datasets/org/rows{revision}"] = content(json.dumps(description).encode())
+    for name, body in files.items():
+        plain_server.answers[f"/datasets/org/rows/resolve/{sha}/{name}"] = content(
+            body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', **{"X-Repo-Commit": sha}
+        )
+    monkeypatch.setenv("HF_ENDPOINT", plain_server.url)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    return plain_server
+
+
+@pytest.mark.parametrize("uri", ["hf://org/rows", "hf://org/rows@v2"])
+def test_the_training_split_of_a_hub_repository_is_read_in_the_order_of_its_files(hub: Server, uri: str) -> None:
+    found = read(uri, SourceSettings(token="hunter2"))
+    assert [example.prompt for example in found.training] == ["a", "c"]
+    asked = [(path, headers.get("authorization")) for path, headers in hub.requests if "org/rows" in path]
+    assert {token for _, token in asked} == {"Bearer hunter2"}
+    assert not any(path.endswith(("README.md", "test.jsonl")) for path, _ in hub.requests)
+
+
+def test_a_repository_that_is_not_there_is_named(hub: Server) -> None:
+    hub.answers["/api/datasets/org/none"] = status(401, **{"X-Error-Code": "RepoNotFound"})
+    error = refused("hf://org/none")
+    assert (error.reason, error.retryable) == (Reason.DATASET_NOT_FOUND, False)
+    assert "hf://org/none does not exist, or is hidden from this token" in error.message
+    hub.answers["/api/datasets/org/gated"] = status(403, **{"X-Error-Code": "GatedRepo"})
+    assert "is gated; accept its terms" in refused("hf://org/gated").message
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["README.md", "rows.csv", "dataset_infos.json"], ["rows.csv"]),
+        (["train.jsonl.gz", "validation.jsonl.gz"], ["train.jsonl.gz"]),
+        (["data/train-1.parquet", "data/train-0.parquet"], ["data/train-0.parquet", "data/train-1.parquet"]),
+        (["README.md"], "has no data files"),
+        (["a.csv", "b.csv"], "has several files and no single training split: a.csv, b.csv"),
+        (["en/train.csv", "de/train.csv"], "has several files and no single training split"),
+        (["train.csv", "train.jsonl"], "has several files and no single training split"),
+    ],
+)
+def test_which_files_are_the_training_split(files: list[str], expected: list[str] | str) -> None:
+    if isinstance(expected, list):
+        assert training_files(files, "dataset hf://org/rows") == expected
+    else:
+        with pytest.raises(TrainingError, match=expected):
+            training_files(files, "dataset hf://org/rows")
