@@ -120,7 +120,7 @@ def ours(
     pipeline.store.open()
     base = pipeline.load_base_model()
     model = pipeline.add_lora(base)
-    dataset = PreparedDataset(training=Tokenized(rows, 0, 0), evaluation=None, max_length=512)
+    dataset = PreparedDataset(training=Tokenized(rows, 0, 0), evaluation=None, max_length=512, report=None)
     passes: Any = pipeline.choose_passes(model, base, dataset)
     assert passes.name == "packed"
     if not shared:

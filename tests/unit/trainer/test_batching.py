@@ -13,7 +13,7 @@ from finetune_trainer.data import IGNORED, TokenRow
     ("length", "batch_size", "wanted", "on_gpu", "expected"),
     [
         (64, 8, None, False, 8),
-        (200, 8, None, False, 2),
+        (200, 8, None, False, 4),
         (5000, 8, None, False, 1),
         (200, 8, None, True, 8),
         (10, 8, 3, False, 2),  # 3 does not divide 8

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from finetune_trainer.data import IGNORED, TokenRow
 
-CPU_TOKENS_PER_PASS: Final = 512
-"""Tokens from which a CPU's matrix products no longer gain from more rows, while padding and memory still grow."""
+CPU_TOKENS_PER_PASS: Final = 1024
+"""Tokens from which a CPU's matrix products no longer gain from more rows, while memory still grows."""
 GPU_TOKENS_PER_PASS: Final = 8192
 """Tokens that keep an accelerator busy; logits of a 128k vocabulary then take 4 GiB in float32."""
 
