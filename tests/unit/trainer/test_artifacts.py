@@ -98,6 +98,16 @@ def test_an_attempt_that_sleeps_right_before_its_rename_is_fenced_off_too(tmp_pa
     assert [p for p in tmp_path.rglob("*") if p.name != "attempt" and p.is_file()] == []
 
 
+def test_an_attempt_whose_staging_was_swept_while_it_wrote_is_fenced_off_too(tmp_path: Path) -> None:
+    older = a_store(tmp_path, attempt=1)
+    staged = older.stage_checkpoint(2)
+    a_store(tmp_path, attempt=2)
+    with pytest.raises(TrainingError, match="attempt 2 of the same job has started"), older.writing():
+        (staged / "optimizer.pt").write_text("weights")
+    with pytest.raises(TrainingError, match="attempt 2 of the same job has started"):
+        older.commit_checkpoint(staged, a_manifest(2))
+
+
 def test_what_a_full_disk_left_of_one_attempts_number_never_shuts_out_the_next(tmp_path: Path) -> None:
     fence = tmp_path / ".jobs/uid-1/attempt"
     a_store(tmp_path, attempt=11)
@@ -152,6 +162,16 @@ def test_the_newest_whole_checkpoint_is_found_behind_torn_ones(tmp_path: Path) -
     newest = store.newest_checkpoint()
     assert newest is not None
     assert newest.manifest.step == 4
+
+
+def test_a_torn_checkpoint_never_takes_the_place_of_a_whole_one_that_is_kept(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    commit_checkpoint(store, 10)
+    (tmp_path / ".jobs/uid-1/checkpoints/step-10/adapter_model.safetensors").write_text("torn")
+    assert store.newest_checkpoint() is None
+    commit_checkpoint(store, 2)
+    store.prune_checkpoints(keep=1)
+    assert store.checkpoint_steps() == [2]
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:

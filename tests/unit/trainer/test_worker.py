@@ -19,6 +19,7 @@ from finetune_api.artifacts import read_verified
 from finetune_api.constants import ExitCode, queue_name
 from finetune_api.outcome import Outcome, Result
 from finetune_api.reasons import Reason
+from finetune_api.training import TrainingConfig
 from finetune_trainer import worker
 from finetune_trainer.config import TrainerSettings
 from finetune_trainer.tasks import finetuning_task
@@ -281,3 +282,35 @@ def test_sigterm_and_sigkill_cost_time_but_never_the_result(
     assert FinetuningPipeline(last).run().result is Result.SUCCEEDED
     adapters = [tmp_path / folder / "support-tone/uid-1/adapter_model.safetensors" for folder in ("straight", "out")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_an_attempt_that_wakes_up_late_commits_nothing_and_says_so(
+    settings: TrainerSettings, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Attempt 1 sleeps, as on a node that lost its network; attempt 2 finishes the job; then attempt 1 goes on."""
+
+    def config(attempt: int) -> TrainingConfig:
+        changes = {"hyperparameters": LONG, "checkpoint": {"everySteps": 5}, "job": an_attempt(attempt)}
+        return a_training_config(tiny_model, tmp_path / "out", **changes)
+
+    def files() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+
+    write_config(config(1), settings.config_path)
+    sleeper = subprocess.Popen(
+        [sys.executable, "-m", "finetune_trainer", "work"], env={**os.environ, "FINETUNE_BROKER_URL": ""}
+    )
+    try:
+        checkpoints = tmp_path / "out/.jobs/uid-1/checkpoints"
+        wait_until(lambda: any(checkpoints.glob("step-*")), "the first attempt has a checkpoint")
+        sleeper.send_signal(signal.SIGSTOP)
+        assert FinetuningPipeline(config(2)).run().result is Result.SUCCEEDED
+        finished = files()
+        sleeper.send_signal(signal.SIGCONT)
+        assert sleeper.wait(60) == ExitCode.FENCED
+    finally:
+        sleeper.kill()
+    assert files() == finished
+    assert not checkpoints.exists()
+    outcome = outcome_of(settings)
+    assert (outcome.result, outcome.reason) == (Result.INTERRUPTED, Reason.FENCED)

@@ -14,6 +14,8 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,8 +30,7 @@ from finetune_api.artifacts import (
     sha256_of,
     to_manifest_bytes,
 )
-from finetune_api.reasons import Reason
-from finetune_trainer.errors import TrainingError
+from finetune_trainer.fence import Fence, fsync_directory
 
 logger = logging.getLogger(__name__)
 
@@ -45,49 +46,6 @@ class Committed:
     path: Path
     manifest: Manifest
     digest: str
-
-
-class Fence:
-    """Lets only the newest attempt of a run write.
-
-    Attempts append their number to one file and read the highest back. Appending never takes a number away, so there is no
-    moment at which an older attempt could hide a newer one.
-    """
-
-    def __init__(self, path: Path, attempt: int) -> None:
-        self._path = path
-        self._attempt = attempt
-
-    def acquire(self) -> None:
-        """Make this attempt known. Raises TrainingError (Fenced) if a newer one is."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if self._attempt not in self._attempts():
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                # In a line of its own whatever a full disk left of another attempt's: run together they would be a number
-                # that no attempt ever reaches.
-                os.write(descriptor, f"\n{self._attempt}\n".encode())
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            _fsync_directory(self._path.parent)
-        self.check()
-
-    def check(self) -> None:
-        """Raise TrainingError (Fenced) if a newer attempt exists; called right before each rename."""
-        newest = max(self._attempts(), default=self._attempt)
-        if newest > self._attempt:
-            raise TrainingError(
-                Reason.FENCED,
-                f"Attempt {self._attempt} stopped without writing: attempt {newest} of the same job has started.",
-            )
-
-    def _attempts(self) -> list[int]:
-        try:
-            lines = self._path.read_text(errors="replace").split()
-        except FileNotFoundError:
-            return []
-        return [int(line) for line in lines if line.isdecimal()]
 
 
 class RunStore:
@@ -148,10 +106,12 @@ class RunStore:
         return sorted(int(m["step"]) for p in self._checkpoints.iterdir() if (m := _STEP.match(p.name)))
 
     def newest_checkpoint(self) -> Committed | None:
-        """The newest checkpoint that verifies; torn ones are passed over and logged."""
+        """The newest checkpoint that verifies. Torn ones are removed: they would count among those to keep."""
         for step in reversed(self.checkpoint_steps()):
-            if checkpoint := _read(self._checkpoints / f"step-{step}"):
+            folder = self._checkpoints / f"step-{step}"
+            if checkpoint := _read(folder):
                 return checkpoint
+            _remove_committed(folder)
         return None
 
     def prune_checkpoints(self, keep: int) -> None:
@@ -170,6 +130,15 @@ class RunStore:
         for folder in (self.checkpoint_staging, self.adapter_staging):
             shutil.rmtree(folder, ignore_errors=True)
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around what writes into staging: an attempt that a newer one swept it away from hears that, not what is missing."""
+        try:
+            yield
+        except OSError:
+            self.fence.check()
+            raise
+
     def _stage(self, folder: Path) -> Path:
         # Asked before anything is written too: nobody would sweep what an attempt leaves that was overtaken long ago.
         self.fence.check()
@@ -178,10 +147,11 @@ class RunStore:
         return folder
 
     def _commit(self, staged: Path, target: Path, manifest: Manifest) -> Committed:
-        complete = manifest.model_copy(update={"files": _seal(staged)})
-        raw = to_manifest_bytes(complete)
-        write_durably(staged / MANIFEST_FILE, raw)
-        _fsync_directory(staged)
+        with self.writing():
+            complete = manifest.model_copy(update={"files": _seal(staged)})
+            raw = to_manifest_bytes(complete)
+            write_durably(staged / MANIFEST_FILE, raw)
+            fsync_directory(staged)
         self.fence.check()
         try:
             staged.rename(target)
@@ -199,7 +169,7 @@ class RunStore:
             target.rename(torn)
             staged.rename(target)
             shutil.rmtree(torn, ignore_errors=True)
-        _fsync_directory(target.parent)
+        fsync_directory(target.parent)
         return Committed(target, complete, digest_of(raw))
 
 
@@ -241,14 +211,6 @@ def write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_committed(folder: Path) -> None:

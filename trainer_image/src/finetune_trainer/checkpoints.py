@@ -144,9 +144,10 @@ class CheckpointSaver:
 
     def _commit(self, snapshot: Snapshot) -> None:
         started = time.thread_time()
-        staged = self._store.stage_checkpoint(snapshot.step)
-        for name, content in to_files(snapshot):
-            write_durably(staged / name, content)
+        with self._store.writing():
+            staged = self._store.stage_checkpoint(snapshot.step)
+            for name, content in to_files(snapshot):
+                write_durably(staged / name, content)
         update = {"kind": "checkpoint", "step": snapshot.step}
         self._store.commit_checkpoint(staged, self._manifest.model_copy(update=update))
         self._reached.checkpoint_step = snapshot.step
