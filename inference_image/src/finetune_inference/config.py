@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         int | None,
         Field(
             description="Tokens, of all sequences together, whose keys and values are kept; unset means as many as fit into "
-            "a quarter of the memory. One sequence of the model's longest context always fits.",
+            "a quarter of the memory that the model leaves. One sequence of the model's longest context always fits.",
             ge=1,
         ),
     ] = None
@@ -66,13 +66,17 @@ class Settings(BaseSettings):
         int | None,
         Field(
             description="Memory for adapters; those that were not asked for the longest leave it, and are read again when "
-            "somebody asks. Unset means an eighth of the memory.",
+            "somebody asks. Unset means an eighth of the memory that the model leaves.",
             ge=1,
         ),
     ] = None
     max_waiting: Annotated[
         int, Field(description="Sequences that may wait for the engine; one more is answered with 429.", ge=1)
     ] = 64
+    request_timeout_seconds: Annotated[
+        float,
+        Field(description="Seconds that an answer may take, waiting included; then it is given up with 504.", gt=0),
+    ] = 600.0
     max_output_tokens: Annotated[
         int, Field(description="Largest max_tokens that a request may ask for, and the default for chats.", ge=1)
     ] = 4096
@@ -134,11 +138,13 @@ def available_cpus() -> int:
     return max(1, min(affinity, math.ceil(quota))) if quota else affinity
 
 
-def available_memory() -> int:
-    """Bytes this process may use: the smaller of the machine's memory and its cgroup's limit."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def spare_memory() -> int:
+    """Bytes this process may use beside what it uses: of the machine's memory, or of its cgroup's limit if that is less."""
+    page = os.sysconf("SC_PAGE_SIZE")
     limits = [_number_in(path) for path in (CGROUP_V2_MEMORY, CGROUP_V1_MEMORY)]
-    return min([machine, *(limit for limit in limits if limit)])
+    allowed = min([page * os.sysconf("SC_PHYS_PAGES"), *(limit for limit in limits if limit)])
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+    return max(0, allowed - resident)
 
 
 def _number_in(path: Path) -> int | None:

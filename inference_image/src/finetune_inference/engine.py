@@ -94,7 +94,15 @@ class Failed:
     message: str
 
 
-Event = PromptScored | Generated | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """The sequence took longer than sequences may; nothing follows. Comes from the scheduler, never from an engine."""
+
+    seconds: float
+    """The time that it had."""
+
+
+Event = PromptScored | Generated | Finished | Failed | TimedOut
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from finetune_inference.catalogue import UnknownModelError
 from finetune_inference.inference import ContextLengthError, NotReadyError
 from finetune_inference.scheduler import QueueFullError
-from finetune_inference.text import EngineFailedError, PromptError
+from finetune_inference.text import AnswerTimeoutError, EngineFailedError, PromptError
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,16 @@ def engine_failed() -> ApiError:
     return ApiError(500, "The engine failed while it worked on this request.", error_type="server_error")
 
 
+def timed_out(seconds: float) -> ApiError:
+    """The answer took too long; asking for fewer tokens, or later, may help."""
+    return ApiError(
+        504,
+        f"The answer was not complete after {seconds:g} s, which is all the time a request has here.",
+        error_type="server_error",
+        code="request_timeout",
+    )
+
+
 def to_api_error(error: Exception) -> ApiError:
     """The answer for an error of the service."""
     match error:
@@ -118,6 +128,8 @@ def to_api_error(error: Exception) -> ApiError:
             return not_ready(str(error))
         case EngineFailedError():
             return engine_failed()
+        case AnswerTimeoutError():
+            return timed_out(error.seconds)
     return ApiError(500, "The server failed to answer; its log has the reason.", error_type="server_error")
 
 
@@ -129,6 +141,7 @@ SERVICE_ERRORS: tuple[type[Exception], ...] = (
     QueueFullError,
     NotReadyError,
     EngineFailedError,
+    AnswerTimeoutError,
 )
 """What a request may run into without anybody having made a mistake in this program."""
 

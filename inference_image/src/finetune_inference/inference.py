@@ -34,7 +34,7 @@ from finetune_api.serving import ServingConfig
 from finetune_inference.adapter_list import AdapterListError, Watcher, read_adapter_list
 from finetune_inference.adapters import Limits
 from finetune_inference.catalogue import Catalogue, ServedModel
-from finetune_inference.config import Settings, available_memory
+from finetune_inference.config import Settings, spare_memory
 from finetune_inference.engine import (
     Engine,
     Event,
@@ -54,7 +54,9 @@ from finetune_inference.text import Answer, load_vocabulary
 log = logging.getLogger(__name__)
 
 ADAPTER_MEMORY_SHARE = 8
-"""An eighth of the memory is for adapters, unless a setting says otherwise."""
+"""An eighth of what the model leaves is for adapters, unless a setting says otherwise."""
+LEAST_ADAPTER_MEMORY = 64 << 20
+"""Bytes; what a pod with a tight limit risks for its adapters."""
 
 MakeEngine = Callable[[ServingConfig, Settings], Engine]
 """Makes an engine; called in the thread that will own it."""
@@ -102,7 +104,9 @@ class InferenceService:
         self._facts: ModelFacts | None = None
         self._catalogue: Catalogue | None = None
         self._watcher: Watcher | None = None
-        self._scheduler = Scheduler(self._prepare, max_waiting=self.settings.max_waiting)
+        self._scheduler = Scheduler(
+            self._prepare, max_waiting=self.settings.max_waiting, timeout=self.settings.request_timeout_seconds
+        )
 
     def start(self) -> None:
         """Begin to load in the background; `ready` says when that is done. Call once."""
@@ -218,7 +222,8 @@ class InferenceService:
         A model with a chat template gets the text as a user's message, any other one continues it. `model` is an
         adapter's name, or None for the base model; temperature 0 is deterministic.
 
-        Raises UnknownModelError, PromptError, ContextLengthError, QueueFullError, NotReadyError and EngineFailedError.
+        Raises UnknownModelError, PromptError, ContextLengthError, QueueFullError, NotReadyError,
+        EngineFailedError and AnswerTimeoutError.
         """
         served = self.model(model)
         served = served if served.in_memory else self.read_again(served.name)
@@ -266,7 +271,7 @@ class InferenceService:
         base = self._load_base(facts)
         limits = Limits(
             self.settings.max_lora_rank,
-            self.settings.adapter_memory_bytes or available_memory() // ADAPTER_MEMORY_SHARE,
+            self.settings.adapter_memory_bytes or max(LEAST_ADAPTER_MEMORY, spare_memory() // ADAPTER_MEMORY_SHARE),
         )
         catalogue = Catalogue(base, facts.vocabulary_size, engine.load_adapter, limits)
         self._watcher = Watcher(

@@ -11,10 +11,10 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from finetune_inference.engine import Engine, Event, Failed, Finished, ModelLoadError, TokenRequest
+from finetune_inference.engine import Engine, Event, Failed, Finished, ModelLoadError, TimedOut, TokenRequest
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class Ticket:
     key: int
     request: TokenRequest
     listener: Listener
+    deadline: float = math.inf
+    """Monotonic seconds at which it is given up."""
     cancelled: bool = False
     started: float = field(default=0.0)
     """Monotonic seconds at which the engine took it."""
@@ -61,6 +63,9 @@ class FairQueue:
 
     def __len__(self) -> int:
         return self._length
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return itertools.chain.from_iterable(self._lanes.values())
 
     def push(self, ticket: Ticket) -> None:
         """Add at the end of the model's lane."""
@@ -94,9 +99,11 @@ class FairQueue:
 class Scheduler:
     """Owns the engine's thread from loading to the end."""
 
-    def __init__(self, prepare: Callable[[], Engine], *, max_waiting: int) -> None:
+    def __init__(self, prepare: Callable[[], Engine], *, max_waiting: int, timeout: float = math.inf) -> None:
+        """`timeout`: seconds that a sequence may take, waiting included."""
         self._prepare = prepare
         self._max_waiting = max_waiting
+        self._timeout = timeout
         self._changed = threading.Condition()
         self._waiting = FairQueue()
         self._running: dict[int, Ticket] = {}
@@ -148,7 +155,8 @@ class Scheduler:
             room = self._max_waiting + max(0, self._capacity - len(self._running)) - len(self._waiting)
             if len(sequences) > room:
                 raise QueueFullError(len(self._waiting), self._retry_after())
-            tickets = [Ticket(next(self._keys), request, listener) for request, listener in sequences]
+            deadline = time.monotonic() + self._timeout
+            tickets = [Ticket(next(self._keys), request, listener, deadline) for request, listener in sequences]
             for ticket in tickets:
                 self._waiting.push(ticket)
             self._changed.notify()
@@ -198,6 +206,7 @@ class Scheduler:
             self._changed.wait_for(lambda: self._stopping or self._waiting or self._running)
             if self._stopping:
                 return False
+            expired = self._expired()
             cancelled = [t for t in self._running.values() if t.cancelled]
             for ticket in cancelled:
                 del self._running[ticket.key]
@@ -209,9 +218,20 @@ class Scheduler:
                 admitted.append(ticket)
         for ticket in cancelled:
             engine.remove(ticket.key)
+        for ticket in expired:
+            ticket.listener(TimedOut(self._timeout))
         for ticket in admitted:
             engine.add(ticket.key, ticket.request)
         return True
+
+    def _expired(self) -> list[Ticket]:
+        """Give up what has taken too long. Looked at between steps, since whoever waits, waits for a step."""
+        now = time.monotonic()
+        expired = [t for t in (*self._running.values(), *self._waiting) if t.deadline <= now and not t.cancelled]
+        for ticket in expired:
+            ticket.cancelled = True
+            self._waiting.discard(ticket)
+        return expired
 
     def _step(self, engine: Engine) -> None:
         if not self._running:

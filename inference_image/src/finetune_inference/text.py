@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_inference.engine import Event, Failed, Finished, FinishReason, Generated, PromptScored, ScoredToken
+from finetune_inference.engine import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Generated,
+    PromptScored,
+    ScoredToken,
+    TimedOut,
+)
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 HELD_BACK = 3
@@ -186,6 +195,14 @@ class EngineFailedError(Exception):
     """The engine could not finish a sequence."""
 
 
+class AnswerTimeoutError(Exception):
+    """A sequence took longer than sequences may."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the answer was not complete after {seconds:g} s")
+        self.seconds = seconds
+
+
 class Answer:
     """Turns one sequence's events into deltas of text."""
 
@@ -195,7 +212,10 @@ class Answer:
         self._tokens = 0
 
     def feed(self, event: Event) -> Delta:
-        """The delta of one event; after one with a finish reason nothing may be fed. Raises EngineFailedError."""
+        """The delta of one event; after one with a finish reason nothing may be fed.
+
+        Raises EngineFailedError or AnswerTimeoutError.
+        """
         match event:
             case PromptScored(tokens):
                 return Delta(prompt=tokens)
@@ -205,6 +225,8 @@ class Answer:
                 return self._finished(reason, completion_tokens)
             case Failed(message):
                 raise EngineFailedError(message)
+            case TimedOut(seconds):
+                raise AnswerTimeoutError(seconds)
 
     def _generated(self, token: ScoredToken) -> Delta:
         self._tokens += 1

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from finetune_api.serving import ServingConfig
 from finetune_inference.adapters import VerifiedAdapter
 from finetune_inference.batched_model import BatchedModel
-from finetune_inference.config import Settings, available_cpus, available_memory
+from finetune_inference.config import Settings, available_cpus, spare_memory
 from finetune_inference.engine import Event, Finished, ModelFacts, ModelLoadError, TokenRequest
 from finetune_inference.kv_cache import KVCache
 from finetune_inference.lora import LoraLoader
@@ -34,7 +34,7 @@ PREFILL_TOKENS = {"cpu": 256, "cuda": 2048}
 """Prompt tokens per step: those who answer wait for them, so about as long as a step takes anyway. It also bounds the
 logits of a scored prompt: 256 x 150,000 floats are 150 MB."""
 CACHE_SHARE = 4
-"""A quarter of the memory is for keys and values, unless a setting says otherwise."""
+"""A quarter of the memory that the model leaves is for keys and values, unless a setting says otherwise."""
 DEFAULT_CONTEXT = 2048
 """Context length when the model's config does not say."""
 
@@ -195,7 +195,7 @@ class TransformersEngine:
         """Tokens whose keys and values are kept."""
         if self._settings.max_cached_tokens:
             return self._settings.max_cached_tokens
-        memory = torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else available_memory()
+        memory = torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else spare_memory()
         return memory // CACHE_SHARE // max(1, bytes_per_token)
 
     def _context_length(self, config: Any) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_inference import config
 from finetune_inference.__main__ import configuration
-from finetune_inference.config import Settings, available_cpus, available_memory, load_serving_config
+from finetune_inference.config import Settings, available_cpus, load_serving_config, spare_memory
 
 DOCUMENT = {"model": {"name": "base", "path": "/models/base"}, "adapters": [{"name": "a", "path": "/adapters/a"}]}
 
@@ -93,12 +93,15 @@ def test_the_older_cgroups_are_read_as_well(
     assert available_cpus() == cpus
 
 
-@pytest.mark.parametrize(("limit", "found"), [("1073741824", 1 << 30), ("max", None), (str(1 << 62), None)])
-def test_memory_is_that_of_the_cgroup_if_it_has_less(
-    limit: str, found: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spare_memory_is_what_the_cgroup_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "CGROUP_V2_MEMORY", tmp_path / "memory.max")
     monkeypatch.setattr(config, "CGROUP_V1_MEMORY", tmp_path / "none")
-    machine = available_memory()
-    (tmp_path / "memory.max").write_text(limit)
-    assert available_memory() == (found or machine)
+    machine = spare_memory()
+    assert machine > 1 << 28
+    for limit in ("max", str(1 << 62)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert spare_memory() == pytest.approx(machine, rel=0.01)
+    (tmp_path / "memory.max").write_text(str(machine // 2))
+    assert 0 < spare_memory() < machine // 2
+    (tmp_path / "memory.max").write_text("1")
+    assert spare_memory() == 0

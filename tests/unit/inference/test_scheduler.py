@@ -1,5 +1,6 @@
 """The queue and the thread in front of an engine that does what the test says; no torch."""
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from finetune_inference.engine import (
     Generated,
     ModelLoadError,
     ScoredToken,
+    TimedOut,
     TokenRequest,
 )
 from finetune_inference.scheduler import FairQueue, QueueFullError, Scheduler, SchedulerStoppedError, Ticket
@@ -46,8 +48,10 @@ def engine() -> SteppedEngine:
 def scheduler(engine: SteppedEngine) -> Iterator[Callable[..., Scheduler]]:
     made: list[Scheduler] = []
 
-    def make(max_waiting: int = 8, prepare: Callable[[], Engine] = lambda: engine) -> Scheduler:
-        made.append(Scheduler(prepare, max_waiting=max_waiting))
+    def make(
+        max_waiting: int = 8, prepare: Callable[[], Engine] = lambda: engine, timeout: float = math.inf
+    ) -> Scheduler:
+        made.append(Scheduler(prepare, max_waiting=max_waiting, timeout=timeout))
         made[-1].start()
         return made[-1]
 
@@ -168,6 +172,21 @@ def test_a_model_that_cannot_be_loaded_is_said_by_every_call(scheduler: Callable
     wait_until(lambda: not broken.ready)
     with pytest.raises(SchedulerStoppedError, match="no such file"):
         submit(broken, a_request())
+
+
+def test_what_takes_too_long_is_given_up_wherever_it_is(
+    scheduler: Callable[..., Scheduler], engine: SteppedEngine
+) -> None:
+    slow = scheduler(timeout=0.05)
+    (running, _), (first, second) = submit(slow, a_request(max_tokens=1000), a_request("waiting"))
+    wait_until(lambda: slow.running == 1)
+    threading.Event().wait(0.06)
+    engine.let(1)
+    assert isinstance(first.next(), Generated)
+    assert first.next() == second.next() == TimedOut(0.05)
+    wait_until(lambda: slow.running == 0)
+    assert engine.removed == [running.key]
+    assert engine.added == [None]
 
 
 def test_stopping_fails_what_is_unfinished(scheduler: Callable[..., Scheduler], engine: SteppedEngine) -> None:

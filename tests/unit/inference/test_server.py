@@ -48,6 +48,16 @@ def stepped(models: Path, *, wait: bool = True, **limits: Any) -> Iterator[tuple
             engine.let(200)
 
 
+def test_an_answer_that_takes_too_long_is_given_up(models: Path) -> None:
+    with stepped(models, request_timeout_seconds=0.05) as (server, engine, client):
+        late = threading.Timer(0.1, engine.let, [2])
+        late.start()
+        answer = client.post("/v1/completions", json=PROMPT)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
+        wait_until(lambda: server.service.running == 0)
+        late.join()
+
+
 def test_probes_answer_while_the_model_loads_and_ready_means_a_token_was_made(models: Path) -> None:
     with stepped(models, wait=False) as (server, engine, client):
         wait_until(lambda: bool(engine.added))
