@@ -69,6 +69,7 @@ class Progress(StatusModel):
     total_steps: Annotated[int, Field(description="totalSteps is the number of planned steps.", ge=0)]
     epoch: Annotated[float | None, Field(description="epoch is the number of passes over the dataset.")] = None
     loss: Annotated[float | None, Field(description="loss of the latest logged step.")] = None
+    eval_loss: Annotated[float | None, Field(description="evalLoss of the latest evaluation on held-out rows.")] = None
     learning_rate: Annotated[float | None, Field(description="learningRate of that step.")] = None
     tokens_per_second: Annotated[float | None, Field(description="tokensPerSecond of real tokens.")] = None
     eta_seconds: Annotated[float | None, Field(description="etaSeconds until training ends.")] = None

@@ -9,7 +9,14 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from finetune_api.base import SpecModel
-from finetune_api.v1alpha1.finetune_job import Checkpoint, Columns, DatasetFormat, Hyperparameters, Lora
+from finetune_api.v1alpha1.finetune_job import (
+    Checkpoint,
+    Columns,
+    DatasetFormat,
+    EvaluationSettings,
+    Hyperparameters,
+    Lora,
+)
 
 
 class JobIdentity(SpecModel):
@@ -81,6 +88,9 @@ class TrainingConfig(SpecModel):
     model: Annotated[ModelConfig, Field(description="model to tune.")]
     dataset: Annotated[DatasetConfig, Field(description="dataset to train on.")]
     evaluation: Annotated[RowsConfig | None, Field(description="evaluation rows, in the dataset's format.")] = None
+    evaluation_settings: Annotated[
+        EvaluationSettings, Field(description="evaluationSettings say what is done with held-out rows.")
+    ] = Field(default_factory=EvaluationSettings)
     lora: Annotated[Lora, Field(description="lora hyperparameters.")] = Field(default_factory=Lora)
     hyperparameters: Annotated[Hyperparameters, Field(description="hyperparameters of training.")] = Field(
         default_factory=Hyperparameters
@@ -89,3 +99,10 @@ class TrainingConfig(SpecModel):
         default_factory=Checkpoint
     )
     output: Annotated[OutputConfig, Field(description="output says where the adapter goes.")]
+
+    @model_validator(mode="after")
+    def _evaluations_need_rows(self) -> Self:
+        has_rows = self.evaluation is not None or self.dataset.evaluation_fraction is not None
+        if not has_rows and self.evaluation_settings.model_fields_set:
+            raise ValueError("evaluationSettings need held-out rows; set evaluation or dataset.evaluationFraction")
+        return self

@@ -39,6 +39,12 @@ def test_anything_else_is_silence(value: bytes | None) -> None:
     assert parse_result(value) is None
 
 
+def test_figures_of_held_out_rows_are_text_as_the_loss_is() -> None:
+    assert progress_status(a_progress(3, loss=0.5)).eval_loss is None
+    status = progress_status(a_progress(3, loss=0.5).model_copy(update={"eval_loss": 0.25}))
+    assert (status.loss, status.eval_loss) == ("0.5000", "0.2500")
+
+
 def test_without_a_broker_nobody_is_asked() -> None:
     assert asyncio.run(ProgressReader(None).read(UID, 1)) is None
     assert asyncio.run(ProgressReader("").read(UID, 1)) is None

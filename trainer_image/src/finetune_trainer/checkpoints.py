@@ -27,10 +27,13 @@ from finetune_api.artifacts import Manifest
 from finetune_trainer.artifacts import RunStore, write_durably
 
 if TYPE_CHECKING:
+    from finetune_trainer.evaluation import BestAdapter
     from finetune_trainer.trainer import Reached
 
 ADAPTER: Final = "default"
 """Name that peft gives to the only adapter of a model."""
+BEST_ADAPTER_FILE: Final = "best_adapter_model.safetensors"
+"""The adapter of the best evaluation so far; the Trainer does not know this file, `evaluation` reads it."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,28 @@ class Snapshot:
     random_state: dict[str, Any]
     trainer_state: dict[str, Any]
     """With the step and epoch that the position in the dataset follows from."""
+    best_adapter: dict[str, torch.Tensor]
+    """Of the best evaluation; empty if there was none."""
 
 
-def take_snapshot(trainer: Trainer) -> Snapshot:
+def take_snapshot(trainer: Trainer, best: "BestAdapter | None" = None) -> Snapshot:
     """Copy the state of a training between two steps."""
     return Snapshot(
         step=trainer.state.global_step,
-        adapter=_copied(get_peft_model_state_dict(trainer.model, adapter_name=ADAPTER)),
+        adapter=adapter_tensors(trainer.model),
         adapter_config=trainer.model.peft_config[ADAPTER].to_dict(),
         optimizer=_copied(trainer.optimizer.state_dict()),
         scheduler=_copied(trainer.lr_scheduler.state_dict()),
         random_state=_random_state(),
         trainer_state=asdict(trainer.state),
+        best_adapter=best.tensors if best else {},
     )
+
+
+def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """A copy of the adapter's tensors in main memory, by the names under which peft saves them."""
+    tensors: dict[str, torch.Tensor] = _copied(get_peft_model_state_dict(model, adapter_name=ADAPTER))
+    return tensors
 
 
 def _copied(value: Any) -> Any:
@@ -86,6 +98,8 @@ def to_files(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
     yield "scheduler.pt", _torch_bytes(snapshot.scheduler)
     yield "rng_state.pth", _torch_bytes(snapshot.random_state)
     yield "trainer_state.json", _json_bytes(snapshot.trainer_state)
+    if snapshot.best_adapter:
+        yield BEST_ADAPTER_FILE, to_safetensors(snapshot.best_adapter, {"format": "pt"})
 
 
 def _json_bytes(document: dict[str, Any]) -> bytes:
@@ -103,12 +117,20 @@ def _torch_bytes(value: Any) -> bytes:
 class CheckpointSaver:
     """Writes and commits checkpoints on one thread; a context manager that ends with nothing under way."""
 
-    def __init__(self, store: RunStore, reached: "Reached", manifest: Manifest, keep: int) -> None:
+    def __init__(
+        self,
+        store: RunStore,
+        reached: "Reached",
+        manifest: Manifest,
+        keep: int,
+        best: "BestAdapter | None" = None,
+    ) -> None:
         """`keep` is how many checkpoints stay; `manifest` says where they come from; `reached` learns of each."""
         self._store = store
         self._reached = reached
         self._manifest = manifest
         self._keep = keep
+        self._best = best
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._under_way: Future[None] | None = None
         self.saved = 0
@@ -130,7 +152,7 @@ class CheckpointSaver:
         """Begin to save the state of a training; returns when it is copied. Raises what the last checkpoint failed with."""
         self.wait()
         started = time.monotonic()
-        self._under_way = self._executor.submit(self._commit, take_snapshot(trainer))
+        self._under_way = self._executor.submit(self._commit, take_snapshot(trainer, self._best))
         self.blocked_seconds += time.monotonic() - started
 
     def wait(self) -> None:

@@ -65,10 +65,11 @@ class LogReporter:
             return
         self._last = now
         logger.info(
-            "step=%d/%d loss=%s tokens_per_second=%s eta_seconds=%s checkpoint=%s",
+            "step=%d/%d loss=%s eval_loss=%s tokens_per_second=%s eta_seconds=%s checkpoint=%s",
             progress.step,
             progress.total_steps,
             _rounded(progress.loss, 4),
+            _rounded(progress.eval_loss, 4),
             _rounded(progress.tokens_per_second, 0),
             _rounded(progress.eta_seconds, 0),
             progress.checkpoint_step,

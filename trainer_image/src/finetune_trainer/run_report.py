@@ -26,14 +26,16 @@ svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: currentColo
 """.strip()
 
 
-def render_page(name: str, record: dict[str, Any], losses: Points, dataset: DatasetReport) -> str:
-    """`report.html`: facts, loss curve, lengths of rows. `losses` are (step, loss), steps from 1."""
+def render_page(
+    name: str, record: dict[str, Any], losses: Points, dataset: DatasetReport, held_out: Points = ()
+) -> str:
+    """`report.html`: facts, loss curve, lengths of rows. `losses` and `held_out` are (step, loss), steps from 1."""
     metrics = record["metrics"]
     sections = [
         f"<h1>{escape(name)}</h1>",
         _table(_facts(record, dataset)),
         "<h2>Loss</h2>",
-        _loss_plot(losses, metrics.get("eval_loss")),
+        _loss_plot(losses, metrics.get("eval_loss"), held_out),
         "<h2>Lengths of training rows, in tokens</h2>",
         _histogram([(bin_.up_to, bin_.rows) for bin_ in dataset.training.lengths.histogram]),
     ]
@@ -64,6 +66,7 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
         ("dataset", f"{dataset.training.rows} rows, {dataset.training.tokens} tokens, {dataset.digest[:19]}"),
         ("adapter", _adapter(lora)),
         ("steps", f"{record['steps']} of {hyper['batchSize']} rows, learning rate {hyper['learningRate']:g}"),
+        *([("best step", str(record["bestStep"]))] if record["bestStep"] else []),
         ("seed", str(record["seed"])),
     ]
     names = {"train_loss": "training loss at the end", "eval_loss": "loss on held-out rows"}
@@ -89,12 +92,12 @@ def smooth(values: Sequence[float]) -> list[float]:
     return smoothed
 
 
-def _loss_plot(losses: Points, held_out: float | None) -> str:
+def _loss_plot(losses: Points, held_out: float | None, evaluations: Points) -> str:
     if not losses:
         return "<p>No step was trained.</p>"
     steps = [step for step, _ in losses]
     values = [loss for _, loss in losses]
-    top = max([*values, held_out or 0.0]) * 1.05 or 1.0
+    top = max([*values, held_out or 0.0, *(loss for _, loss in evaluations)]) * 1.05 or 1.0
     first, last = min(steps), max(steps)
 
     def x(step: float) -> float:
@@ -112,6 +115,9 @@ def _loss_plot(losses: Points, held_out: float | None) -> str:
         *(_text(x(step), HEIGHT - MARGIN + 18, f"{step:g}", "middle") for step in sorted({first, last})),
         _text(WIDTH / 2, HEIGHT - 8, "optimizer step; dots: loss of a step, line: smoothed", "middle"),
     ]
+    if len(evaluations) > 1:
+        points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in evaluations)
+        parts.append(f'<polyline points="{points}" fill="none" stroke="var(--held-out)" stroke-width="2"/>')
     if held_out is not None:
         parts.append(
             f'<line x1="{MARGIN}" x2="{WIDTH - MARGIN}" y1="{y(held_out):.1f}" y2="{y(held_out):.1f}" '

@@ -5,18 +5,24 @@ This module imports transformers at its top, so only `training` imports it, and 
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from finetune_api.outcome import Progress
 from finetune_api.reasons import Reason
+from finetune_api.training import TrainingConfig
+from finetune_api.v1alpha1.finetune_job import DEFAULT_EPOCHS
+from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import StepSampler
 from finetune_trainer.checkpoints import CheckpointSaver
 from finetune_trainer.errors import TrainingError
+from finetune_trainer.evaluation import held_out_curve
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.progress import Reporter
 
@@ -38,10 +44,53 @@ class Reached:
     """Real tokens (no padding) trained by this attempt."""
 
 
-def thin_history(history: list[dict[str, float]], max_steps: int) -> None:
-    """Leave evenly spread entries and the newest, chosen by step alone: a resumed run ends with the same ones."""
+def training_arguments(
+    config: TrainingConfig, base: BaseModel, micro_batch_size: int, folder: Path
+) -> TrainingArguments:
+    """What transformers is told; `folder` is emptied, and nothing is written there."""
+    hyper = config.hyperparameters
+    shutil.rmtree(folder, ignore_errors=True)
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=hyper.epochs or DEFAULT_EPOCHS,
+        max_steps=hyper.max_steps or -1,
+        per_device_train_batch_size=micro_batch_size,
+        gradient_accumulation_steps=hyper.batch_size // micro_batch_size,
+        learning_rate=hyper.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if hyper.schedule == "constant" else hyper.schedule,
+        # A share of all steps as long as it is below 1.
+        warmup_steps=hyper.warmup_ratio,
+        weight_decay=hyper.weight_decay,
+        bf16=base.dtype == "bfloat16",
+        use_cpu=not base.on_gpu,
+        seed=hyper.seed,
+        logging_steps=1,
+        # The Trainer would hide a loss that is no number from DivergenceCallback.
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
+        # Evaluation is EvaluationCallback's; the number thins the log.
+        eval_steps=config.evaluation_settings.eval_steps,
+        save_strategy="steps",
+        save_steps=config.checkpoint.every_steps,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=base.on_gpu,
+    )
+
+
+def thin_history(history: list[dict[str, float]], max_steps: int, eval_steps: int = 1) -> None:
+    """Leave evenly spread entries and the newest, chosen by step alone: a resumed run ends with the same ones.
+
+    Evaluations, of which there is one every `eval_steps`, are spread for themselves.
+    """
     stride = max(1, math.ceil(max_steps / CURVE_POINTS))
-    history[:-RECENT_ENTRIES] = [entry for entry in history[:-RECENT_ENTRIES] if entry["step"] % stride == 0]
+    eval_stride = max(1, math.ceil(max_steps / eval_steps / CURVE_POINTS)) * eval_steps
+    history[:-RECENT_ENTRIES] = [
+        entry
+        for entry in history[:-RECENT_ENTRIES]
+        if entry["step"] % (eval_stride if "eval_loss" in entry else stride) == 0
+    ]
 
 
 class StepTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
@@ -64,7 +113,7 @@ class StepTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train an epoch, unless a checkpoint of the last step was resumed: stock would train one step more."""
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
@@ -125,6 +174,7 @@ class ProgressCallback(_Callback):
                 total_steps=state.max_steps,
                 epoch=state.epoch,
                 loss=logs["loss"],
+                eval_loss=next((loss for _, loss in reversed(held_out_curve(state.log_history))), None),
                 learning_rate=logs.get("learning_rate"),
                 tokens_per_second=self._reached.trained_tokens / seconds,
                 eta_seconds=(state.max_steps - state.global_step) * seconds / max(steps, 1),
@@ -132,7 +182,7 @@ class ProgressCallback(_Callback):
                 timestamp=time.time(),
             )
         )
-        thin_history(state.log_history, state.max_steps)
+        thin_history(state.log_history, state.max_steps, state.eval_steps)
 
 
 class StopCallback(_Callback):

@@ -17,7 +17,6 @@ import datetime as dt
 import json
 import logging
 import platform
-import shutil
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -37,7 +36,6 @@ from finetune_api.fingerprint import Fingerprint
 from finetune_api.outcome import CommittedAdapter, Outcome, Result
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
-from finetune_api.v1alpha1.finetune_job import DEFAULT_EPOCHS
 from finetune_trainer import base_model
 from finetune_trainer.artifacts import Committed, RunStore
 from finetune_trainer.base_model import BaseModel
@@ -73,6 +71,10 @@ class Trained:
     step: int
     losses: list[tuple[int, float]]
     """Step and loss, of all steps or of a few hundred evenly spread ones."""
+    held_out: list[tuple[int, float]]
+    """Step and loss of the evaluations while training ran."""
+    best_step: int | None
+    """Step whose adapter was the best in these evaluations and is the one to be committed; None for the last step."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -193,6 +195,7 @@ class FinetuningPipeline:
         self._check_stop()
         from finetune_trainer import trainer as stock
         from finetune_trainer.checkpoints import CheckpointSaver
+        from finetune_trainer.evaluation import BestAdapter, EvaluationCallback, HeldOutRows, held_out_curve
 
         hyper = self.config.hyperparameters
         rows = dataset.training.rows
@@ -200,16 +203,23 @@ class FinetuningPipeline:
             passes.row_tokens(rows), hyper.batch_size, hyper.micro_batch_size, on_gpu=base.on_gpu
         )
         self.reached = stock.Reached()
-        saver = CheckpointSaver(self.store, self.reached, self._manifest(base, 0), self.config.checkpoint.keep)
+        best = BestAdapter()
+        saver = CheckpointSaver(self.store, self.reached, self._manifest(base, 0), self.config.checkpoint.keep, best)
+        during = self.config.evaluation_settings
+        evaluations = []
+        if during.eval_steps and dataset.evaluation:
+            held_out = HeldOutRows(dataset.evaluation, passes, on_gpu=base.on_gpu)
+            evaluations.append(EvaluationCallback(held_out, best, during, self.stop))
         loop = stock.StepTrainer(
             sampler=StepSampler(passes.order(rows), hyper.batch_size, hyper.seed),
             saver=saver,
             model=model,
-            args=self._training_arguments(base, micro),
+            args=stock.training_arguments(self.config, base, micro, self.store.checkpoint_staging),
             data_collator=passes.collate,
             train_dataset=rows,
             callbacks=[
                 stock.DivergenceCallback(),
+                *evaluations,
                 stock.ProgressCallback(self.reporter, self.reached),
                 stock.StopCallback(self.stop),
                 stock.CheckpointCallback(saver, self.config.checkpoint.every_minutes * 60),
@@ -219,6 +229,7 @@ class FinetuningPipeline:
         checkpoint = self.store.newest_checkpoint()
         if checkpoint:
             self.reached.step = self.reached.checkpoint_step = checkpoint.manifest.step
+            best.load(checkpoint.path)
         logger.info(
             "training starts batch_size=%d micro_batch_size=%d from_step=%d", hyper.batch_size, micro, self.reached.step
         )
@@ -238,27 +249,21 @@ class FinetuningPipeline:
             saver.blocked_seconds,
             saver.writing_seconds,
         )
-        return Trained(state.global_step, [(e["step"], e["loss"]) for e in state.log_history if "loss" in e])
+        if best.tensors:
+            best.restore(model)
+        losses = [(e["step"], e["loss"]) for e in state.log_history if "loss" in e]
+        return Trained(state.global_step, losses, held_out_curve(state.log_history), state.best_global_step)
 
     def evaluate(self, model: Any, dataset: PreparedDataset, passes: "Passes", *, on_gpu: bool) -> dict[str, float]:
         """Mean loss per token of the held-out rows; empty without such rows."""
         if dataset.evaluation is None:
             return {}
-        import torch
+        from finetune_trainer.evaluation import HeldOutRows
 
-        ranks = passes.order(dataset.evaluation.rows)
-        rows = [row for _, row in sorted(zip(ranks, dataset.evaluation.rows, strict=True), key=lambda pair: pair[0])]
-        size = choose_micro_batch_size(passes.row_tokens(rows), 64, None, on_gpu=on_gpu)
-        model.eval()
-        total = 0.0
-        with torch.inference_mode(), passes.applied(model):
-            for start in range(0, len(rows), size):
-                self._check_stop()
-                batch = passes.collate(rows[start : start + size])
-                batch = {key: value.to(model.device) for key, value in batch.items()}
-                # With a count of one the loss is the sum over tokens, so that the mean is one over all of them.
-                total += float(model(**batch, use_cache=False, num_items_in_batch=torch.tensor(1)).loss)
-        return {"eval_loss": round(total / dataset.evaluation.loss_tokens, 6)}
+        with passes.applied(model):
+            loss = HeldOutRows(dataset.evaluation, passes, on_gpu=on_gpu).mean_loss(model, self.stop)
+        self._check_stop()
+        return {} if loss is None else {"eval_loss": round(loss, 6)}
 
     def take_fingerprint(self, model: Any, base: BaseModel) -> Fingerprint:
         """Log-probabilities by which an endpoint can be shown to serve this adapter."""
@@ -283,14 +288,14 @@ class FinetuningPipeline:
         _sort_targets(staging / "adapter_config.json")
         _write_json(staging / DATASET_REPORT_FILE, report.to_dict())
         _write_json(staging / FINGERPRINT_FILE, fingerprint.to_dict())
-        record = self._run_record(base, examples, trained.step, metrics)
+        record = self._run_record(base, examples, trained, metrics)
         _write_json(staging / RUN_RECORD_FILE, record)
         name = self.config.output.adapter_name
-        page = render_page(name, record, trained.losses, report)
+        page = render_page(name, record, trained.losses, report, trained.held_out)
         (staging / RUN_REPORT_FILE).write_text(page, encoding="utf-8")
         # In the place of peft's, which is a template to be filled in.
         (staging / MODEL_CARD_FILE).write_text(render_model_card(name, record, report), encoding="utf-8")
-        committed = self.store.commit_adapter(self._manifest(base, trained.step))
+        committed = self.store.commit_adapter(self._manifest(base, trained.best_step or trained.step))
         logger.info("adapter committed path=%s digest=%s", committed.path, committed.digest[:19])
         return committed
 
@@ -301,8 +306,8 @@ class FinetuningPipeline:
         outcome = Outcome(
             result=Result.SUCCEEDED,
             reason=Reason.TRAINED,
-            message=f"Trained {committed.manifest.step} steps on {record['dataset']['rows']} rows.",
-            step=committed.manifest.step,
+            message=_summary(record),
+            step=record["steps"],
             trained_tokens=self.reached.trained_tokens if self.reached else None,
             metrics=record["metrics"],
             adapter=CommittedAdapter(
@@ -318,38 +323,6 @@ class FinetuningPipeline:
     def _check_stop(self) -> None:
         self.stop.check("Stopped between two steps of the run; nothing was lost but its preparation.")
 
-    def _training_arguments(self, base: BaseModel, micro_batch_size: int) -> Any:
-        from transformers import TrainingArguments
-
-        hyper = self.config.hyperparameters
-        staging = self.store.checkpoint_staging
-        shutil.rmtree(staging, ignore_errors=True)
-        return TrainingArguments(
-            output_dir=str(staging),
-            num_train_epochs=hyper.epochs or DEFAULT_EPOCHS,
-            max_steps=hyper.max_steps or -1,
-            per_device_train_batch_size=micro_batch_size,
-            gradient_accumulation_steps=hyper.batch_size // micro_batch_size,
-            learning_rate=hyper.learning_rate,
-            lr_scheduler_type="constant_with_warmup" if hyper.schedule == "constant" else hyper.schedule,
-            # A share of all steps as long as it is below 1.
-            warmup_steps=hyper.warmup_ratio,
-            weight_decay=hyper.weight_decay,
-            bf16=base.dtype == "bfloat16",
-            use_cpu=not base.on_gpu,
-            seed=hyper.seed,
-            logging_steps=1,
-            # The Trainer would hide a loss that is no number from DivergenceCallback.
-            logging_nan_inf_filter=False,
-            include_num_input_tokens_seen="non_padding",
-            save_strategy="steps",
-            save_steps=self.config.checkpoint.every_steps,
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=base.on_gpu,
-        )
-
     def _manifest(self, base: BaseModel, step: int) -> Manifest:
         job = self.config.job
         return Manifest(
@@ -362,7 +335,9 @@ class FinetuningPipeline:
             files=[],
         )
 
-    def _run_record(self, base: BaseModel, examples: Examples, step: int, metrics: dict[str, float]) -> dict[str, Any]:
+    def _run_record(
+        self, base: BaseModel, examples: Examples, trained: Trained, metrics: dict[str, float]
+    ) -> dict[str, Any]:
         """What made the adapter. No time and no attempt: the same run gives the same record."""
         import torch
 
@@ -382,7 +357,8 @@ class FinetuningPipeline:
             },
             "base": {"model": self.config.model.source or self.config.model.path, "revision": base.revision},
             "seed": self.config.hyperparameters.seed,
-            "steps": step,
+            "steps": trained.step,
+            "bestStep": trained.best_step,
             "metrics": metrics,
             "environment": {
                 "python": platform.python_version(),
@@ -392,6 +368,13 @@ class FinetuningPipeline:
                 "threads": torch.get_num_threads(),
             },
         }
+
+
+def _summary(record: dict[str, Any]) -> str:
+    text = f"Trained {record['steps']} steps on {record['dataset']['rows']} rows."
+    # Absent from the record of an older release, whose adapter a later attempt may report.
+    best = record.get("bestStep")
+    return text if best is None else f"{text} Step {best} was the best on held-out rows."
 
 
 def _sort_targets(path: Path) -> None:

@@ -84,16 +84,49 @@ class Dataset(SpecModel):
         return self
 
 
-class Evaluation(SpecModel):
+class EvaluationSettings(SpecModel):
+    """What is done with held-out rows; their loss is measured at the end in any case."""
+
+    eval_steps: Annotated[
+        int | None,
+        Field(
+            description="evalSteps is the number of optimizer steps between evaluations while training runs; the adapter "
+            "of the best one is kept. Unset, only the end is evaluated.",
+            ge=1,
+            le=1_000_000,
+        ),
+    ] = None
+    early_stopping_patience: Annotated[
+        int | None,
+        Field(
+            description="earlyStoppingPatience is how many evaluations in a row may be no better than the best one before "
+            "training stops early; never if unset.",
+            ge=1,
+            le=1000,
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _patience_needs_evaluations(self) -> Self:
+        if self.early_stopping_patience is not None and self.eval_steps is None:
+            raise ValueError("earlyStoppingPatience counts evaluations; set evalSteps too")
+        return self
+
+
+class Evaluation(EvaluationSettings):
     """Held-out rows: a share of the dataset, or rows of their own."""
 
     model_config = ConfigDict(
         json_schema_extra={
             CEL: [
                 {
+                    "rule": "!has(self.earlyStoppingPatience) || has(self.evalSteps)",
+                    "message": "earlyStoppingPatience counts evaluations; set evalSteps too",
+                },
+                {
                     "rule": "(has(self.fraction) ? 1 : 0) + (has(self.inline) ? 1 : 0) + (has(self.source) ? 1 : 0) == 1",
                     "message": "set exactly one of fraction, inline and source",
-                }
+                },
             ]
         }
     )
@@ -401,6 +434,9 @@ class ProgressStatus(StatusModel):
     percent: Annotated[int, Field(description="percent of the steps that is done.", ge=0, le=100)] = 0
     loss: Annotated[
         str | None, Field(description="loss of the latest logged step, as text: floats do not survive every client.")
+    ] = None
+    eval_loss: Annotated[
+        str | None, Field(description="evalLoss of the latest evaluation on held-out rows, as text.")
     ] = None
     eta_seconds: Annotated[int | None, Field(description="etaSeconds until training ends, as estimated.", ge=0)] = None
     eta: Annotated[str | None, Field(description="eta is etaSeconds as people write it, for example 2m10s.")] = None

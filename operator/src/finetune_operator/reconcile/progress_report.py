@@ -15,6 +15,7 @@ def progress_status(progress: Progress) -> ProgressStatus:
         epoch=None if progress.epoch is None else round(progress.epoch, 2),
         percent=_percent(progress.step, progress.total_steps),
         loss=None if progress.loss is None else f"{progress.loss:.4f}",
+        eval_loss=None if progress.eval_loss is None else f"{progress.eval_loss:.4f}",
         eta_seconds=eta,
         eta=None if eta is None else humanize(eta),
         tokens_per_second=None if progress.tokens_per_second is None else max(0, round(progress.tokens_per_second)),

@@ -15,6 +15,7 @@ from finetune_api.constants import (
 from finetune_api.reasons import Reason
 from finetune_api.training import DatasetConfig, JobIdentity, ModelConfig, OutputConfig, RowsConfig, TrainingConfig
 from finetune_api.v1alpha1 import Evaluation, FinetuneJob
+from finetune_api.v1alpha1.finetune_job import EvaluationSettings
 from finetune_operator.errors import StalledError
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.labels import owner_reference, training_labels
@@ -107,6 +108,7 @@ def build_training_config(job: FinetuneJob, attempt: int) -> TrainingConfig:
         model=ModelConfig(path=model_path(spec.model), source=spec.model.source, revision=spec.model.revision),
         dataset=_dataset(job),
         evaluation=_evaluation(spec.evaluation),
+        evaluation_settings=_evaluation_settings(spec.evaluation),
         lora=spec.method.lora,
         hyperparameters=spec.hyperparameters,
         checkpoint=spec.checkpoint,
@@ -143,3 +145,8 @@ def _evaluation(evaluation: Evaluation | None) -> RowsConfig | None:
         return None
     path = rows_path(evaluation.source, EVALUATION_MOUNT) if evaluation.source else None
     return RowsConfig(inline=evaluation.inline, path=path, source=evaluation.source)
+
+
+def _evaluation_settings(evaluation: Evaluation | None) -> EvaluationSettings:
+    names = set(EvaluationSettings.model_fields)
+    return EvaluationSettings.model_validate(evaluation.model_dump(include=names) if evaluation else {})

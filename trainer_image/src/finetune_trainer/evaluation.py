@@ -1,0 +1,134 @@
+"""Held-out rows: their loss while training runs, when to stop early, and which step's adapter is the best one.
+
+`EvaluationCallback` keeps everything that it decides by in the Trainer's state and in `BestAdapter`, both of which are part of
+every checkpoint: an interrupted run stops at the same step, with the same adapter, as an uninterrupted one. The field names are
+those of transformers' TrainingArguments and EarlyStoppingCallback. Like `trainer`, this module is imported only once training
+is about to start.
+"""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from finetune_api.v1alpha1.finetune_job import EvaluationSettings
+from finetune_trainer.batching import choose_micro_batch_size
+from finetune_trainer.checkpoints import ADAPTER, BEST_ADAPTER_FILE, adapter_tensors
+from finetune_trainer.data import Tokenized
+from finetune_trainer.interruption import StopSignal
+from finetune_trainer.passes import Passes
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_PASS: Final = 64
+"""Most held-out rows in one forward pass; their number of tokens usually sets a lower limit."""
+
+
+class HeldOutRows:
+    """Held-out rows in the order in which `passes` takes them best."""
+
+    def __init__(self, held_out: Tokenized, passes: Passes, *, on_gpu: bool) -> None:
+        ranks = passes.order(held_out.rows)
+        self._rows = [row for _, row in sorted(zip(ranks, held_out.rows, strict=True), key=lambda pair: pair[0])]
+        self._size = choose_micro_batch_size(passes.row_tokens(self._rows), ROWS_PER_PASS, None, on_gpu=on_gpu)
+        self._passes = passes
+        self._loss_tokens = held_out.loss_tokens
+
+    def mean_loss(self, model: Any, stop: StopSignal) -> float | None:
+        """Mean loss in nats per token that carries loss, within `passes.applied(model)`; None if a stop came first."""
+        model.eval()
+        total = 0.0
+        with torch.inference_mode():
+            for start in range(0, len(self._rows), self._size):
+                if stop.requested:
+                    return None
+                batch = self._passes.collate(self._rows[start : start + self._size])
+                batch = {key: value.to(model.device) for key, value in batch.items()}
+                # With a count of one the loss is the sum over tokens, so that the mean is one over all of them.
+                total += float(model(**batch, use_cache=False, num_items_in_batch=torch.tensor(1)).loss)
+        return total / self._loss_tokens
+
+
+class BestAdapter:
+    """A copy of the adapter at the evaluation with the lowest loss; part of every checkpoint once there is one."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        """By peft's names; empty before the first evaluation. Replaced as a whole, never changed."""
+
+    def keep(self, model: Any) -> None:
+        """Make the adapter as it is now the best one."""
+        self.tensors = adapter_tensors(model)
+
+    def load(self, checkpoint: Path) -> None:
+        """Take over the best adapter up to a checkpoint."""
+        file = checkpoint / BEST_ADAPTER_FILE
+        self.tensors = load_file(file) if file.exists() else {}
+
+    def restore(self, model: Any) -> None:
+        """Give the best adapter back to the model."""
+        set_peft_model_state_dict(model, self.tensors, adapter_name=ADAPTER)
+
+
+class EvaluationCallback(TrainerCallback):  # type: ignore[misc] # transformers is untyped
+    """Evaluates every `evalSteps` and after the last step, keeps the best adapter, and stops once it is not bettered.
+
+    It acts on the log of a step, before a checkpoint of that step is taken. An evaluation that a stop request cuts short is
+    done by the next attempt, before it trains.
+    """
+
+    def __init__(self, rows: HeldOutRows, best: BestAdapter, settings: EvaluationSettings, stop: StopSignal) -> None:
+        """`settings.eval_steps` has to be set."""
+        self._rows = rows
+        self._best = best
+        self._every = settings.eval_steps or 1
+        self._patience = settings.early_stopping_patience
+        self._stop = stop
+
+    def on_train_begin(self, _args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+        """Make up for the evaluation of the checkpoint's step, and train no further if it was the last one."""
+        if (
+            state.global_step
+            and self._is_due(state)
+            and state.global_step not in dict(held_out_curve(state.log_history))
+        ):
+            self._evaluate(model, state)
+            control.should_training_stop |= self._stop.requested
+        self._stop_early(state, control)
+
+    def on_log(self, _args: Any, state: Any, control: Any, *, model: Any, logs: dict[str, float], **_: Any) -> None:
+        """Evaluate a step that is due; the Trainer logs each step, and once more at the very end."""
+        if "loss" in logs and self._is_due(state):
+            self._evaluate(model, state)
+            self._stop_early(state, control)
+
+    def _is_due(self, state: Any) -> bool:
+        return bool(state.global_step % self._every == 0 or state.global_step == state.max_steps)
+
+    def _evaluate(self, model: Any, state: Any) -> None:
+        loss = self._rows.mean_loss(model, self._stop)
+        if loss is None:
+            return
+        state.log_history.append({"epoch": state.epoch, "eval_loss": loss, "step": state.global_step})
+        if math.isfinite(loss) and (state.best_metric is None or loss < state.best_metric):
+            state.best_metric, state.best_global_step = loss, state.global_step
+            self._best.keep(model)
+        logger.info("evaluated step=%d eval_loss=%.4f best_step=%s", state.global_step, loss, state.best_global_step)
+
+    def _stop_early(self, state: Any, control: Any) -> None:
+        evaluations_since_best = (state.global_step - (state.best_global_step or 0)) // self._every
+        if self._patience is not None and evaluations_since_best >= self._patience:
+            logger.info("stops early step=%d best_step=%s", state.global_step, state.best_global_step)
+            control.should_training_stop = True
+            # As after the last planned step: whatever interrupts the rest of the run, no step is done twice.
+            control.should_save = True
+
+
+def held_out_curve(history: list[dict[str, float]]) -> list[tuple[int, float]]:
+    """Step and loss of each evaluation in the Trainer's log history."""
+    return [(int(entry["step"]), entry["eval_loss"]) for entry in history if "eval_loss" in entry]
