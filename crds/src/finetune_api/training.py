@@ -103,6 +103,6 @@ class TrainingConfig(SpecModel):
     @model_validator(mode="after")
     def _evaluations_need_rows(self) -> Self:
         has_rows = self.evaluation is not None or self.dataset.evaluation_fraction is not None
-        if not has_rows and self.evaluation_settings.model_fields_set:
+        if not has_rows and self.evaluation_settings != EvaluationSettings():
             raise ValueError("evaluationSettings need held-out rows; set evaluation or dataset.evaluationFraction")
         return self

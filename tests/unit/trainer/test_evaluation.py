@@ -1,5 +1,6 @@
 """Held-out rows while training runs: the best adapter is what is committed, and no interruption changes which one it is."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,40 @@ def test_the_page_shows_the_curve_of_held_out_rows(straight: tuple[Path, Outcome
     page = (straight[0] / "report.html").read_text()
     assert page.count('stroke="var(--held-out)" stroke-width="2"') == 1
     assert "<th>best step</th>" in page
+    assert "exactly" not in page, "other metrics are off unless asked for"
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_exact_match_is_an_answer_that_greedy_generation_gives(
+    packed: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from finetune_trainer import passes
+
+    if not packed:
+        monkeypatch.setattr(passes, "supports_packing", lambda _: False)
+    config = overfitting(tiny_model, tmp_path, evalSteps=None, metrics=["exact_match"])
+    # Rows that are learnt by heart, and others.
+    rows = (config.dataset.inline or "") + answered(2)
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"inline": rows})})
+    pipeline = FinetuningPipeline(config)
+    outcome = pipeline.run()
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), pipeline.store.adapter).eval()
+    right = 0
+    for line in rows.splitlines():
+        question, answer = json.loads(line)["messages"]
+        prompt = tokenizer(f"<|im_start|>user\n{question['content']}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+        generated = model.generate(input_ids=torch.tensor([prompt]), do_sample=False, max_new_tokens=80)
+        right += tokenizer.decode(generated[0][len(prompt) :]) == answer["content"] + "<|im_end|>"
+    assert 0 < right < 8
+    assert outcome.metrics["exact_match"] == right / 8
+    page = (pipeline.store.adapter / "report.html").read_text()
+    assert f"<th>share of held-out rows answered exactly</th><td>{right / 8:.4f}</td>" in page
 
 
 def test_settings_that_have_nothing_to_work_on_are_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Held-out rows: their loss while training runs, when to stop early, and which step's adapter is the best one.
+"""Held-out rows: how they are measured, when to stop early, and which step's adapter is the best one.
 
 `EvaluationCallback` keeps everything that it decides by in the Trainer's state and in `BestAdapter`, both of which are part of
 every checkpoint: an interrupted run stops at the same step, with the same adapter, as an uninterrupted one. The field names are
@@ -8,6 +8,7 @@ is about to start.
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,10 +17,10 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from finetune_api.v1alpha1.finetune_job import EvaluationSettings
+from finetune_api.v1alpha1.finetune_job import EvaluationMetric, EvaluationSettings
 from finetune_trainer.batching import choose_micro_batch_size
 from finetune_trainer.checkpoints import ADAPTER, BEST_ADAPTER_FILE, adapter_tensors
-from finetune_trainer.data import Tokenized
+from finetune_trainer.data import IGNORED, Tokenized, TokenRow
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.passes import Passes
 
@@ -32,26 +33,51 @@ ROWS_PER_PASS: Final = 64
 class HeldOutRows:
     """Held-out rows in the order in which `passes` takes them best."""
 
-    def __init__(self, held_out: Tokenized, passes: Passes, *, on_gpu: bool) -> None:
+    def __init__(
+        self, held_out: Tokenized, passes: Passes, *, on_gpu: bool, metrics: Sequence[EvaluationMetric] = ()
+    ) -> None:
+        """`metrics` are measured beside the loss."""
         ranks = passes.order(held_out.rows)
         self._rows = [row for _, row in sorted(zip(ranks, held_out.rows, strict=True), key=lambda pair: pair[0])]
         self._size = choose_micro_batch_size(passes.row_tokens(self._rows), ROWS_PER_PASS, None, on_gpu=on_gpu)
         self._passes = passes
         self._loss_tokens = held_out.loss_tokens
+        self._metrics = metrics
 
-    def mean_loss(self, model: Any, stop: StopSignal) -> float | None:
-        """Mean loss in nats per token that carries loss, within `passes.applied(model)`; None if a stop came first."""
+    def measure(self, model: Any, stop: StopSignal) -> dict[str, float] | None:
+        """All metrics by name, to be called within `passes.applied(model)`; None if a stop came first.
+
+        `eval_loss` is in nats per token that carries loss, `exact_match` the share of rows of which greedy decoding says
+        every token that carries loss.
+        """
         model.eval()
-        total = 0.0
+        loss, exact = 0.0, 0
         with torch.inference_mode():
             for start in range(0, len(self._rows), self._size):
                 if stop.requested:
                     return None
-                batch = self._passes.collate(self._rows[start : start + self._size])
+                rows = self._rows[start : start + self._size]
+                batch = self._passes.collate(rows)
                 batch = {key: value.to(model.device) for key, value in batch.items()}
                 # With a count of one the loss is the sum over tokens, so that the mean is one over all of them.
-                total += float(model(**batch, use_cache=False, num_items_in_batch=torch.tensor(1)).loss)
-        return total / self._loss_tokens
+                output = model(**batch, use_cache=False, num_items_in_batch=torch.tensor(1))
+                loss += float(output.loss)
+                exact += exact_rows(output.logits, batch, rows)
+        measured = {"eval_loss": loss / self._loss_tokens, "exact_match": exact / len(self._rows)}
+        return {name: value for name, value in measured.items() if name == "eval_loss" or name in self._metrics}
+
+
+def exact_rows(logits: torch.Tensor, batch: dict[str, Any], rows: Sequence[TokenRow]) -> int:
+    """How many rows of a micro-batch greedy decoding would answer exactly, from its logits [B, P, V].
+
+    Nothing is generated: as long as every token so far is the wanted one, greedy decoding is at the very context that the row
+    itself has, so it says the whole answer if and only if the most likely token is the wanted one at each position.
+    """
+    targets = batch.get("shift_labels", batch["labels"][:, 1:])
+    right = logits[:, : targets.shape[1]].argmax(dim=-1) == targets
+    # Packed or padded, tokens with loss are in the order of the rows.
+    parts = right[targets != IGNORED].split([row.loss_tokens for row in rows])
+    return sum(bool(part.all()) for part in parts)
 
 
 class BestAdapter:
@@ -111,14 +137,16 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc] # transformers 
         return bool(state.global_step % self._every == 0 or state.global_step == state.max_steps)
 
     def _evaluate(self, model: Any, state: Any) -> None:
-        loss = self._rows.mean_loss(model, self._stop)
-        if loss is None:
+        metrics = self._rows.measure(model, self._stop)
+        if metrics is None:
             return
-        state.log_history.append({"epoch": state.epoch, "eval_loss": loss, "step": state.global_step})
+        loss = metrics["eval_loss"]
+        state.log_history.append({"epoch": state.epoch, **metrics, "step": state.global_step})
         if math.isfinite(loss) and (state.best_metric is None or loss < state.best_metric):
             state.best_metric, state.best_global_step = loss, state.global_step
             self._best.keep(model)
-        logger.info("evaluated step=%d eval_loss=%.4f best_step=%s", state.global_step, loss, state.best_global_step)
+        figures = " ".join(f"{name}={value:.4f}" for name, value in metrics.items())
+        logger.info("evaluated step=%d %s best_step=%s", state.global_step, figures, state.best_global_step)
 
     def _stop_early(self, state: Any, control: Any) -> None:
         evaluations_since_best = (state.global_step - (state.best_global_step or 0)) // self._every

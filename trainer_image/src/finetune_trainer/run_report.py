@@ -69,7 +69,11 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
         *([("best step", str(record["bestStep"]))] if record["bestStep"] else []),
         ("seed", str(record["seed"])),
     ]
-    names = {"train_loss": "training loss at the end", "eval_loss": "loss on held-out rows"}
+    names = {
+        "train_loss": "training loss at the end",
+        "eval_loss": "loss on held-out rows",
+        "exact_match": "share of held-out rows answered exactly",
+    }
     return facts + [(names.get(key, key), f"{value:.4f}") for key, value in sorted(metrics.items())]
 
 

@@ -208,7 +208,7 @@ class FinetuningPipeline:
         during = self.config.evaluation_settings
         evaluations = []
         if during.eval_steps and dataset.evaluation:
-            held_out = HeldOutRows(dataset.evaluation, passes, on_gpu=base.on_gpu)
+            held_out = HeldOutRows(dataset.evaluation, passes, on_gpu=base.on_gpu, metrics=during.metrics)
             evaluations.append(EvaluationCallback(held_out, best, during, self.stop))
         loop = stock.StepTrainer(
             sampler=StepSampler(passes.order(rows), hyper.batch_size, hyper.seed),
@@ -255,15 +255,16 @@ class FinetuningPipeline:
         return Trained(state.global_step, losses, held_out_curve(state.log_history), state.best_global_step)
 
     def evaluate(self, model: Any, dataset: PreparedDataset, passes: "Passes", *, on_gpu: bool) -> dict[str, float]:
-        """Mean loss per token of the held-out rows; empty without such rows."""
+        """Mean loss per token of the held-out rows, and what else is asked for; empty without such rows."""
         if dataset.evaluation is None:
             return {}
         from finetune_trainer.evaluation import HeldOutRows
 
+        rows = HeldOutRows(dataset.evaluation, passes, on_gpu=on_gpu, metrics=self.config.evaluation_settings.metrics)
         with passes.applied(model):
-            loss = HeldOutRows(dataset.evaluation, passes, on_gpu=on_gpu).mean_loss(model, self.stop)
+            metrics = rows.measure(model, self.stop)
         self._check_stop()
-        return {} if loss is None else {"eval_loss": round(loss, 6)}
+        return {name: round(value, 6) for name, value in (metrics or {}).items()}
 
     def take_fingerprint(self, model: Any, base: BaseModel) -> Fingerprint:
         """Log-probabilities by which an endpoint can be shown to serve this adapter."""

@@ -84,6 +84,9 @@ class Dataset(SpecModel):
         return self
 
 
+EvaluationMetric = Literal["exact_match"]
+
+
 class EvaluationSettings(SpecModel):
     """What is done with held-out rows; their loss is measured at the end in any case."""
 
@@ -105,6 +108,15 @@ class EvaluationSettings(SpecModel):
             le=1000,
         ),
     ] = None
+
+    metrics: Annotated[
+        list[EvaluationMetric],
+        Field(
+            description="metrics that are measured beside the loss. exact_match is the share of held-out rows whose answer "
+            "greedy decoding gives token by token, its end included.",
+            max_length=8,
+        ),
+    ] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _patience_needs_evaluations(self) -> Self:
