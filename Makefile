@@ -73,6 +73,10 @@ test-e2e: demo ## The demo and the failure cases on the local cluster with real 
 bench-training: setup ## Training speed, memory and parity against stock Trainer + peft (BENCH_ARGS=--help)
 	PYTHONPATH=tests/support:tests/cluster $(PY) tests/bench/training/bench.py $(BENCH_ARGS)
 
+.PHONY: bench-serving
+bench-serving: setup ## Serving speed, parity and adapter swaps against stock transformers + peft (BENCH_ARGS=--help)
+	PYTHONPATH=tests/support:tests/cluster $(PY) tests/bench/serving/bench.py $(BENCH_ARGS)
+
 .PHONY: figures
 figures: setup ## Print all measured figures and mark what falls short
 	@$(PY) tests/support/figures.py show

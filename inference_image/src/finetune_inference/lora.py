@@ -5,7 +5,9 @@ adapter that "works" and does nothing. So names and shapes are compared first, a
 this base model. That comparison runs on a copy of the model without storage; the real one is never touched.
 """
 
+import importlib
 import json
+import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +46,8 @@ class LoraLoader:
         self._modules: dict[str, nn.Module] = dict(base.named_modules())
         self._known: dict[str, _Shape] = {}
         """By configuration: adapters of one kind are many, and finding out takes as long as loading."""
+        # Importing peft takes seconds, which the first adapter that comes to a running server would wait for.
+        threading.Thread(target=importlib.import_module, args=["peft"], name="import-peft", daemon=True).start()
 
     def load(self, adapter: VerifiedAdapter) -> LoadedLora:
         """Read one adapter into memory. Raises AdapterRefusedError."""

@@ -1,0 +1,173 @@
+"""`make bench-serving`: our server against transformers and peft on the same requests, in one run, on a real model.
+
+Peers take turns, and the fastest round of each counts, since on a shared machine whatever else runs can only slow one down.
+Every answer of ours is compared with `generate`'s, token by token.
+"""
+
+import argparse
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import workload
+
+workload.prepare_environment()
+
+from engines import Answers, Ours, Peft  # noqa: E402 - torch reads the environment when it is imported
+from figures import Figure, record  # noqa: E402
+from over_http import Server, server  # noqa: E402
+from swaps import Swaps, measure, median  # noqa: E402
+from workload import ADAPTERS, CONCURRENT, REPOSITORY, Ask, adapters, asks, real_model  # noqa: E402
+
+SEQUENTIAL = "sequential peft generate"
+ONE, MIXED, HTTP = "ours, 1 adapter", f"ours, {ADAPTERS} adapters mixed", "ours, 1 adapter, over HTTP"
+SAMPLE = 5
+"""Requests that `generate` answers one by one in a round: its rate does not depend on how many there are."""
+HALF_LOAD = CONCURRENT // 2
+
+
+class Rates:
+    """Tokens per second by name, one per round."""
+
+    def __init__(self) -> None:
+        self.rounds: dict[str, list[float]] = {}
+        self.cpu: dict[str, list[float]] = {}
+        """CPU seconds per token."""
+
+    def take(self, name: str, tokens: int, seconds: float, cpu: float | None = None) -> None:
+        """One more round; `cpu` is the CPU time, if it was spent in this process."""
+        self.rounds.setdefault(name, []).append(tokens / seconds)
+        used = f", {cpu:.1f} s of CPU" if cpu else ""
+        if cpu:
+            self.cpu.setdefault(name, []).append(cpu / tokens)
+        print(f"  {name:<32} {tokens / seconds:7.1f} tokens/s   ({tokens} in {seconds:.1f} s{used})", flush=True)
+
+    def best(self, name: str) -> float:
+        """The fastest round; 0 if there was none."""
+        return max(self.rounds.get(name, [0.0]))
+
+    def figures(self) -> list[Figure]:
+        """All rates as absolute figures with their spread."""
+        return [
+            Figure(
+                name, round(max(rounds), 1), "tokens/s", "higher", spread=[round(min(rounds), 1), round(max(rounds), 1)]
+            )
+            for name, rounds in self.rounds.items()
+        ]
+
+    def ratio(self, name: str, over: str, must: float, aim: float) -> Figure:
+        """One over the other."""
+        return Figure(f"{name} / {over}", round(self.best(name) / self.best(over), 2), "x", "higher", must, aim, over)
+
+    def cpu_ratio(self, name: str, over: str) -> Figure:
+        """How much less CPU time a token takes: what other processes do to the clock, they do less to this."""
+        value = min(self.cpu[over]) / min(self.cpu[name])
+        return Figure(f"CPU time per token, {over} / {name}", round(value, 2), "x", "higher", peer=over)
+
+
+def main() -> None:
+    """Measure, print and record; what is measured is recorded at once, so that a run that is cut short was not for nothing."""
+    options = _options()
+    started = time.monotonic()
+    model = real_model()
+    tuned = adapters(model)
+    rates = Rates()
+    ours = Ours(model, tuned)
+    figures = _in_process(rates, ours, Peft(model, tuned["adapter-0"]), list(tuned), options.rounds)
+    record("serving", [*figures, *rates.figures()], time.monotonic() - started)
+    with server(model, tuned) as running:
+        figures += _swap_figures(asyncio.run(measure(running, tuned)))
+        record("serving", [*figures, *rates.figures()], time.monotonic() - started)
+        figures += _over_http(rates, running, ours, options.rounds)
+    ours.service.close()
+    figures += rates.figures()
+    path = record("serving", figures, time.monotonic() - started)
+    for figure in figures:
+        print(f"{figure.name:<64} {figure.value:>9} {figure.unit:<9}{'FALLS SHORT' if figure.falls_short else ''}")
+    print(f"figures are in {path.relative_to(REPOSITORY)}")
+
+
+def _in_process(rates: Rates, ours: Ours, peft: Peft, names: list[str | None], rounds: int) -> list[Figure]:
+    """Ours against the peers, without HTTP, and the same tokens from all."""
+    one, mixed = asks(CONCURRENT, names[:1]), asks(CONCURRENT, names)
+    base = [Ask(ask.prompt, ask.tokens, None) for ask in one]
+    expected: Answers = []
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", flush=True)
+        expected += _timed(rates, SEQUENTIAL, peft.one_by_one, one[number * SAMPLE :][:SAMPLE])
+        static = _timed(rates, "static batch, peft generate", peft.static_batches, one)
+        _timed(rates, "stock continuous batching", peft.continuous, one)
+        found = _timed(rates, ONE, ours.answer, one)
+        _timed(rates, MIXED, ours.answer, mixed)
+        _timed(rates, "ours, base", ours.answer, base)
+    same = sum(a == b for a, b in zip([*found, *found], [*static, *expected], strict=False))
+    compared = len(static) + len(expected)
+    return [
+        rates.ratio(ONE, SEQUENTIAL, 5, 12),
+        rates.cpu_ratio(ONE, SEQUENTIAL),
+        rates.ratio(ONE, "stock continuous batching", 1, 3),
+        rates.ratio(ONE, "static batch, peft generate", 1, 3),
+        rates.ratio(MIXED, ONE, 0.7, 0.9),
+        rates.cpu_ratio(MIXED, ONE),
+        Figure("same tokens as generate, of all answers", round(100 * same / compared, 1), "%", "higher", 100, 100),
+    ]
+
+
+def _over_http(rates: Rates, running: Server, ours: Ours, rounds: int) -> list[Figure]:
+    """What HTTP costs, and how long a first token takes."""
+    one = asks(CONCURRENT, ["adapter-0"])
+    for _ in range(rounds):
+        started = time.perf_counter()
+        replies = asyncio.run(running.answer(one))
+        problems = [reply.problem for reply in replies if reply.problem]
+        assert not problems, problems
+        rates.take(HTTP, sum(reply.tokens for reply in replies), time.perf_counter() - started)
+        _timed(rates, ONE, ours.answer, one)
+    alone, loaded = asyncio.run(_first_tokens(running, one))
+    return [
+        rates.ratio(HTTP, ONE, 0.9, 0.97),
+        Figure("time to first token p99 at half load / unloaded", round(loaded / alone, 2), "x", "lower", 4, 2),
+        Figure("time to first token, unloaded", round(alone, 3), "s", "lower"),
+    ]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (default: %(default)s)")
+    return parser.parse_args()
+
+
+def _timed(rates: Rates, name: str, answer: Callable[[Sequence[Ask]], Answers], requests: Sequence[Ask]) -> Answers:
+    started, used = time.perf_counter(), time.process_time()
+    answers = answer(requests)
+    rates.take(name, sum(map(len, answers)), time.perf_counter() - started, time.process_time() - used)
+    return answers
+
+
+async def _first_tokens(running: Server, requests: Sequence[Ask]) -> tuple[float, float]:
+    """Seconds to the first token: the median of requests that come alone, and the slowest at half load."""
+    alone = await running.answer(requests[:4], concurrent=1)
+    loaded = await running.answer([*requests, *requests], concurrent=HALF_LOAD)
+    return median([r.first_token_seconds for r in alone]), max(r.first_token_seconds for r in loaded)
+
+
+def _swap_figures(seen: Swaps) -> list[Figure]:
+    failed = sum(reply.problem is not None for reply in seen.replies)
+    return [
+        Figure("adapter published -> first token, idle", round(median(seen.idle_seconds), 2), "s", "lower", 2, 0.5),
+        Figure(
+            f"version published -> first token, under load, slowest of {len(seen.loaded_seconds)}",
+            round(max(seen.loaded_seconds), 2),
+            "s",
+            "lower",
+            must=2,
+            aim=0.5,
+            spread=[round(min(seen.loaded_seconds), 2), round(max(seen.loaded_seconds), 2)],
+        ),
+        Figure(f"failed of {len(seen.replies)} requests during the swaps", float(failed), "requests", "lower", 0, 0),
+        Figure("CPU of the idle server", round(seen.idle_share, 4), "cores", "lower", 0.02, 0.005),
+    ]
+
+
+if __name__ == "__main__":
+    main()
