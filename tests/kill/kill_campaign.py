@@ -131,6 +131,9 @@ class Campaign:
             # Dropout, so that the state of the random numbers matters; eleven rows, so that epochs end within a step.
             lora={"dropout": 0.2},
             dataset={"inline": as_jsonl(chat_rows(11))},
+            # Evaluated in between, so that the best adapter so far is part of what must survive.
+            evaluation={"inline": as_jsonl(chat_rows(3))},
+            evaluationSettings={"evalSteps": 7},
             hyperparameters={"batchSize": 4, "learningRate": 0.001, "maxSteps": STEPS},
             checkpoint={"everySteps": SAVE_INTERVAL},
         )

@@ -11,6 +11,7 @@ from tiny_model import make_tiny_model
 pytestmark = pytest.mark.model
 
 
+@pytest.mark.timeout(900)  # half a minute, or minutes beside programs that leave it no core
 def test_whenever_a_training_is_killed_it_ends_with_the_adapter_of_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
