@@ -63,7 +63,8 @@ def a_training_job() -> Raw:
         "tone",
         "team-a",
         model={"source": "hf://o/m", "secretRef": {"name": "hub"}},
-        dataset={"source": "configmap://c/k"},
+        dataset={"source": "s3://bucket/rows.jsonl", "secretRef": {"name": "rows"}},
+        evaluation={"source": "https://example.org/rows.jsonl"},
     )
     raw["metadata"]["uid"] = "0" * 36
     return copy.deepcopy(dict(build_training_job(FinetuneJob.model_validate(raw), 1, Settings())))
@@ -157,7 +158,7 @@ def test_other_people_are_not_held_to_the_operators_rules(plane: ControlPlane, o
 
 def test_the_api_server_finds_no_fault_in_the_policies(plane: ControlPlane, installed: None) -> None:
     root = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
-    for suffix in ("operator-workloads", "secret-references"):
+    for suffix in ("operator-workloads", "secret-references", "dataset-secrets"):
 
         def checked(path: str = f"{root}/finetune-{suffix}") -> Raw:
             policy = plane.admin.get(path)
@@ -192,6 +193,11 @@ def test_who_cannot_read_a_secret_cannot_name_it(plane: ControlPlane, api: Api, 
     assert "names the Secret other" in refusal(reader, "finetunejobs", with_other)
     service = an_inference_service("s", "secrets", model={"source": "hf://o/m", "secretRef": {"name": "hub"}})
     assert "names the Secret hub" in refusal(author, "inferenceservices", service)
+    rows = a_finetune_job("s", "secrets", dataset={"source": "s3://rows/k", "secretRef": {"name": "hub"}})
+    dry_run(reader, "finetunejobs", rows)
+    assert "spec.dataset.secretRef names the Secret hub, which system:serviceaccount:secrets:author" in refusal(
+        author, "finetunejobs", rows
+    )
     # The operator may read no Secret, and passes on what somebody who may has asked for.
     dry_run(operator, "inferenceservices", service)
 

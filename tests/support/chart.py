@@ -52,6 +52,7 @@ VALUES: dict[str, Raw] = {
             "nodeSelector": {"gpu": "yes"},
             "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
             "runtimeClassName": "nvidia",
+            "allowPrivateSources": True,
             "scratchSize": "50Gi",
             "adapters": {"size": "1Ti", "storageClass": "fast", "accessMode": "ReadWriteMany"},
         },

@@ -68,6 +68,16 @@ BROKER_URL_ENV: Final = "FINETUNE_BROKER_URL"
 """Environment variable with the Redis URL for Celery; unset or empty means: train without a broker."""
 DATASET_TOKEN_ENV: Final = "FINETUNE_DATASET_TOKEN"  # noqa: S105 - a name
 """Environment variable with the token for an https:// or hf:// dataset, from the Secret that dataset.secretRef names."""
+OBJECT_STORE_ENV: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_ENDPOINT_URL",
+)
+"""Environment variables of an s3:// dataset, each from the key of the same name in dataset.secretRef's Secret."""
+ALLOW_PRIVATE_SOURCES_ENV: Final = "FINETUNE_ALLOW_PRIVATE_SOURCES"
+"""Environment variable that lets datasets come from addresses that are not public."""
 SERVER_PORT: Final = 8000
 """Port of the inference container and of its Service (named `http`)."""
 DEFAULT_ADAPTERS_CLAIM: Final = "finetune-adapters"

@@ -2,7 +2,9 @@
 
     pvc://CLAIM/PATH          a file or folder on a PersistentVolumeClaim of the job's own namespace
     configmap://NAME/KEY      a ConfigMap key of the job's own namespace (datasets only)
-    hf://ORG/NAME             a Hugging Face repository
+    hf://ORG/NAME             a Hugging Face repository; of datasets also hf://ORG/NAME@REVISION
+    https://HOST/PATH         a file on a public web server (datasets only)
+    s3://BUCKET/KEY           an object of an S3-compatible store (datasets only)
 
 There is no namespace and no host path in the grammar, on purpose: references never leave the job's namespace.
 """
@@ -20,12 +22,22 @@ _GRAMMAR: Final = {
     "pvc": re.compile(rf"pvc://(?P<name>{_DNS_LABEL})/(?P<path>{_SEGMENT}(/{_SEGMENT})*)"),
     "configmap": re.compile(rf"configmap://(?P<name>{_DNS_LABEL})/(?P<path>[A-Za-z0-9_.-]+)"),
     "hf": re.compile(rf"hf://(?P<name>{_SEGMENT})/(?P<path>{_SEGMENT})"),
+    # No query and no user: both often hold a credential, and a spec is no place for one.
+    "https": re.compile(r"https://(?P<name>[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?)/(?P<path>[A-Za-z0-9_.~%+=@,/-]+)"),
+    "s3": re.compile(rf"s3://(?P<name>[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9])/(?P<path>{_SEGMENT}(/{_SEGMENT})*)"),
 }
 _EXAMPLES: Final = {
     "pvc": "pvc://CLAIM/PATH",
     "configmap": "configmap://NAME/KEY",
     "hf": "hf://ORG/NAME",
+    "https": "https://HOST/PATH",
+    "s3": "s3://BUCKET/KEY",
 }
+
+
+MOUNTED: Final = ("pvc", "configmap")
+"""Schemes of what a pod finds on a volume; whatever is elsewhere is downloaded by the trainer."""
+DATASET_SCHEMES: Final = ("pvc", "configmap", "hf", "https", "s3")
 
 
 @dataclass(frozen=True)
@@ -33,11 +45,11 @@ class Source:
     """A parsed source URI."""
 
     scheme: str
-    """`pvc`, `configmap` or `hf`."""
+    """`pvc`, `configmap`, `hf`, `https` or `s3`."""
     name: str
-    """Claim, ConfigMap or hub organisation."""
+    """Claim, ConfigMap, hub organisation, host or bucket."""
     path: str
-    """Path inside the claim, key of the ConfigMap, or repository name; never absolute, never with `..`."""
+    """Path inside the claim or on the host, key of the ConfigMap or object, repository name; never with `..`."""
 
     @property
     def basename(self) -> str:
@@ -45,7 +57,7 @@ class Source:
         return self.path.rsplit("/", 1)[-1]
 
 
-def parse_source(uri: str, allowed: tuple[str, ...] = ("pvc", "configmap", "hf")) -> Source:
+def parse_source(uri: str, allowed: tuple[str, ...] = tuple(_GRAMMAR)) -> Source:
     """Parse a source URI, or raise ValueError with what was found and what is expected."""
     scheme = uri.partition("://")[0]
     expected = " or ".join(_EXAMPLES[s] for s in allowed)

@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     """Its storage class; unset means the cluster's default."""
     adapters_access_mode: str = "ReadWriteOnce"
     """Its access mode. ReadWriteMany lets training and serving use different nodes."""
+    allow_private_sources: bool = False
+    """Whether datasets may be fetched from addresses that are not public, such as an object store inside the cluster."""
     scratch_size: str = "10Gi"
     """Limit of each pod's scratch volume (caches, temporary files)."""
 

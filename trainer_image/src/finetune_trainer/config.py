@@ -50,7 +50,7 @@ class SourceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True, populate_by_name=True)
 
-    allow_private: bool = Field(default=False, validation_alias="FINETUNE_ALLOW_PRIVATE_SOURCES")
+    allow_private: bool = Field(default=False, validation_alias=constants.ALLOW_PRIVATE_SOURCES_ENV)
     """Whether https:// and s3:// may lead to addresses that are not public, and s3:// to plain HTTP."""
     timeout: float = Field(default=600.0, gt=0, validation_alias="FINETUNE_SOURCE_TIMEOUT")
     """Seconds that one download may take."""

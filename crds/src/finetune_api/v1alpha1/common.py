@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AwareDatetime, Field, PlainSerializer
 
 from finetune_api.base import CEL, SpecModel, StatusModel
-from finetune_api.sources import MAX_SOURCE_LENGTH, cel_rules, parse_source
+from finetune_api.sources import DATASET_SCHEMES, MAX_SOURCE_LENGTH, cel_rules, parse_source
 
 DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 """RFC 1123 label."""
@@ -38,8 +38,8 @@ ModelSource = Annotated[
 ]
 DatasetSource = Annotated[
     str,
-    Field(min_length=1, max_length=MAX_SOURCE_LENGTH, json_schema_extra={CEL: cel_rules(("pvc", "configmap"))}),
-    _checked("pvc", "configmap"),
+    Field(min_length=1, max_length=MAX_SOURCE_LENGTH, json_schema_extra={CEL: cel_rules(DATASET_SCHEMES)}),
+    _checked(*DATASET_SCHEMES),
 ]
 AdapterSource = Annotated[
     str,

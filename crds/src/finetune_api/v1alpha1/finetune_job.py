@@ -12,6 +12,7 @@ from finetune_api.v1alpha1.common import (
     SERVICE_NAME_PATTERN,
     Condition,
     DatasetSource,
+    LocalSecretReference,
     ModelReference,
     ObjectMeta,
     Resources,
@@ -62,7 +63,16 @@ class Dataset(SpecModel):
         DatasetSource | None,
         Field(
             description="source of the rows: pvc://CLAIM/PATH (.jsonl, .json, .csv or .parquet; text may be "
-            "compressed, .gz or .zst) or configmap://NAME/KEY (JSON Lines)."
+            "compressed, .gz or .zst), configmap://NAME/KEY (JSON Lines), hf://ORG/NAME[@REVISION], https://HOST/PATH or "
+            "s3://BUCKET/KEY."
+        ),
+    ] = None
+    secret_ref: Annotated[
+        LocalSecretReference | None,
+        Field(
+            description="secretRef names the Secret with the credentials of dataset.source and evaluation.source: its key "
+            "is the token for hf:// and https://; for s3:// the Secret has AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, "
+            "if need be, AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL."
         ),
     ] = None
     format: Annotated[

@@ -17,6 +17,8 @@
   value: {{ .imagePullPolicy | quote }}
 - name: FINETUNE_OPERATOR_SERVICE_ACCOUNT
   value: {{ .serviceAccount | quote }}
+- name: FINETUNE_OPERATOR_ALLOW_PRIVATE_SOURCES
+  value: {{ .allowPrivateSources | quote }}
 - name: FINETUNE_OPERATOR_SCRATCH_SIZE
   value: {{ .scratchSize | quote }}
 - name: FINETUNE_OPERATOR_ADAPTERS_SIZE

@@ -1,20 +1,24 @@
 """What training and server pods have in common: volumes for source URIs, configuration mount, security, resources."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from finetune_api.constants import (
+    ALLOW_PRIVATE_SOURCES_ENV,
     ANNOTATION_CONFIG,
     CONFIG_DIRECTORY,
     CONFIG_PATH,
+    DATASET_TOKEN_ENV,
     DATASETS_MOUNT,
     EVALUATION_MOUNT,
     MODELS_MOUNT,
+    OBJECT_STORE_ENV,
     SCRATCH_MOUNT,
 )
-from finetune_api.sources import parse_source
+from finetune_api.sources import MOUNTED, parse_source
 from finetune_api.v1alpha1 import ModelReference, Resources
+from finetune_api.v1alpha1.common import LocalSecretReference
 from finetune_operator.resources import Manifest
 from finetune_operator.settings import Settings
 
@@ -63,13 +67,13 @@ class Volumes:
             self.claim("models", source.name, MODELS_MOUNT, read_only=True)
 
     def rows(self, name: str, uri: str | None, path: str) -> None:
-        """Mount the claim or ConfigMap of a dataset; inline rows (None) travel in the configuration."""
+        """Mount the claim or ConfigMap of a dataset; inline rows (None) travel in the configuration, others are fetched."""
         if uri is None:
             return
         source = parse_source(uri)
         if source.scheme == "configmap":
             self.config_map(name, source.name, source.path, path)
-        else:
+        elif source.scheme == "pvc":
             self.claim(name, source.name, path, read_only=True)
 
 
@@ -80,24 +84,43 @@ def model_path(model: ModelReference) -> str:
 
 
 def rows_path(uri: str, mount: str) -> str:
-    """Where a pod finds the rows of a dataset; `mount` is DATASETS_MOUNT or EVALUATION_MOUNT."""
+    """Where a pod finds the rows of a dataset, a path or a URI; `mount` is DATASETS_MOUNT or EVALUATION_MOUNT."""
     if mount not in (DATASETS_MOUNT, EVALUATION_MOUNT):
         raise ValueError(f"{mount} is not a mount point of rows")
-    return f"{mount}/{parse_source(uri).path}"
+    source = parse_source(uri)
+    return f"{mount}/{source.path}" if source.scheme in MOUNTED else uri
 
 
-def common_env(model: ModelReference) -> list[Manifest]:
-    """Environment of both containers: caches on the scratch volume, hub access only where the model needs it."""
+def common_env(model: ModelReference, *, other_sources: Sequence[str] = ()) -> list[Manifest]:
+    """Environment of both containers: caches on the scratch volume, hub access only where a source needs it."""
     env: list[Manifest] = [
         {"name": "HOME", "value": SCRATCH_MOUNT},
         {"name": "TMPDIR", "value": SCRATCH_MOUNT},
         {"name": "HF_HOME", "value": f"{SCRATCH_MOUNT}/huggingface"},
     ]
-    if parse_source(model.source).scheme != "hf":
+    if all(parse_source(uri).scheme != "hf" for uri in (model.source, *other_sources)):
         return [*env, {"name": "HF_HUB_OFFLINE", "value": "1"}]
     if model.secret_ref is not None:
         reference = {"name": model.secret_ref.name, "key": model.secret_ref.key}
         env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    return env
+
+
+def dataset_env(sources: Sequence[str], secret: LocalSecretReference | None, settings: Settings) -> list[Manifest]:
+    """Environment of a trainer that fetches its rows: credentials by reference, and where they may come from."""
+    schemes = {parse_source(uri).scheme for uri in sources} - set(MOUNTED)
+    env: list[Manifest] = []
+    if schemes and settings.allow_private_sources:
+        env.append({"name": ALLOW_PRIVATE_SOURCES_ENV, "value": "true"})
+    if secret is None:
+        return env
+    # All optional: not every source needs all of them, and one that is refused says so, where a pod would wait mute.
+    keys = {DATASET_TOKEN_ENV: secret.key} if schemes & {"hf", "https"} else {}
+    if "s3" in schemes:
+        keys |= {name: name for name in OBJECT_STORE_ENV}
+    for name, key in keys.items():
+        reference: Manifest = {"name": secret.name, "key": key, "optional": True}
+        env.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
     return env
 
 

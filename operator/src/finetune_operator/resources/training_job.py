@@ -25,6 +25,7 @@ from finetune_operator.resources.pods import (
     Volumes,
     common_env,
     container_resources,
+    dataset_env,
     model_path,
     pod_spec,
     rows_path,
@@ -75,19 +76,25 @@ def build_training_job(job: FinetuneJob, attempt: int, settings: Settings) -> Ma
 def build_training_pod_spec(job: FinetuneJob, settings: Settings) -> Manifest:
     """The pod of an attempt: one container that reads everything else from its configuration."""
     volumes = Volumes()
+    evaluation = job.spec.evaluation.source if job.spec.evaluation else None
     # The writable mount first: it gives its name to a claim that holds the model too.
     volumes.claim("adapters", job.spec.output.claim, ADAPTERS_MOUNT, read_only=False)
     volumes.model(job.spec.model)
     volumes.rows("datasets", job.spec.dataset.source, DATASETS_MOUNT)
-    volumes.rows("evaluation", job.spec.evaluation.source if job.spec.evaluation else None, EVALUATION_MOUNT)
+    volumes.rows("evaluation", evaluation, EVALUATION_MOUNT)
     volumes.configuration()
     volumes.scratch(settings.scratch_size)
+    sources = [uri for uri in (job.spec.dataset.source, evaluation) if uri]
     broker = {"name": settings.broker_secret_name, "key": settings.broker_secret_key, "optional": True}
     container = {
         "name": TRAINER_CONTAINER,
         "image": settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
-        "env": [*common_env(job.spec.model), {"name": BROKER_URL_ENV, "valueFrom": {"secretKeyRef": broker}}],
+        "env": [
+            *common_env(job.spec.model, other_sources=sources),
+            *dataset_env(sources, job.spec.dataset.secret_ref, settings),
+            {"name": BROKER_URL_ENV, "valueFrom": {"secretKeyRef": broker}},
+        ],
         "resources": container_resources(job.spec.resources),
         "securityContext": dict(CONTAINER_SECURITY),
         "terminationMessagePath": TERMINATION_LOG,
