@@ -14,7 +14,7 @@ import numpy as np
 from finetune_trainer.attention import packed_attention, supports_packing
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import Collator, supports_loss_logits
-from finetune_trainer.data import TokenRow
+from finetune_trainer.data import IGNORED, TokenRow
 from finetune_trainer.errors import one_line
 from finetune_trainer.fused_lora import fused_lora
 from finetune_trainer.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS, PackedCollator
@@ -23,8 +23,10 @@ logger = logging.getLogger(__name__)
 
 CHECKED_ROWS: Final = 4
 """Rows by which packed and padded are compared before training; the shortest, so that it takes no time."""
-LOG_PROBABILITY_TOLERANCE: Final = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.25}
-"""Largest difference of one token's log-probability that is put down to rounding (seen: 2e-5 and 0.05)."""
+ROUNDING: Final = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.25}
+"""Difference of a token's log-probability that is put down to rounding in any case (seen: 2e-5 in float32)."""
+TIMES_PADDING: Final = 3
+"""Packing may round this many times worse than padding does: unlikely tokens differ more, whatever is done."""
 
 
 class Passes(Protocol):
@@ -110,16 +112,18 @@ def choose_passes(model: Any, base: BaseModel, rows: Sequence[TokenRow]) -> Pass
         return padded
     packed = PackedPasses(GPU_MIN_SHARED_TOKENS if base.on_gpu else MIN_SHARED_TOKENS)
     sample = sorted(rows, key=lambda row: len(row.input_ids))[:CHECKED_ROWS]
+    tolerance = max(ROUNDING[base.dtype], TIMES_PADDING * largest_difference(model, sample, padded, base.pad_token_id))
     try:
         difference = largest_difference(model, sample, packed, base.pad_token_id)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         logger.warning("rows are padded: packed, this model fails problem=%s", one_line(error))
         return padded
-    if difference <= LOG_PROBABILITY_TOLERANCE[base.dtype]:
+    if difference <= tolerance:
         return packed
     logger.warning(
-        "rows are padded: packed, this model differs log_probability_difference=%.2g model_class=%s",
+        "rows are padded: packed, this model differs log_probability_difference=%.2g tolerance=%.2g model_class=%s",
         difference,
+        tolerance,
         type(base.model).__name__,
     )
     return padded
@@ -144,7 +148,7 @@ def _log_probabilities(model: Any, batch: dict[str, Any]) -> Any:
 
     batch = {key: value.to(model.device) for key, value in batch.items()}
     labels = batch.pop("labels")
-    targets = batch.pop("shift_labels", labels[:, 1:])[0]
-    logits = model(**batch, use_cache=False).logits[0, : len(targets)]
-    losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-    return -losses[targets != -100]
+    targets = batch.pop("shift_labels", labels[:, 1:])
+    logits = model(**batch, use_cache=False).logits[:, : targets.shape[1]].flatten(0, 1)
+    losses = torch.nn.functional.cross_entropy(logits.float(), targets.flatten(), reduction="none")
+    return -losses[targets.flatten() != IGNORED]
