@@ -12,15 +12,23 @@ from finetune_inference.pieces import Piece
 class PlainModel:
     """Runs pieces one after the other."""
 
-    def __init__(self, model: Any, lora: LoraBatch, *, takes_logits_to_keep: bool) -> None:
+    def __init__(self, model: Any, lora: LoraBatch, *, budget: int, takes_logits_to_keep: bool) -> None:
+        """`budget`: tokens of all sequences together that there is room for."""
         self._model = model
         self._lora = lora
+        self._budget = budget
         self._takes_logits_to_keep = takes_logits_to_keep
+        self._reserved: dict[int, int] = {}
+        """Tokens by sequence."""
         self._caches: dict[int, Any] = {}
         """The model's own cache objects by sequence; absent before the first pass."""
 
     def reserve(self, key: int, tokens: int) -> bool:
-        """There is always room: the caches grow."""
+        """Make room for a sequence of `tokens` in all; False if there is none at the moment."""
+        others = sum(reserved for other, reserved in self._reserved.items() if other != key)
+        if others + tokens > self._budget:
+            return False
+        self._reserved[key] = tokens
         return True
 
     def forward(self, pieces: Sequence[Piece]) -> torch.Tensor:
@@ -30,10 +38,12 @@ class PlainModel:
     def release(self, key: int) -> None:
         """Forget a sequence."""
         self._caches.pop(key, None)
+        self._reserved.pop(key, None)
 
     def clear(self) -> None:
         """Forget all sequences."""
         self._caches.clear()
+        self._reserved.clear()
 
     def _forward_one(self, piece: Piece) -> torch.Tensor:
         # `logits_to_keep=0` keeps all.

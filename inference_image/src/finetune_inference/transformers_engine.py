@@ -189,7 +189,9 @@ class TransformersEngine:
             return batched
         log.warning("%s is served one sequence at a time: %s", self._config.model.name, reason)
         model.set_attn_implementation(own_attention)
-        return PlainModel(model, lora, takes_logits_to_keep=takes_logits_to_keep)
+        # What a token takes is not known here; the longest sequence has to fit anyway.
+        budget = max(self._facts.context_length, self._settings.max_cached_tokens or 0)
+        return PlainModel(model, lora, budget=budget, takes_logits_to_keep=takes_logits_to_keep)
 
     def _cache_tokens(self, bytes_per_token: int) -> int:
         """Tokens whose keys and values are kept."""

@@ -226,6 +226,9 @@ def test_a_model_that_cannot_be_batched_is_served_one_by_one(tmp_path: Path, cap
     expected = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None)
     assert found[0] == expected[0, 4:].tolist()[: len(found[0])]
     assert found[1] != found[0]
+    many = {key: runs.request([key + 3] * 300, None, max_tokens=8) for key in range(10, 18)}
+    one_by_one = {key: runs.run({key + 100: request})[key + 100] for key, request in many.items()}
+    assert runs.run(many) == one_by_one
 
 
 def make_adapter(directory: Path, base: Path, *, seed: int, **lora: Any) -> None:
