@@ -104,7 +104,7 @@ class Reason(StrEnum):
     CUDA_OUT_OF_MEMORY = "CUDAOutOfMemory"
     """The accelerator ran out of memory during training."""
     LOSS_DIVERGED = "LossDiverged"
-    """The loss became NaN or infinite; lower hyperparameters.learningRate."""
+    """The loss became NaN or infinite, or stayed far above its start; lower hyperparameters.learningRate."""
     STORAGE_FULL = "StorageFull"
     """The output claim has no space left or is read-only; the next attempt goes on from the last checkpoint."""
     CANCELLED_BY_USER = "CancelledByUser"

@@ -1,4 +1,4 @@
-"""transformers.Trainer, adapted: our order of rows, and callbacks for progress, stopping, checkpoints and divergence.
+"""transformers.Trainer, adapted: our order of rows, and callbacks for progress, stopping and checkpoints.
 
 This module imports transformers at its top, so only `training` imports it, and only once training is about to start.
 """
@@ -15,13 +15,11 @@ from typing import Any, Final
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from finetune_api.outcome import Progress
-from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
 from finetune_api.v1alpha1.finetune_job import DEFAULT_EPOCHS
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import StepSampler
 from finetune_trainer.checkpoints import CheckpointSaver
-from finetune_trainer.errors import TrainingError
 from finetune_trainer.evaluation import held_out_curve
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.progress import Reporter
@@ -65,7 +63,7 @@ def training_arguments(
         use_cpu=not base.on_gpu,
         seed=hyper.seed,
         logging_steps=1,
-        # The Trainer would hide a loss that is no number from DivergenceCallback.
+        # The Trainer would hide a loss that is no number from divergence.DivergenceCallback.
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
         # Evaluation is EvaluationCallback's; the number thins the log.
@@ -125,21 +123,6 @@ class StepTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
 
 class _Callback(TrainerCallback):  # type: ignore[misc] # transformers is untyped
     """Base of the callbacks below."""
-
-
-class DivergenceCallback(_Callback):
-    """Ends a run whose loss or gradient is no number; first in line, so that no checkpoint of it is kept."""
-
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Look at the figures of each step."""
-        for name in ("loss", "grad_norm"):
-            value = (logs or {}).get(name)
-            if value is not None and not math.isfinite(value):
-                raise TrainingError(
-                    Reason.LOSS_DIVERGED,
-                    f"{name} became {value} at step {state.global_step}. Lower hyperparameters.learningRate (or raise "
-                    "warmupRatio); a retry would end alike.",
-                )
 
 
 class ProgressCallback(_Callback):

@@ -195,12 +195,13 @@ class FinetuningPipeline:
         self._check_stop()
         from finetune_trainer import trainer as stock
         from finetune_trainer.checkpoints import CheckpointSaver
+        from finetune_trainer.divergence import DivergenceCallback
         from finetune_trainer.evaluation import BestAdapter, EvaluationCallback, HeldOutRows, held_out_curve
 
         hyper = self.config.hyperparameters
         rows = dataset.training.rows
         micro = choose_micro_batch_size(
-            passes.row_tokens(rows), hyper.batch_size, hyper.micro_batch_size, on_gpu=base.on_gpu
+            passes.row_tokens(rows, hyper.batch_size), hyper.batch_size, hyper.micro_batch_size, on_gpu=base.on_gpu
         )
         self.reached = stock.Reached()
         best = BestAdapter()
@@ -218,7 +219,7 @@ class FinetuningPipeline:
             data_collator=passes.collate,
             train_dataset=rows,
             callbacks=[
-                stock.DivergenceCallback(),
+                DivergenceCallback(),
                 *evaluations,
                 stock.ProgressCallback(self.reporter, self.reached),
                 stock.StopCallback(self.stop),
