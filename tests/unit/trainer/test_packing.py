@@ -60,6 +60,14 @@ def test_short_common_beginnings_are_computed_twice() -> None:
     assert len(build_tree(rows, min_shared=0)) == 2
 
 
+def test_a_row_counts_with_what_it_has_of_its_own() -> None:
+    from finetune_trainer.passes import PackedPasses
+
+    rows = [TokenRow([*range(100), 200 + i], [IGNORED] * 100 + [200 + i]) for i in range(32)]
+    assert PackedPasses(min_shared=8).row_tokens(rows, 16) == pytest.approx(116 / 16)
+    assert PackedPasses(min_shared=0).row_tokens(rows, 16) == pytest.approx(101)
+
+
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("min_shared", [0, 1, 8])
 def test_every_row_is_a_path_of_the_tree(seed: int, min_shared: int) -> None:

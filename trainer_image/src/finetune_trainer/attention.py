@@ -50,7 +50,15 @@ class Bucket:
     length: int
     """L"""
     mask: Any | None
-    """[n or 1, 1, L, S], true where a query sees a key; None for a causal mask."""
+    """[1, 1, L, S], true where a query sees a key; None for a causal mask."""
+
+    def bias(self, like: Any) -> Any:
+        """[L, S] what is added to scores: 0 where a query sees a key, minus infinity elsewhere."""
+        import torch
+
+        bias = torch.zeros(self.length, len(self.keys) // self.count, dtype=like.dtype, device=like.device)
+        seen = torch.ones_like(bias, dtype=torch.bool).tril() if self.mask is None else self.mask[0, 0]
+        return bias.masked_fill_(~seen, -math.inf)
 
 
 @dataclass
@@ -146,59 +154,58 @@ def attend(
 ) -> tuple[Any, None]:
     """An attention function of transformers: query [1, H, T, D], key and value [1, G, T, D], result [1, T, H, D].
 
-    G divides H: grouped queries share a key. `attention_mask` is None, as the layout says who sees whom.
+    G divides H: H / G queries share a key. `attention_mask` is None, as the layout says who sees whom.
     """
     import torch
 
     if attention_mask is not None:
         raise ValueError("packed rows have a mask of their own, and this model brought another")
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+    # Tokens first: that is how they lie in memory, so that a token is gathered as one piece.
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     results = []
     for bucket in layout.buckets:
-        queries = _gather(query, bucket.queries, bucket.count)
-        keys, values = _gather(key, bucket.keys, bucket.count), _gather(value, bucket.keys, bucket.count)
-        small = queries.device.type == "cpu" and keys.shape[2] <= PLAIN_SCORES and not dropout
-        result = (_plain if small else _fused)(queries, keys, values, bucket.mask, scaling, dropout)
-        results.append(result.transpose(1, 2).flatten(0, 1))
-    return torch.cat(results).index_select(0, layout.restore)[None], None
+        parts = [
+            states.index_select(0, positions).unflatten(0, (bucket.count, -1))
+            for states, positions in ((query, bucket.queries), (key, bucket.keys), (value, bucket.keys))
+        ]
+        small = query.device.type == "cpu" and parts[1].shape[1] <= PLAIN_SCORES and not dropout
+        results.append((_plain if small else _fused)(*parts, bucket, scaling, dropout).flatten(0, 1))
+    result = results[0] if len(results) == 1 else torch.cat(results)
+    return result.index_select(0, layout.restore)[None], None
 
 
-def _gather(states: Any, positions: Any, count: int) -> Any:
-    """[1, H, T, D] at [n * L] flat positions: [n, H, L, D]."""
-    return states[0].index_select(1, positions).unflatten(1, (count, -1)).transpose(0, 1)
-
-
-def _fused(query: Any, key: Any, value: Any, mask: Any, scaling: float, dropout: float) -> Any:
+def _fused(query: Any, key: Any, value: Any, bucket: Bucket, scaling: float, dropout: float) -> Any:
+    """Attention by torch's kernel: query [n, L, H, D], key and value [n, S, G, D], result like query."""
     from torch.nn.functional import scaled_dot_product_attention
 
-    if mask is not None:
+    if bucket.mask is not None:
         # An accelerator's memory-efficient kernel takes a mask or grouped queries, not both.
-        repeats = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        repeats = query.shape[2] // key.shape[2]
+        key, value = key.repeat_interleave(repeats, 2), value.repeat_interleave(repeats, 2)
     return scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=bucket.mask,
         dropout_p=dropout,
-        is_causal=mask is None,
+        is_causal=bucket.mask is None,
         scale=scaling,
-        enable_gqa=mask is None,
-    )
+        enable_gqa=bucket.mask is None,
+    ).transpose(1, 2)
 
 
-def _plain(query: Any, key: Any, value: Any, mask: Any, scaling: float, _dropout: float) -> Any:
-    """Attention by two batched products. Queries of a group are rows of one product, so keys are not repeated."""
+def _plain(query: Any, key: Any, value: Any, bucket: Bucket, scaling: float, _dropout: float) -> Any:
+    """The same by two batched products. Queries that share a key are rows of one product, so keys are not repeated."""
     import torch
 
-    n, heads, length, size = query.shape
-    groups, seen = key.shape[1], key.shape[2]
-    rows = (query * scaling).reshape(n * groups, -1, size)
-    scores = torch.bmm(rows, key.reshape(n * groups, seen, size).mT).view(n, heads, length, seen)
-    if mask is None:
-        mask = torch.ones(length, seen, dtype=torch.bool, device=query.device).tril()
-    weights = scores.masked_fill(~mask, -math.inf).softmax(-1, dtype=torch.float32).to(query.dtype)
-    return torch.bmm(weights.view(n * groups, -1, seen), value.reshape(n * groups, seen, size)).view(query.shape)
+    (n, length, heads, size), (_, seen, groups, _) = query.shape, key.shape
+    rows = query.view(n, length, groups, -1, size).permute(0, 2, 3, 1, 4).reshape(n * groups, -1, size)
+    keys, values = (states.transpose(1, 2).reshape(n * groups, seen, size) for states in (key, value))
+    bias = bucket.bias(query).repeat(heads // groups, 1)
+    weights = torch.baddbmm(bias, rows, keys.mT, alpha=scaling).softmax(-1, dtype=torch.float32).to(query.dtype)
+    result = torch.bmm(weights, values).view(n, groups, -1, length, size)
+    return result.permute(0, 3, 1, 2, 4).reshape(query.shape)
 
 
 def supports_packing(model: Any) -> bool:

@@ -39,7 +39,9 @@ class HeldOutRows:
         """`metrics` are measured beside the loss."""
         ranks = passes.order(held_out.rows)
         self._rows = [row for _, row in sorted(zip(ranks, held_out.rows, strict=True), key=lambda pair: pair[0])]
-        self._size = choose_micro_batch_size(passes.row_tokens(self._rows), ROWS_PER_PASS, None, on_gpu=on_gpu)
+        self._size = choose_micro_batch_size(
+            passes.row_tokens(self._rows, ROWS_PER_PASS), ROWS_PER_PASS, None, on_gpu=on_gpu
+        )
         self._passes = passes
         self._loss_tokens = held_out.loss_tokens
         self._metrics = metrics

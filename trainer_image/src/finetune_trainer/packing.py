@@ -103,6 +103,11 @@ class PackedCollator:
     def __init__(self, min_shared: int = MIN_SHARED_TOKENS) -> None:
         self._min_shared = min_shared
 
+    def count_tokens(self, rows: Sequence[TokenRow]) -> int:
+        """T of a pass of these rows."""
+        nodes = build_tree([np.asarray(row.input_ids, dtype=np.int64) for row in rows], self._min_shared)
+        return sum(len(node.ids) for node in nodes)
+
     def __call__(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
         """Build the tree of these rows and lay it out."""
         import torch

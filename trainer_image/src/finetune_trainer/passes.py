@@ -7,13 +7,14 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Final, Protocol
 
 import numpy as np
 
 from finetune_trainer.attention import packed_attention, supports_packing
 from finetune_trainer.base_model import BaseModel
-from finetune_trainer.batching import Collator, supports_loss_logits
+from finetune_trainer.batching import Collator, StepSampler, supports_loss_logits
 from finetune_trainer.data import IGNORED, TokenRow
 from finetune_trainer.errors import one_line
 from finetune_trainer.fused_lora import fused_lora
@@ -25,6 +26,8 @@ CHECKED_ROWS: Final = 4
 """Rows by which packed and padded are compared before training; the shortest, so that it takes no time."""
 ROUNDING: Final = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.25}
 """Difference of a token's log-probability that is put down to rounding in any case (seen: 2e-5 in float32)."""
+SAMPLED_STEPS: Final = 16
+"""Steps by which it is estimated how many tokens a row takes."""
 TIMES_PADDING: Final = 3
 """Packing may round this many times worse than padding does: unlikely tokens differ more, whatever is done."""
 
@@ -40,8 +43,8 @@ class Passes(Protocol):
     def order(self, rows: Sequence[TokenRow]) -> list[int]:
         """For each row a rank; rows of one step with like ranks belong in the same micro-batch."""
 
-    def row_tokens(self, rows: Sequence[TokenRow]) -> float:
-        """Tokens that a row takes in a pass; what a micro-batch's size is chosen by."""
+    def row_tokens(self, rows: Sequence[TokenRow], batch_size: int) -> float:
+        """Tokens that a row of a step takes in a pass; what a micro-batch's size is chosen by."""
 
     def applied(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """The context in which the peft model `model` takes such micro-batches."""
@@ -63,7 +66,7 @@ class PaddedPasses:
         """Long rows first, so that rows of like length are padded together."""
         return [-len(row.input_ids) for row in rows]
 
-    def row_tokens(self, rows: Sequence[TokenRow]) -> float:
+    def row_tokens(self, rows: Sequence[TokenRow], batch_size: int) -> float:
         """A row is padded to the longest of its micro-batch, so it is a long one that counts."""
         return sorted(len(row.input_ids) for row in rows)[math.ceil(len(rows) * 0.9) - 1]
 
@@ -94,9 +97,11 @@ class PackedPasses:
             ranks[index] = rank
         return ranks
 
-    def row_tokens(self, rows: Sequence[TokenRow]) -> float:
-        """Nothing is padded, so it is the mean that counts."""
-        return sum(len(row.input_ids) for row in rows) / len(rows)
+    def row_tokens(self, rows: Sequence[TokenRow], batch_size: int) -> float:
+        """The mean over a few steps, in which common beginnings are there once."""
+        order = list(islice(StepSampler([0] * len(rows), batch_size, seed=0), SAMPLED_STEPS * batch_size))
+        steps = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        return sum(self._collator.count_tokens([rows[i] for i in step]) for step in steps) / len(order)
 
     @contextlib.contextmanager
     def applied(self, model: Any) -> Iterator[None]:
