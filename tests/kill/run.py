@@ -95,7 +95,7 @@ def _figures(runs: list[Run], cost: SavingCost) -> list[figures.Figure]:
         figures.Figure("kills inside a save", sum(k.is_inside_save for k in kills), "kills", "higher", must=20),
         figures.Figure(
             "of these, inside a save of the adapter",
-            sum(k.kill.moment is Moment.ADAPTER for k in kills),
+            sum(k.is_inside_save and k.kill.moment is Moment.ADAPTER for k in kills),
             "kills",
             "higher",
             must=5,
