@@ -64,8 +64,18 @@ def test_a_row_counts_with_what_it_has_of_its_own() -> None:
     from finetune_trainer.passes import PackedPasses
 
     rows = [TokenRow([*range(100), 200 + i], [IGNORED] * 100 + [200 + i]) for i in range(32)]
-    assert PackedPasses(min_shared=8).row_tokens(rows, 16) == pytest.approx(116 / 16)
-    assert PackedPasses(min_shared=0).row_tokens(rows, 16) == pytest.approx(101)
+    # A row's last token predicts nothing, and so these rows have nothing of their own.
+    assert PackedPasses(min_shared=8).row_tokens(rows, 16) == pytest.approx(100 / 16)
+    assert PackedPasses(min_shared=0).row_tokens(rows, 16) == pytest.approx(100)
+
+
+def test_tokens_after_the_last_prediction_are_left_out() -> None:
+    rows = [TokenRow([1, 2, 3, 4, 5], [IGNORED, IGNORED, 3, IGNORED, IGNORED])]
+    batch = PackedCollator()(rows)
+    assert batch["input_ids"].tolist() == [[1, 2]]
+    assert batch["logits_to_keep"].tolist() == [1]
+    assert batch["shift_labels"].tolist() == [[3]]
+    assert batch["layout"].row_tokens == 5
 
 
 @pytest.mark.parametrize("seed", range(20))

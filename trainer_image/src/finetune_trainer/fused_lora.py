@@ -41,7 +41,8 @@ class LoraLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = (grad @ weight).addmm_(grad_inner, a)
         grad_a = (grad_inner.T @ x).to(ctx.dtype)
-        grad_b = (grad.T @ inner).mul_(ctx.scaling).to(ctx.dtype)
+        # Narrow from the left: the other way round the same product takes twice as long on a CPU.
+        grad_b = (inner.T @ grad).mul_(ctx.scaling).T.to(ctx.dtype)
         return grad_x, None, None, grad_a, grad_b, None
 
 
@@ -76,6 +77,8 @@ def _is_plain(module: Any) -> bool:
 
 
 def _forward(layer: Any, x: Any, *_args: Any, **_kwargs: Any) -> Any:
+    if layer.disable_adapters:
+        return layer.base_layer(x)
     name = layer.active_adapters[0]
     base = layer.base_layer
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight

@@ -105,15 +105,13 @@ class PackedCollator:
 
     def count_tokens(self, rows: Sequence[TokenRow]) -> int:
         """T of a pass of these rows."""
-        nodes = build_tree([np.asarray(row.input_ids, dtype=np.int64) for row in rows], self._min_shared)
-        return sum(len(node.ids) for node in nodes)
+        return sum(len(node.ids) for node in build_tree([_needed(row) for row in rows], self._min_shared))
 
     def __call__(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
         """Build the tree of these rows and lay it out."""
         import torch
 
-        ids = [np.asarray(row.input_ids, dtype=np.int64) for row in rows]
-        nodes = build_tree(ids, self._min_shared)
+        nodes = build_tree([_needed(row) for row in rows], self._min_shared)
         places = _places_of_rows(len(rows), nodes)
         positions, targets = _predictions(rows, places)
         flat = np.concatenate([node.ids for node in nodes])
@@ -126,13 +124,21 @@ class PackedCollator:
             "labels": labels,
             "shift_labels": labels,
             "layout": AttentionLayout.of(
-                [Block(node.positions, node.context) for node in nodes], row_tokens=sum(len(row) for row in ids)
+                [Block(node.positions, node.context) for node in nodes],
+                row_tokens=sum(len(row.input_ids) for row in rows),
             ),
         }
 
 
+def _needed(row: TokenRow) -> Ids:
+    """The tokens up to the one that predicts the last token with loss: no other comes after them to see those behind."""
+    learnt = np.flatnonzero(np.asarray(row.labels)[1:] != IGNORED)
+    end = int(learnt[-1]) + 1 if len(learnt) else 1
+    return np.asarray(row.input_ids[:end], dtype=np.int64)
+
+
 def _places_of_rows(count: int, nodes: Sequence[Node]) -> list[Ids]:
-    """For each row the flat positions of its tokens. Nodes come parents first, so appending keeps the order of a row."""
+    """For each row the flat positions of its needed tokens. Nodes come parents first, so appending keeps the order of a row."""
     paths: list[list[Ids]] = [[] for _ in range(count)]
     for node in nodes:
         for row in node.rows:
@@ -144,8 +150,8 @@ def _predictions(rows: Sequence[TokenRow], places: Sequence[Ids]) -> tuple[Ids, 
     """Positions whose logits are wanted, and the token that each predicts."""
     positions, targets = [], []
     for row, place in zip(rows, places, strict=True):
-        predicted = np.asarray(row.labels, dtype=np.int64)[1:]
+        predicted = np.asarray(row.labels, dtype=np.int64)[1 : len(place) + 1]
         wanted = predicted != IGNORED
-        positions.append(place[:-1][wanted])
+        positions.append(place[: len(predicted)][wanted])
         targets.append(predicted[wanted])
     return np.concatenate(positions), np.concatenate(targets)
