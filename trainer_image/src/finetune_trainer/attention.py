@@ -165,12 +165,15 @@ def attend(
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     results = []
     for bucket in layout.buckets:
-        parts = [
+        queries, keys, values = (
             states.index_select(0, positions).unflatten(0, (bucket.count, -1))
             for states, positions in ((query, bucket.queries), (key, bucket.keys), (value, bucket.keys))
-        ]
-        small = query.device.type == "cpu" and parts[1].shape[1] <= PLAIN_SCORES and not dropout
-        results.append((_plain if small else _fused)(*parts, bucket, scaling, dropout).flatten(0, 1))
+        )
+        if query.device.type == "cpu" and keys.shape[1] <= PLAIN_SCORES and not dropout:
+            attended = _plain(queries, keys, values, bucket, scaling)
+        else:
+            attended = _fused(queries, keys, values, bucket, scaling, dropout)
+        results.append(attended.flatten(0, 1))
     result = results[0] if len(results) == 1 else torch.cat(results)
     return result.index_select(0, layout.restore)[None], None
 
@@ -195,7 +198,7 @@ def _fused(query: Any, key: Any, value: Any, bucket: Bucket, scaling: float, dro
     ).transpose(1, 2)
 
 
-def _plain(query: Any, key: Any, value: Any, bucket: Bucket, scaling: float, _dropout: float) -> Any:
+def _plain(query: Any, key: Any, value: Any, bucket: Bucket, scaling: float) -> Any:
     """The same by two batched products. Queries that share a key are rows of one product, so keys are not repeated."""
     import torch
 
