@@ -13,6 +13,7 @@ from finetune_api.v1alpha1.finetune_job import (
     Checkpoint,
     Columns,
     DatasetFormat,
+    Dpo,
     EvaluationSettings,
     Hyperparameters,
     Lora,
@@ -92,6 +93,7 @@ class TrainingConfig(SpecModel):
         EvaluationSettings, Field(description="evaluationSettings say what is done with held-out rows.")
     ] = Field(default_factory=EvaluationSettings)
     lora: Annotated[Lora, Field(description="lora hyperparameters.")] = Field(default_factory=Lora)
+    dpo: Annotated[Dpo | None, Field(description="dpo on preference pairs; supervised training if unset.")] = None
     hyperparameters: Annotated[Hyperparameters, Field(description="hyperparameters of training.")] = Field(
         default_factory=Hyperparameters
     )

@@ -245,7 +245,7 @@ def test_a_pair_that_is_none_is_named(prompt: Any, chosen: Any, rejected: Any, e
 
 def test_supervised_training_refuses_preference_pairs_and_says_how_to_learn_the_chosen_answers() -> None:
     with pytest.raises(TrainingError) as caught:
-        data.require_single_answers("preference")
+        data.require_format("preference", pairs=False)
     assert caught.value.reason is Reason.DATASET_INVALID
     assert "dataset.columns.completion to chosen" in caught.value.message
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}

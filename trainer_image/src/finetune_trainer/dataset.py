@@ -48,7 +48,7 @@ def read_examples(config: TrainingConfig, settings: SourceSettings | None = None
     dataset = config.dataset
     settings = settings or SourceSettings()
     training, row_format, digest = _read_part(config, dataset, dataset.format, settings, "dataset")
-    data.require_single_answers(row_format)
+    data.require_format(row_format, pairs=config.dpo is not None)
     evaluation: list[data.Example] = []
     evaluation_digest = None
     if config.evaluation:
@@ -87,10 +87,17 @@ def prepare_dataset(
 
     `between` is called now and then and may raise. Raises TrainingError (DatasetInvalid).
     """
-    loss_on = config.hyperparameters.loss_on
+    pairs = examples.row_format == "preference"
+    # Of a pair only the answers can be preferred.
+    loss_on = "completion" if pairs else config.hyperparameters.loss_on
     max_length = min(config.hyperparameters.max_length, model_length(model_config) or config.hyperparameters.max_length)
 
     def tokenized(part: list[data.Example], name: str) -> data.Tokenized:
+        if not pairs:
+            return tokenized_rows(part, name)
+        return data.require_whole_pairs(tokenized_rows(data.answers_as_examples(part), name), max_length, name)
+
+    def tokenized_rows(part: list[data.Example], name: str) -> data.Tokenized:
         worthwhile = cache and data.characters(part) >= data.MIN_CHARACTERS
         key = (
             data.cache_key(tokenizer, name=name, maxLength=max_length, **_inputs(config, examples))

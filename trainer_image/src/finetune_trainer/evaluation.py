@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from peft import set_peft_model_state_dict
@@ -28,6 +28,13 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_PASS: Final = 64
 """Most held-out rows in one forward pass; their number of tokens usually sets a lower limit."""
+
+
+class HeldOut(Protocol):
+    """Held-out data that can be measured."""
+
+    def measure(self, model: Any, stop: StopSignal) -> dict[str, float] | None:
+        """Metrics by name, `eval_loss` among them; None if a stop came first."""
 
 
 class HeldOutRows:
@@ -110,7 +117,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc] # transformers 
     done by the next attempt, before it trains.
     """
 
-    def __init__(self, rows: HeldOutRows, best: BestAdapter, settings: EvaluationSettings, stop: StopSignal) -> None:
+    def __init__(self, rows: HeldOut, best: BestAdapter, settings: EvaluationSettings, stop: StopSignal) -> None:
         """`settings.eval_steps` has to be set."""
         self._rows = rows
         self._best = best

@@ -66,6 +66,7 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
         ("dataset", f"{dataset.training.rows} rows, {dataset.training.tokens} tokens, {dataset.digest[:19]}"),
         ("adapter", _adapter(lora)),
         ("steps", f"{record['steps']} of {hyper['batchSize']} rows, learning rate {hyper['learningRate']:g}"),
+        *([("method", f"DPO, beta {dpo['beta']:g}")] if (dpo := record["config"].get("dpo")) else []),
         *([("best step", str(record["bestStep"]))] if record["bestStep"] else []),
         ("seed", str(record["seed"])),
     ]
@@ -73,6 +74,8 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
         "train_loss": "training loss at the end",
         "eval_loss": "loss on held-out rows",
         "exact_match": "share of held-out rows answered exactly",
+        "reward_accuracy": "share of held-out pairs whose chosen answer is preferred",
+        "reward_margin": "mean reward margin of held-out pairs",
     }
     return facts + [(names.get(key, key), f"{value:.4f}") for key, value in sorted(metrics.items())]
 

@@ -196,10 +196,12 @@ class FinetuningPipeline:
         from finetune_trainer import trainer as stock
         from finetune_trainer.checkpoints import CheckpointSaver
         from finetune_trainer.divergence import DivergenceCallback
-        from finetune_trainer.evaluation import BestAdapter, EvaluationCallback, HeldOutRows, held_out_curve
+        from finetune_trainer.evaluation import BestAdapter, EvaluationCallback, held_out_curve
+        from finetune_trainer.objectives import choose_objective
 
         hyper = self.config.hyperparameters
-        rows = dataset.training.rows
+        objective = choose_objective(self.config, dataset, passes)
+        rows, passes = objective.rows, objective.passes
         micro = choose_micro_batch_size(
             passes.row_tokens(rows, hyper.batch_size), hyper.batch_size, hyper.micro_batch_size, on_gpu=base.on_gpu
         )
@@ -208,10 +210,9 @@ class FinetuningPipeline:
         saver = CheckpointSaver(self.store, self.reached, self._manifest(base, 0), self.config.checkpoint.keep, best)
         during = self.config.evaluation_settings
         evaluations = []
-        if during.eval_steps and dataset.evaluation:
-            held_out = HeldOutRows(dataset.evaluation, passes, on_gpu=base.on_gpu, metrics=during.metrics)
+        if during.eval_steps and (held_out := objective.held_out(on_gpu=base.on_gpu)):
             evaluations.append(EvaluationCallback(held_out, best, during, self.stop))
-        loop = stock.StepTrainer(
+        loop = objective.trainer(
             sampler=StepSampler(passes.order(rows), hyper.batch_size, hyper.seed),
             saver=saver,
             model=model,
@@ -257,13 +258,13 @@ class FinetuningPipeline:
 
     def evaluate(self, model: Any, dataset: PreparedDataset, passes: "Passes", *, on_gpu: bool) -> dict[str, float]:
         """Mean loss per token of the held-out rows, and what else is asked for; empty without such rows."""
-        if dataset.evaluation is None:
-            return {}
-        from finetune_trainer.evaluation import HeldOutRows
+        from finetune_trainer.objectives import choose_objective
 
-        rows = HeldOutRows(dataset.evaluation, passes, on_gpu=on_gpu, metrics=self.config.evaluation_settings.metrics)
+        held_out = choose_objective(self.config, dataset, passes).held_out(on_gpu=on_gpu)
+        if held_out is None:
+            return {}
         with passes.applied(model):
-            metrics = rows.measure(model, self.stop)
+            metrics = held_out.measure(model, self.stop)
         self._check_stop()
         return {name: round(value, 6) for name, value in (metrics or {}).items()}
 

@@ -79,8 +79,8 @@ class Dataset(SpecModel):
         DatasetFormat,
         Field(
             description="format of a row: messages ({messages: [{role, content}]}), prompt-completion "
-            "({prompt, completion}), text ({text}), preference ({prompt, chosen, rejected}; checked, but no method "
-            "trains on it yet), or auto to detect it."
+            "({prompt, completion}), text ({text}), preference ({prompt, chosen, rejected}, for "
+            "method.dpo), or auto to detect it."
         ),
     ] = "auto"
     columns: Annotated[
@@ -123,7 +123,8 @@ class EvaluationSettings(SpecModel):
         list[EvaluationMetric],
         Field(
             description="metrics that are measured beside the loss. exact_match is the share of held-out rows whose answer "
-            "greedy decoding gives token by token, its end included.",
+            "greedy decoding gives token by token, its end included; pairs of method.dpo have reward_accuracy and "
+            "reward_margin instead, always.",
             max_length=8,
         ),
     ] = Field(default_factory=list)
@@ -203,10 +204,30 @@ class Lora(SpecModel):
     ] = Field(default_factory=lambda: ["all-linear"])
 
 
+class Dpo(SpecModel):
+    """DPO (Rafailov et al. 2023, arXiv 2305.18290): learning from pairs of a better and a worse answer."""
+
+    beta: Annotated[
+        float,
+        Field(
+            description="beta of the implicit reward; the larger, the closer the model stays to where it started.",
+            gt=0,
+            le=10,
+        ),
+    ] = 0.1
+
+
 class Method(SpecModel):
-    """How the model is tuned. LoRA is the only method so far."""
+    """How the model is tuned: which weights, and on what objective."""
 
     lora: Annotated[Lora, Field(description="lora hyperparameters.")] = Field(default_factory=Lora)
+    dpo: Annotated[
+        Dpo | None,
+        Field(
+            description="dpo learns from preference pairs (dataset.format preference); unset, the wanted answers are learnt "
+            "(supervised)."
+        ),
+    ] = None
 
 
 DEFAULT_EPOCHS = 3.0

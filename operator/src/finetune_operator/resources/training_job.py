@@ -117,6 +117,7 @@ def build_training_config(job: FinetuneJob, attempt: int) -> TrainingConfig:
         evaluation=_evaluation(spec.evaluation),
         evaluation_settings=_evaluation_settings(spec.evaluation),
         lora=spec.method.lora,
+        dpo=spec.method.dpo,
         hyperparameters=spec.hyperparameters,
         checkpoint=spec.checkpoint,
         output=OutputConfig(directory=ADAPTERS_MOUNT, adapter_name=job.adapter_name, claim=spec.output.claim),

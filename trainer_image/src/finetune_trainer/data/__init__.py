@@ -6,7 +6,8 @@ neither torch nor a model, so a bad dataset is refused within a second.
 """
 
 from finetune_trainer.data.cache import MIN_CHARACTERS, TokenCache, cache_key
-from finetune_trainer.data.formats import read_examples, require_single_answers, split_rows
+from finetune_trainer.data.formats import read_examples, require_format, split_rows
+from finetune_trainer.data.pairs import answers_as_examples, require_whole_pairs
 from finetune_trainer.data.reading import digest_rows
 from finetune_trainer.data.rows import Example, Format
 from finetune_trainer.data.token_rows import IGNORED, Tokenized, TokenRow, TokenRows
@@ -21,11 +22,13 @@ __all__ = [
     "TokenRow",
     "TokenRows",
     "Tokenized",
+    "answers_as_examples",
     "cache_key",
     "characters",
     "digest_rows",
     "read_examples",
-    "require_single_answers",
+    "require_format",
+    "require_whole_pairs",
     "split_rows",
     "tokenize",
 ]

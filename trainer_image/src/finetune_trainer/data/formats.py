@@ -77,13 +77,18 @@ def problem_of(row: Row, row_format: Format, columns: Columns | None, loss_on: s
     return None
 
 
-def require_single_answers(row_format: Format, name: str = "dataset") -> None:
-    """Raise TrainingError (DatasetInvalid) for preference pairs: supervised training has no use for a rejected answer."""
-    if row_format == "preference":
+def require_format(row_format: Format, *, pairs: bool, name: str = "dataset") -> None:
+    """Raise TrainingError (DatasetInvalid) for pairs where single answers are learnt, and the other way round."""
+    if row_format == "preference" and not pairs:
         raise invalid(
-            f"{name} holds preference pairs (prompt, chosen, rejected), which method.lora cannot train on: it learns one "
-            "wanted answer a row. To learn the chosen answers, set dataset.format to prompt-completion and "
-            "dataset.columns.completion to chosen"
+            f"{name} holds preference pairs (prompt, chosen, rejected), and supervised training learns one wanted answer a "
+            "row. Set method.dpo to learn from pairs; or to learn the chosen answers, set dataset.format to "
+            "prompt-completion and dataset.columns.completion to chosen"
+        )
+    if row_format != "preference" and pairs:
+        raise invalid(
+            f"{name} holds rows of the format {row_format}, and method.dpo learns from preference pairs (prompt, chosen, "
+            "rejected). Add the rejected answers, or remove method.dpo"
         )
 
 

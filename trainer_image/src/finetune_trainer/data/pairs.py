@@ -1,0 +1,67 @@
+"""Preference pairs as rows: each answer with its prompt is a row, the chosen one before the rejected one.
+
+So pairs are tokenised, cached, reported and packed like any rows; packing computes the prompt of both answers once.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+from finetune_trainer.data.problems import invalid
+from finetune_trainer.data.rows import Example, Message
+from finetune_trainer.data.token_rows import Tokenized, TokenRow
+
+Pair = tuple[TokenRow, TokenRow]
+"""The chosen and the rejected answer, each after the same prompt."""
+
+
+def answers_as_examples(pairs: Sequence[Example]) -> list[Example]:
+    """Two examples of each pair, in which the answer alone carries loss."""
+    return [_with_answer(pair, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+
+
+def _with_answer(pair: Example, answer: str | list[Message] | None) -> Example:
+    if isinstance(pair.prompt, list) and isinstance(answer, list):
+        # A turn of the assistant in the prompt is context, not an answer.
+        context = [{**message, "weight": 0} for message in pair.prompt]
+        return Example(where=pair.where, messages=[*context, *answer])
+    return Example(where=pair.where, prompt=pair.prompt, completion=str(answer))
+
+
+def require_whole_pairs(answers: Tokenized, max_length: int, name: str) -> Tokenized:
+    """Raise TrainingError (DatasetInvalid) if answers were dropped: what is left of their pairs says nothing."""
+    if answers.dropped:
+        raise invalid(
+            f"{answers.dropped} answers of {name}, the first of them in {answers.dropped_places[0]}, lose every token when cut "
+            f"to hyperparameters.maxLength={max_length}; raise it, or shorten their prompts"
+        )
+    return answers
+
+
+class PreferencePairs(Sequence[Pair]):
+    """Pairs over rows that alternate between chosen and rejected answers."""
+
+    def __init__(self, rows: Sequence[TokenRow]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows) // 2
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Pair]: ...
+
+    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        pair = range(len(self))[index]
+        return self._rows[2 * pair], self._rows[2 * pair + 1]
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[i] for i in range(len(self)))
+
+
+def flattened(pairs: Sequence[Pair]) -> list[TokenRow]:
+    """The rows of pairs, chosen and rejected alternating."""
+    return [row for pair in pairs for row in pair]

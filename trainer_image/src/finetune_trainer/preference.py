@@ -1,0 +1,133 @@
+"""DPO (Rafailov et al. 2023, arXiv 2305.18290): learning from pairs of a chosen and a rejected answer.
+
+    loss = -log sigmoid(beta * ((log p(chosen) - log q(chosen)) - (log p(rejected) - log q(rejected))))
+
+p is the model, q the model that training starts from: the same one with its adapter off. Both answers of a pair are in one
+pass, packed with their prompt computed once. Like `trainer`, this module is imported only once training is about to start.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch.nn.functional import cross_entropy, logsigmoid
+
+from finetune_trainer.batching import choose_micro_batch_size
+from finetune_trainer.data import IGNORED
+from finetune_trainer.data.pairs import Pair, PreferencePairs, flattened
+from finetune_trainer.interruption import StopSignal
+from finetune_trainer.passes import Passes
+from finetune_trainer.trainer import StepTrainer
+
+PAIRS_PER_PASS: Final = 32
+"""Most held-out pairs in one forward pass."""
+TOKENS_OF_ROWS: Final = "row_loss_tokens"
+"""Key of a batch: [2P] tokens with loss of each row of P pairs."""
+
+
+class PairPasses:
+    """`Passes` of pairs instead of rows."""
+
+    def __init__(self, passes: Passes) -> None:
+        self._passes = passes
+        self.name = passes.name
+
+    def collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """A micro-batch of P pairs as one of 2P rows, with the means to tell its rows apart."""
+        rows = flattened(pairs)
+        return {**self._passes.collate(rows), TOKENS_OF_ROWS: torch.tensor([row.loss_tokens for row in rows])}
+
+    def order(self, pairs: Sequence[Pair]) -> list[int]:
+        """For each pair a rank; see `Passes`."""
+        return self._passes.order([chosen for chosen, _ in pairs])
+
+    def row_tokens(self, pairs: Sequence[Pair], batch_size: int) -> float:
+        """Tokens that a pair takes in a pass, at most: that its rows share their prompt is not counted."""
+        return 2 * self._passes.row_tokens(flattened(pairs), 2 * batch_size)
+
+    def applied(self, model: Any) -> contextlib.AbstractContextManager[None]:
+        """See `Passes`."""
+        return self._passes.applied(model)
+
+
+def row_log_probabilities(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """[2P] log-probability of all tokens with loss of each row of a batch of `PairPasses`, in nats."""
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "shift_labels", TOKENS_OF_ROWS)}
+    targets = batch.get("shift_labels", batch["labels"][:, 1:])
+    logits = model(**inputs, use_cache=False).logits[:, : targets.shape[1]]
+    wanted = targets != IGNORED
+    scores = -cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
+    # Packed or padded, tokens with loss are in the order of the rows.
+    return torch.stack([row.sum() for row in torch.split(scores, batch[TOKENS_OF_ROWS].tolist())])
+
+
+def reward_margins(model: Any, peft_model: Any, batch: dict[str, Any], beta: float) -> torch.Tensor:
+    """[P] by how much the implicit reward of the chosen answer is above that of the rejected one.
+
+    `peft_model` is `model` without what accelerate may have wrapped around it.
+    """
+    with torch.no_grad(), peft_model.disable_adapter():
+        reference = row_log_probabilities(model, batch)
+    rewards = beta * (row_log_probabilities(model, batch) - reference)
+    return rewards[0::2] - rewards[1::2]
+
+
+class PreferenceTrainer(StepTrainer):
+    """A `StepTrainer` whose rows are pairs and whose loss is DPO's, a mean over all pairs of a step."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, beta: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._beta = beta
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any) -> torch.Tensor:
+        """Pairs of the step, where stock counts tokens."""
+        return torch.tensor(sum(len(batch[TOKENS_OF_ROWS]) // 2 for batch in batch_samples), device=device)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        """This micro-batch's part of the step's loss."""
+        margins = reward_margins(model, self.accelerator.unwrap_model(model), inputs, self._beta)
+        loss: torch.Tensor = -logsigmoid(margins).sum() / num_items_in_batch
+        return loss
+
+
+class HeldOutPairs:
+    """Held-out pairs; what `evaluation.HeldOutRows` is to rows."""
+
+    def __init__(self, pairs: PreferencePairs, passes: PairPasses, beta: float, *, on_gpu: bool) -> None:
+        ranks = passes.order(pairs)
+        self._pairs = [pair for _, pair in sorted(zip(ranks, pairs, strict=True), key=lambda ranked: ranked[0])]
+        self._size = choose_micro_batch_size(
+            passes.row_tokens(self._pairs, PAIRS_PER_PASS), PAIRS_PER_PASS, None, on_gpu=on_gpu
+        )
+        self._passes = passes
+        self._beta = beta
+
+    def measure(self, model: Any, stop: StopSignal) -> dict[str, float] | None:
+        """Metrics by name, to be called within `passes.applied(model)`; None if a stop came first.
+
+        `eval_loss` is DPO's, `reward_margin` the mean margin, `reward_accuracy` the share of pairs whose margin is above 0.
+        """
+        model.eval()
+        margins = []
+        with torch.inference_mode():
+            for start in range(0, len(self._pairs), self._size):
+                if stop.requested:
+                    return None
+                batch = self._passes.collate(self._pairs[start : start + self._size])
+                batch = {key: value.to(model.device) for key, value in batch.items()}
+                margins.append(reward_margins(model, model, batch, self._beta))
+        margin = torch.cat(margins)
+        return {
+            "eval_loss": float(-logsigmoid(margin).mean()),
+            "reward_accuracy": float((margin > 0).float().mean()),
+            "reward_margin": float(margin.mean()),
+        }
