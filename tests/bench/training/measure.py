@@ -25,6 +25,8 @@ from finetune_trainer.batching import StepSampler  # noqa: E402
 from finetune_trainer.data import TokenRow  # noqa: E402
 
 RANK, ALPHA, LEARNING_RATE, SEED = 16, 32, 2e-4, 1
+STOCK_ROWS_PER_PASS = 8
+"""What TrainingArguments has by default; larger steps are made by accumulation, as one would."""
 
 
 def stock(model_path: str, rows: list[TokenRow], dtype: str, batch_size: int, directory: Path) -> dict[str, Any]:
@@ -64,7 +66,8 @@ def stock(model_path: str, rows: list[TokenRow], dtype: str, batch_size: int, di
         args=TrainingArguments(
             output_dir=str(directory),
             num_train_epochs=1,
-            per_device_train_batch_size=batch_size,
+            per_device_train_batch_size=min(batch_size, STOCK_ROWS_PER_PASS),
+            gradient_accumulation_steps=max(1, batch_size // STOCK_ROWS_PER_PASS),
             learning_rate=LEARNING_RATE,
             lr_scheduler_type="constant",
             logging_steps=1,
@@ -162,7 +165,7 @@ def main() -> None:
             sum(len(rows[i].input_ids) for i in order[start : start + batch])
             for start in range(batch, len(rows), batch)
         ],
-        "padding": padding([rows[i] for i in order], batch),
+        "padding": padding([rows[i] for i in order], min(batch, STOCK_ROWS_PER_PASS)),
         "imported_mb": before / 1024,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
