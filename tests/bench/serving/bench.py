@@ -78,7 +78,9 @@ def main() -> None:
     with server(model, tuned) as running:
         figures += _swap_figures(asyncio.run(measure(running, tuned)))
         record("serving", [*figures, *rates.figures()], time.monotonic() - started)
-        figures += _over_http(rates, running, ours, options.rounds)
+        figures.append(_over_http(rates, running, ours, options.rounds))
+        record("serving", [*figures, *rates.figures()], time.monotonic() - started)
+        figures += _first_token_figures(running)
     ours.service.close()
     figures += rates.figures()
     path = record("serving", figures, time.monotonic() - started)
@@ -113,8 +115,8 @@ def _in_process(rates: Rates, ours: Ours, peft: Peft, names: list[str | None], r
     ]
 
 
-def _over_http(rates: Rates, running: Server, ours: Ours, rounds: int) -> list[Figure]:
-    """What HTTP costs, and how long a first token takes."""
+def _over_http(rates: Rates, running: Server, ours: Ours, rounds: int) -> Figure:
+    """What HTTP costs."""
     one = asks(CONCURRENT, ["adapter-0"])
     for _ in range(rounds):
         started = time.perf_counter()
@@ -123,9 +125,13 @@ def _over_http(rates: Rates, running: Server, ours: Ours, rounds: int) -> list[F
         assert not problems, problems
         rates.take(HTTP, sum(reply.tokens for reply in replies), time.perf_counter() - started)
         _timed(rates, ONE, ours.answer, one)
-    alone, loaded = asyncio.run(_first_tokens(running, one))
+    return rates.ratio(HTTP, ONE, 0.9, 0.97)
+
+
+def _first_token_figures(running: Server) -> list[Figure]:
+    """How long a first token takes: alone, and beside others."""
+    alone, loaded = asyncio.run(_first_tokens(running, asks(CONCURRENT, ["adapter-0"])))
     return [
-        rates.ratio(HTTP, ONE, 0.9, 0.97),
         Figure("time to first token p99 at half load / unloaded", round(loaded / alone, 2), "x", "lower", 4, 2),
         Figure("time to first token, unloaded", round(alone, 3), "s", "lower"),
     ]
@@ -147,7 +153,7 @@ def _timed(rates: Rates, name: str, answer: Callable[[Sequence[Ask]], Answers], 
 async def _first_tokens(running: Server, requests: Sequence[Ask]) -> tuple[float, float]:
     """Seconds to the first token: the median of requests that come alone, and the slowest at half load."""
     alone = await running.answer(requests[:4], concurrent=1)
-    loaded = await running.answer([*requests, *requests], concurrent=HALF_LOAD)
+    loaded = await running.answer(requests, concurrent=HALF_LOAD)
     return median([r.first_token_seconds for r in alone]), max(r.first_token_seconds for r in loaded)
 
 
