@@ -211,3 +211,18 @@ def test_only_the_answers_of_a_pair_carry_loss(tokenizer: Any) -> None:
     rows = data.tokenize(examples, tokenizer, max_length=99, loss_on="completion").rows
     learnt = [tokenizer.decode([t for t in row.labels if t != IGNORED]) for row in rows]
     assert learnt == ["Yes<|im_end|>", "No<|im_end|>"]
+
+
+@pytest.mark.model
+def test_text_among_chats_is_a_chat_too_and_needs_a_template(tokenizer: Any, plain_tokenizer: Any) -> None:
+    yes, no = ([{"role": "assistant", "content": text}] for text in ("Yes", "No"))
+    pairs = [
+        data.Example("line 1", prompt="A", chosen="Yes", rejected="No"),
+        data.Example("line 2", prompt=[{"role": "user", "content": "A"}], chosen=yes, rejected=no),
+    ]
+    rows = data.tokenize(data.answers_as_examples(pairs), tokenizer, max_length=99, loss_on="completion").rows
+    assert [row.input_ids.tolist() for row in rows[:2]] == [row.input_ids.tolist() for row in rows[2:4]]
+    with pytest.raises(TrainingError, match="the model has no chat template"):
+        data.tokenize(data.answers_as_examples(pairs), plain_tokenizer, max_length=99, loss_on="completion")
+    rows = data.tokenize(data.answers_as_examples(pairs[:1]), plain_tokenizer, max_length=99, loss_on="completion").rows
+    assert plain_tokenizer.decode(rows[0].input_ids) == "AYes<|im_end|>"

@@ -15,16 +15,24 @@ Pair = tuple[TokenRow, TokenRow]
 
 
 def answers_as_examples(pairs: Sequence[Example]) -> list[Example]:
-    """Two examples of each pair, in which the answer alone carries loss."""
-    return [_with_answer(pair, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    """Two examples of each pair, in which the answer alone carries loss; chats, all of them, if any pair is one."""
+    as_chats = any(isinstance(pair.prompt, list) for pair in pairs)
+    to_example = _chat if as_chats else _text
+    return [to_example(pair, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
 
 
-def _with_answer(pair: Example, answer: str | list[Message] | None) -> Example:
-    if isinstance(pair.prompt, list) and isinstance(answer, list):
-        # A turn of the assistant in the prompt is context, not an answer.
-        context = [{**message, "weight": 0} for message in pair.prompt]
-        return Example(where=pair.where, messages=[*context, *answer])
+def _text(pair: Example, answer: str | list[Message] | None) -> Example:
     return Example(where=pair.where, prompt=pair.prompt, completion=str(answer))
+
+
+def _chat(pair: Example, answer: str | list[Message] | None) -> Example:
+    # A turn of the assistant in the prompt is context, not an answer.
+    context = [{**message, "weight": 0} for message in _as_messages(pair.prompt, "user")]
+    return Example(where=pair.where, messages=[*context, *_as_messages(answer, "assistant")])
+
+
+def _as_messages(part: str | list[Message] | None, role: str) -> list[Message]:
+    return part if isinstance(part, list) else [{"role": role, "content": part}]
 
 
 def require_whole_pairs(answers: Tokenized, max_length: int, name: str) -> Tokenized:
