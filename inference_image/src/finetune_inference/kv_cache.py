@@ -92,7 +92,8 @@ class KVCache:
         target = self._pools.setdefault(capacity, Pool(capacity))
         target.owners.append(key)
         if home is not None:
-            self._copy(key, home, target)
+            if self.length(key):
+                self._copy(key, home, target)
             self._leave(key, home)
         self._homes[key] = target
         return True
@@ -139,7 +140,8 @@ class KVCache:
         row, last = pool.owners.index(key), len(pool.owners) - 1
         if row != last:
             moved = pool.owners[last]
-            for layer in pool.layers.values():
+            # Where nothing was written yet, the tensors may not even have the row.
+            for layer in pool.layers.values() if self.length(moved) else ():
                 layer.move(last, row, self.length(moved))
             pool.owners[row] = moved
         pool.owners.pop()

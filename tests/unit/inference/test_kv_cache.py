@@ -1,0 +1,56 @@
+"""Rows of keys and values, as sequences come, grow and go."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from finetune_inference.kv_cache import KVCache
+
+pytestmark = pytest.mark.model
+
+
+def make(budget: int = 1 << 20) -> "KVCache":
+    from finetune_inference.kv_cache import KVCache
+
+    return KVCache(512, budget)
+
+
+def write(cache: "KVCache", key: int, tokens: int, value: float) -> None:
+    """Do as attention does for one layer with one head of size 2."""
+    import torch
+
+    assert cache.reserve(key, tokens)
+    pool, row = cache.place(key)
+    new = torch.full((1, tokens, 2), value)
+    layer = pool.layer(0, new, new)
+    layer.keys[row, :, :tokens] = new
+    layer.values[row, :, :tokens] = new
+    cache.advance(key, tokens)
+
+
+def written(cache: "KVCache", key: int) -> set[float]:
+    pool, row = cache.place(key)
+    return set(pool.layers[0].keys[row, :, : cache.length(key)].flatten().tolist())
+
+
+@pytest.mark.parametrize("leave", [lambda c: c.reserve(2, 65), lambda c: c.release(2)], ids=["grows", "ends"])
+def test_a_row_may_become_free_before_its_successor_was_written(leave: Callable[["KVCache"], object]) -> None:
+    cache = make()
+    for key in range(4):
+        write(cache, key, 10, key)
+    assert cache.reserve(99, 10)
+    leave(cache)
+    assert {key: written(cache, key) for key in (0, 1, 3)} == {0: {0.0}, 1: {1.0}, 3: {3.0}}
+    write(cache, 99, 10, 99.0)
+    assert written(cache, 99) == {99.0}
+
+
+def test_a_sequence_may_move_before_it_was_written() -> None:
+    cache = make()
+    for key in range(4):
+        write(cache, key, 10, key)
+    assert cache.reserve(99, 10)
+    write(cache, 99, 65, 99.0)
+    assert written(cache, 99) == {99.0}
