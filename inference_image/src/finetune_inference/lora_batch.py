@@ -132,7 +132,8 @@ class LoraBatch:
         present = set(self._stacked)
         if present.issuperset(wanted) and len(self._stacked) <= 2 * len(wanted):
             return
-        self._stacked = tuple(wanted)
+        # Whoever comes after a failure half way (memory may run out) must not take the part that exists for the whole.
+        self._stacked = ()
         self._stacks.clear()
         self._special.clear()
         for path in sorted(set().union(*(lora.paths for lora in wanted))):
@@ -149,6 +150,7 @@ class LoraBatch:
             special += [(i, lora.replacements[path]) for i, lora in enumerate(wanted) if path in lora.replacements]
             if special:
                 self._special[path] = special
+        self._stacked = tuple(wanted)
 
     def _hook(self, path: str) -> None:
         if path in self._hooked:

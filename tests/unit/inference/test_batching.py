@@ -206,6 +206,30 @@ def test_a_long_prompt_keeps_nobody_waiting(runs: Runs, prompts: list[list[int]]
     assert len(tokens_of(runs.events[300])) == 8
 
 
+def test_a_failure_while_adapters_are_put_together_leaves_nothing_half_done(
+    models: Path, tuned: dict[str, Path], prompts: list[list[int]], runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    fresh = Runs(models / "base", tuned)
+    cat = torch.cat
+    calls: list[object] = []
+
+    def scarce(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("no memory left")
+        return cat(*arguments, **options)
+
+    fresh.add(0, fresh.request(prompts[0], "all-linear"))
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(torch, "cat", scarce)
+        fresh.step()
+    fresh.events.clear()
+    found = fresh.run({1: fresh.request(prompts[0], "all-linear")})
+    assert found[1] == runs.run({1: runs.request(prompts[0], "all-linear")})[1]
+
+
 def test_a_model_that_cannot_be_batched_is_served_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Bloom has attention of its own, and no positions that could be given to it."""
     import torch
