@@ -69,6 +69,20 @@ def test_a_row_counts_with_what_it_has_of_its_own() -> None:
     assert PackedPasses(min_shared=0).row_tokens(rows, 16) == pytest.approx(100)
 
 
+def test_what_is_shared_counts_again_where_it_carries_loss() -> None:
+    from finetune_trainer.passes import PackedPasses
+
+    rows = [TokenRow([*range(100), 200 + i], [*range(100), 200 + i]) for i in range(32)]
+    assert PackedPasses(min_shared=8).row_tokens(rows, 16) == pytest.approx(100)
+
+
+def test_a_few_very_long_rows_make_passes_smaller() -> None:
+    from finetune_trainer.passes import PackedPasses
+
+    rows = [TokenRow([i] * 50, [IGNORED, *[i] * 49]) for i in range(30)] + [TokenRow([99] * 4001, [99] * 4001)] * 2
+    assert PackedPasses(min_shared=0).row_tokens(rows, 16) == pytest.approx(1000)
+
+
 def test_tokens_after_the_last_prediction_are_left_out() -> None:
     rows = [TokenRow([1, 2, 3, 4, 5], [IGNORED, IGNORED, 3, IGNORED, IGNORED])]
     batch = PackedCollator()(rows)
@@ -208,6 +222,27 @@ def test_a_model_is_packed_only_if_its_rows_prove_it(kind: str, options: dict[st
         found, found_gradients = loss_and_gradients(model, passes.collate(rows))
     torch.testing.assert_close(found, loss, rtol=1e-4, atol=1e-5)
     assert torch.cosine_similarity(found_gradients, gradients, dim=0) > 0.9999
+
+
+@pytest.mark.model
+def test_a_fused_layer_takes_what_autocast_gives_it() -> None:
+    """On an accelerator autocast computes LayerNorm in float32, and so a layer of bfloat16 gets float32."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from finetune_trainer.fused_lora import fused_lora
+
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleDict({"one": torch.nn.Linear(16, 24, dtype=torch.bfloat16)})
+    layers.config = {"model_type": "custom"}
+    model = get_peft_model(layers, LoraConfig(r=4, target_modules=["one"], init_lora_weights=False))
+    given = torch.randn(3, 16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), fused_lora(model):
+        result = model.base_model.model["one"](given)
+    result.float().sum().backward()
+    assert result.dtype == torch.bfloat16
+    assert given.grad is not None
+    assert given.grad.dtype == torch.float32
 
 
 @pytest.mark.model

@@ -457,3 +457,27 @@ def test_a_request_to_stop_before_training_ends_the_run_at_once(tiny_model: Path
     stop.request()
     outcome = run_finetuning(a_training_config(tiny_model, tmp_path), ActAtStep(0, None), stop)
     assert (outcome.result, outcome.retryable, outcome.step) == (Result.INTERRUPTED, True, 0)
+
+
+def test_a_volume_that_keeps_its_checkpoints_does_not_fail_a_committed_adapter(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_store: RunStore) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(RunStore, "remove_checkpoints", refuse)
+    outcome = FinetuningPipeline(a_training_config(tiny_model, tmp_path)).run()
+    assert outcome.result is Result.SUCCEEDED
+    assert outcome.adapter
+
+
+def test_held_out_rows_whose_loss_is_no_number_fail_the_run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune_trainer.evaluation import HeldOutRows
+
+    monkeypatch.setattr(HeldOutRows, "measure", lambda *_: {"eval_loss": float("nan")})
+    config = a_training_config(tiny_model, tmp_path, evaluation={"inline": as_jsonl(chat_rows(2))})
+    with pytest.raises(TrainingError, match="eval_loss") as caught:
+        FinetuningPipeline(config).run()
+    assert caught.value.reason is Reason.LOSS_DIVERGED

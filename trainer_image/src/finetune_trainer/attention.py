@@ -22,6 +22,8 @@ IMPLEMENTATION: Final = "finetune_packed"
 """Name under which transformers knows this attention."""
 PLAIN_SCORES: Final = 256
 """Keys up to which a CPU keeps the scores: torch's fused kernel is slower there (backward in bfloat16: ten times)."""
+OTHER_ATTENTION: Final = ("softcap", "s_aux", "sliding_window")
+"""Arguments by which a model asks for another attention than this one: capped scores, sinks, windows."""
 SMALL_AREA: Final = 1 << 16
 """Scores per head that are too few for their padding to matter."""
 
@@ -150,7 +152,7 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: AttentionLayout,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Any, None]:
     """An attention function of transformers: query [1, H, T, D], key and value [1, G, T, D], result [1, T, H, D].
 
@@ -160,6 +162,8 @@ def attend(
 
     if attention_mask is not None:
         raise ValueError("packed rows have a mask of their own, and this model brought another")
+    if unknown := [name for name in OTHER_ATTENTION if options.get(name) is not None]:
+        raise ValueError(f"this model's attention wants {', '.join(unknown)}, which packed rows do not have")
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
     # Tokens first: that is how they lie in memory, so that a token is gathered as one piece.
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))

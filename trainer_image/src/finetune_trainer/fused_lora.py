@@ -82,5 +82,7 @@ def _forward(layer: Any, x: Any, *_args: Any, **_kwargs: Any) -> Any:
     name = layer.active_adapters[0]
     base = layer.base_layer
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    # Under autocast a LayerNorm hands over float32, which a product would narrow by itself and one in place would not.
+    x = x.to(base.weight.dtype)
     result = LoraLinear.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, layer.scaling[name])
     return result.view(*x.shape[:-1], -1)

@@ -104,14 +104,19 @@ class PackedCollator:
         self._min_shared = min_shared
 
     def count_tokens(self, rows: Sequence[TokenRow]) -> int:
-        """T of a pass of these rows."""
-        return sum(len(node.ids) for node in build_tree([_needed(row) for row in rows], self._min_shared))
+        """What a pass of these rows takes: T, or the number of its predictions if that is more (shared tokens with loss)."""
+        tokens = sum(len(node.ids) for node in self._tree(rows))
+        return max(tokens, sum(row.loss_tokens for row in rows))
+
+    def longest_own(self, rows: Sequence[TokenRow]) -> int:
+        """Most tokens that one of these rows shares with no other."""
+        return max((len(node.ids) for node in self._tree(rows) if len(node.rows) == 1), default=0)
 
     def __call__(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
         """Build the tree of these rows and lay it out."""
         import torch
 
-        nodes = build_tree([_needed(row) for row in rows], self._min_shared)
+        nodes = self._tree(rows)
         places = _places_of_rows(len(rows), nodes)
         positions, targets = _predictions(rows, places)
         flat = np.concatenate([node.ids for node in nodes])
@@ -128,6 +133,9 @@ class PackedCollator:
                 row_tokens=sum(len(row.input_ids) for row in rows),
             ),
         }
+
+    def _tree(self, rows: Sequence[TokenRow]) -> list[Node]:
+        return build_tree([_needed(row) for row in rows], self._min_shared)
 
 
 def _needed(row: TokenRow) -> Ids:

@@ -67,8 +67,12 @@ def reward_margins(model: Any, peft_model: Any, batch: dict[str, Any], beta: flo
 
     `peft_model` is `model` without what accelerate may have wrapped around it.
     """
+    # The reference has no dropout, of which the two passes would have different ones.
+    training = peft_model.training
+    peft_model.eval()
     with torch.no_grad(), peft_model.disable_adapter():
         reference = row_log_probabilities(model, batch)
+    peft_model.train(training)
     rewards = beta * (row_log_probabilities(model, batch) - reference)
     return rewards[0::2] - rewards[1::2]
 

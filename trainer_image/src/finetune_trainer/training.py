@@ -16,6 +16,7 @@ bit for bit on a CPU, as a run that was never interrupted.
 import datetime as dt
 import json
 import logging
+import math
 import platform
 import time
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from finetune_trainer.batching import StepSampler, choose_micro_batch_size
 from finetune_trainer.data import TokenCache
 from finetune_trainer.data.report import DatasetReport
 from finetune_trainer.dataset import Examples, PreparedDataset, log_report, prepare_dataset, read_examples
+from finetune_trainer.errors import TrainingError
 from finetune_trainer.fingerprint import take_fingerprint
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.lora import build_lora_config
@@ -112,7 +114,7 @@ class FinetuningPipeline:
         """Do all of it, or report the adapter that an earlier attempt of the same job committed."""
         if committed := self.store.committed_adapter():
             logger.info("adapter is committed already path=%s", committed.path)
-            self.clear_away()
+            self.clear_away(sweep=True)
             return self.report(committed)
         examples = self.read_examples()
         self.store.open()
@@ -124,13 +126,17 @@ class FinetuningPipeline:
         metrics = trained.metrics | self.evaluate(model, dataset, passes, on_gpu=base.on_gpu)
         fingerprint = self.take_fingerprint(model, base)
         committed = self.save_adapter(model, base, examples, dataset.report, fingerprint, trained, metrics)
-        self.store.remove_checkpoints()
+        self.clear_away()
         return self.report(committed)
 
-    def clear_away(self) -> None:
-        """Remove what the attempt that committed the adapter had no time to; a volume that refuses changes nothing."""
+    def clear_away(self, *, sweep: bool = False) -> None:
+        """Remove what a committed adapter has no use for; a volume that refuses changes nothing.
+
+        `sweep` also removes what an earlier attempt left half-written.
+        """
         try:
-            self.store.open()
+            if sweep:
+                self.store.open()
             self.store.remove_checkpoints()
         except OSError as error:
             logger.warning("leftovers not removed problem=%s", error)
@@ -178,6 +184,9 @@ class FinetuningPipeline:
         )
         set_seed(self.config.hyperparameters.seed)
         model = get_peft_model(base.model, lora_config)
+        if base.on_gpu:
+            # Before the Trainer would: what comes first should see the device that training is on.
+            model = model.to("cuda")
         trainable, total = model.get_nb_trainable_parameters()
         logger.info("adapter added rank=%d trainable=%d of=%d", self.config.lora.rank, trainable, total)
         return model
@@ -266,6 +275,12 @@ class FinetuningPipeline:
         with passes.applied(model):
             metrics = held_out.measure(model, self.stop)
         self._check_stop()
+        if broken := [name for name, value in (metrics or {}).items() if not math.isfinite(value)]:
+            raise TrainingError(
+                Reason.LOSS_DIVERGED,
+                f"{broken[0]} of the held-out rows is no number after training. Lower hyperparameters.learningRate; a retry "
+                "would end alike.",
+            )
         return {name: round(value, 6) for name, value in (metrics or {}).items()}
 
     def take_fingerprint(self, model: Any, base: BaseModel) -> Fingerprint:
