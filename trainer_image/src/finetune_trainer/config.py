@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from finetune_api import constants
@@ -62,6 +62,33 @@ class SourceSettings(BaseSettings):
     aws_region: str = "us-east-1"
     aws_endpoint_url: str | None = None
     """Base URL of an S3-compatible store; Amazon's own by default."""
+
+    @field_validator(
+        "token",
+        "aws_access_key_id",
+        "aws_secret_access_key",
+        "aws_session_token",
+        "aws_region",
+        "aws_endpoint_url",
+        mode="before",
+    )
+    @classmethod
+    def _fit_for_a_header(cls, value: Any, info: ValidationInfo) -> Any:
+        """The value without the line break that Secrets made from files end in; blank is not set.
+
+        Raises TrainingError (SpecInvalid) for what no header can carry. It passes pydantic by, whose errors show values.
+        """
+        if not isinstance(value, str):
+            return value
+        field = cls.model_fields[str(info.field_name)]
+        value = value.strip()
+        if not (value.isascii() and value.isprintable()):
+            name = field.validation_alias or str(info.field_name).upper()
+            raise TrainingError(
+                Reason.SPEC_INVALID,
+                f"{name} holds characters other than printable ASCII; write it into the Secret of dataset.secretRef again",
+            )
+        return value or field.default
 
 
 def load_config(path: Path, *, model_name_or_path: str | None = None) -> TrainingConfig:
