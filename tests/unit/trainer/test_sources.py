@@ -1,5 +1,6 @@
 """Datasets that are somewhere else, from real servers on this machine: what arrives, and what is refused before it is asked."""
 
+import contextlib
 import datetime as dt
 import hashlib
 import http.server
@@ -24,7 +25,7 @@ from finetune_trainer.config import SourceSettings
 from finetune_trainer.dataset import Examples, read_examples
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.sources import fetch, web
-from finetune_trainer.sources.addresses import is_public
+from finetune_trainer.sources.addresses import host_header, is_public
 from finetune_trainer.sources.hub import training_files
 from finetune_trainer.sources.s3 import s3_request
 
@@ -228,6 +229,101 @@ def test_a_download_takes_bounded_time(server: Server) -> None:
     assert "takes longer than 0 seconds to download" in error.message
 
 
+@pytest.mark.parametrize(
+    ("start", "drop"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n0\r\n", b"X: y\r\n"),
+    ],
+    ids=["headers", "continue", "trailers"],
+)
+def test_whatever_drips_in_is_within_the_bounded_time(tmp_path: Path, start: bytes, drop: bytes) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    stop = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(start)
+            while not stop.wait(0.02):
+                connection.sendall(drop)
+
+    threading.Thread(target=drip, daemon=True).start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/rows.jsonl"
+    started = time.monotonic()
+    with listener, pytest.raises(TrainingError, match="takes longer than 0 seconds") as caught:
+        web.download(url, {}, tmp_path, SourceSettings(allow_private=True, timeout=0.3), name="dataset")
+    stop.set()
+    assert caught.value.retryable
+    assert time.monotonic() - started < 5
+
+
+def test_a_connection_that_is_cut_without_goodbye_is_no_end_of_a_file(server: Server) -> None:
+    def without_length(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(ROWS[:35])
+
+    server.answers["/rows.jsonl"] = without_length
+    error = refused(f"{server.url}/rows.jsonl")
+    assert (error.reason, error.retryable) == (Reason.DATASET_NOT_FOUND, True)
+
+
+# --- Secrets stay secret
+
+
+def test_the_line_break_at_the_end_of_a_secret_is_not_part_of_it(server: Server) -> None:
+    server.answers["/rows.jsonl"] = content(ROWS)
+    read(f"{server.url}/rows.jsonl", SourceSettings(allow_private=True, token="hunter2\n"))
+    assert server.requests[0][1]["authorization"] == "Bearer hunter2"
+    settings = SourceSettings(token=" \n", aws_access_key_id="me\r\n", aws_session_token=" session\n", aws_region="\n")
+    assert (settings.token, settings.aws_access_key_id, settings.aws_region) == (None, "me", "us-east-1")
+    assert settings.aws_session_token == SecretStr("session")
+
+
+@pytest.mark.parametrize("secret", ["hun\nter2", "hun\u2013ter2", "hun\x00ter2"])
+def test_a_secret_that_no_header_can_carry_is_refused_and_not_shown(
+    secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "\0" not in secret:
+        monkeypatch.setenv("AWS_SESSION_TOKEN", secret)
+        with pytest.raises(TrainingError, match="AWS_SESSION_TOKEN holds characters other than printable ASCII"):
+            SourceSettings()
+        monkeypatch.delenv("AWS_SESSION_TOKEN")
+    with pytest.raises(TrainingError) as caught:
+        SourceSettings(token=secret)
+    assert caught.value.reason is Reason.SPEC_INVALID
+    assert "hun" not in caught.value.message
+
+
+def test_what_python_says_of_a_header_is_not_repeated(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError) as caught:
+        web.download(f"{server.url}/a.jsonl", {"Authorization": "Bearer hunter2\n"}, tmp_path, LOCAL, name="dataset")
+    assert "hunter2" not in caught.value.message
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("location", ["https://[::1/x?sig=hunter2", "https://h:1:2/x?sig=hunter2"])
+def test_a_redirect_to_no_url_is_not_repeated(server: Server, location: str) -> None:
+    server.answers["/rows.jsonl"] = status(302, Location=location)
+    assert "hunter2" not in refused(f"{server.url}/rows.jsonl").message
+
+
+def test_a_redirect_may_hold_blanks_and_other_letters(server: Server) -> None:
+    server.answers["/rows.jsonl"] = status(302, Location="/my r\u00fcws.jsonl?a=b%20c")
+    server.answers["/my%20r%FCws.jsonl"] = content(ROWS)
+    assert len(read(f"{server.url}/rows.jsonl").training) == 2
+
+
+def test_a_redirect_to_nowhere_says_so(server: Server) -> None:
+    server.answers["/rows.jsonl"] = server.answers["/bucket/rows.jsonl"] = status(301)
+    assert refused(f"{server.url}/rows.jsonl").message.endswith("redirects without saying where (HTTP 301)")
+    store = SourceSettings(allow_private=True, aws_endpoint_url=server.url)
+    assert "(HTTP 301); check AWS_REGION" in refused("s3://bucket/rows.jsonl", store).message
+
+
 def test_a_torn_download_is_no_dataset(server: Server) -> None:
     def torn(handler: http.server.BaseHTTPRequestHandler) -> None:
         content(ROWS[:40], **{"Content-Length": str(len(ROWS))})(handler)
@@ -266,6 +362,11 @@ FORBIDDEN = [
     "[fd00::1]",
     "[64:ff9b::a9fe:a9fe]",
     "[2002:7f00:1::]",
+    "[::7f00:1]",
+    "[::ffff:0:7f00:1]",
+    "[fec0::1]",
+    "[3fff::1]",
+    "192.0.0.192",
 ]
 
 
@@ -324,6 +425,40 @@ def test_the_signature_is_that_of_amazons_own_example() -> None:
     assert headers["x-amz-date"] == "20130524T000000Z"
     assert "Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request" in headers["Authorization"]
     assert "SignedHeaders=host;x-amz-content-sha256;x-amz-date" in headers["Authorization"]
+
+
+@pytest.mark.parametrize("endpoint", ["https://localhost", "https://LocalHost:443/", "https://me@LOCALHOST"])
+def test_the_host_that_is_signed_is_the_host_that_is_sent(
+    server: Server, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    connect, port = socket.create_connection, int(server.url.rpartition(":")[2])
+    monkeypatch.setattr(socket, "create_connection", lambda address, **more: connect((address[0], port), **more))
+    server.answers["/bucket/rows.jsonl"] = content(ROWS)
+    settings = {"allow_private": True, "aws_access_key_id": "me", "aws_secret_access_key": "a-secret"}
+    read("s3://bucket/rows.jsonl", SourceSettings(**settings, aws_endpoint_url=endpoint))
+    sent = server.requests[0][1]
+    assert sent["host"] == "localhost"
+    now = dt.datetime.strptime(sent["x-amz-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=dt.UTC)
+    plainest = SourceSettings(**settings, aws_endpoint_url="https://localhost")
+    assert sent["authorization"] == s3_request("s3://bucket/rows.jsonl", plainest, now)[1]["Authorization"]
+
+
+def test_the_host_header_has_the_port_unless_it_is_the_standard_one(server: Server) -> None:
+    server.answers["/rows.jsonl"] = content(ROWS)
+    read(server.url.replace("localhost", "LocalHost") + "/rows.jsonl")
+    assert server.requests[0][1]["host"] == server.url.removeprefix("https://")
+    for url, expected in [
+        ("https://Host:443/", "host"),
+        ("http://host:443/", "host:443"),
+        ("https://[::1]:9/", "[::1]:9"),
+        ("http://u:p@host:80", "host"),
+    ]:
+        assert host_header(urllib.parse.urlsplit(url)) == expected
+
+
+def test_an_endpoint_that_is_no_url_is_refused_and_not_shown() -> None:
+    error = refused("s3://bucket/rows.jsonl", SourceSettings(aws_endpoint_url="https://me:hunter2@[::1"))
+    assert (error.reason, "hunter2" in error.message) == (Reason.SPEC_INVALID, False)
 
 
 def test_without_a_key_the_request_is_anonymous() -> None:

@@ -2,14 +2,23 @@
 
 import ipaddress
 import socket
+import urllib.parse
 from typing import Final
 
 from finetune_api.reasons import Reason
 from finetune_trainer.errors import TrainingError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-EMBEDDING: Final = tuple(ipaddress.ip_network(n) for n in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
-"""IPv6 networks whose addresses stand for an IPv4 address behind a gateway (NAT64, 6to4, Teredo)."""
+REFUSED: Final = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        # IPv6 addresses that stand for an IPv4 address behind a gateway: NAT64, 6to4, Teredo, IPv4-compatible, SIIT.
+        *("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "::ffff:0:0:0/96"),
+        # Networks that Python takes for global and that are not: site-local, documentation, protocol assignments.
+        *("fec0::/10", "3fff::/20", "192.0.0.0/24"),
+    )
+)
+"""Networks that are refused besides those that `ipaddress` knows not to be global."""
 
 
 def resolve(host: str, port: int, *, allow_private: bool, name: str) -> str:
@@ -31,12 +40,23 @@ def resolve(host: str, port: int, *, allow_private: bool, name: str) -> str:
     return addresses[0]
 
 
+def host_header(parts: urllib.parse.SplitResult) -> str:
+    """The Host header of a URL, of which every URL of the same server has the same: what is signed is what is sent.
+
+    Raises ValueError for a port that is none.
+    """
+    host = parts.hostname or ""  # in lower case, and without a user
+    if ":" in host:
+        host = f"[{host}]"
+    standard = {"https": 443, "http": 80}.get(parts.scheme)
+    return host if parts.port in (None, standard) else f"{host}:{parts.port}"
+
+
 def is_public(text: str) -> bool:
     """Whether an address is one of the open internet: not loopback, private, link-local, reserved or multicast."""
     address: Address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return is_public(str(address.ipv4_mapped))
-        if any(address in network for network in EMBEDDING):
-            return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return is_public(str(address.ipv4_mapped))
+    if any(address in network for network in REFUSED):
+        return False
     return address.is_global and not address.is_multicast

@@ -6,7 +6,10 @@ import hmac
 import urllib.parse
 from typing import Final
 
+from finetune_api.reasons import Reason
 from finetune_trainer.config import SourceSettings
+from finetune_trainer.errors import TrainingError
+from finetune_trainer.sources.addresses import host_header
 
 EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()
 """Digest of the body of a GET request."""
@@ -15,17 +18,18 @@ EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()
 def s3_request(uri: str, settings: SourceSettings, now: dt.datetime | None = None) -> tuple[str, dict[str, str]]:
     """URL and headers that get `s3://BUCKET/KEY`; without an access key the request is anonymous.
 
-    The bucket is part of the path: a store inside a cluster has no host name for each bucket.
+    The bucket is part of the path: a store inside a cluster has no host name for each bucket. Raises TrainingError
+    (SpecInvalid) for an endpoint that is no URL.
     """
     region = settings.aws_region
     endpoint = settings.aws_endpoint_url or f"https://s3.{region}.amazonaws.com"
     path = "/" + urllib.parse.quote(uri.removeprefix("s3://"), safe="/~")
     url = endpoint.rstrip("/") + path
+    parts, host = _split(url)
     if settings.aws_access_key_id is None or settings.aws_secret_access_key is None:
         return url, {}
-    parts = urllib.parse.urlsplit(url)
     time = (now or dt.datetime.now(dt.UTC)).strftime("%Y%m%dT%H%M%SZ")
-    headers = {"host": parts.netloc, "x-amz-content-sha256": EMPTY_SHA256, "x-amz-date": time}
+    headers = {"host": host, "x-amz-content-sha256": EMPTY_SHA256, "x-amz-date": time}
     if settings.aws_session_token:
         headers["x-amz-security-token"] = settings.aws_session_token.get_secret_value()
     scope = f"{time[:8]}/{region}/s3/aws4_request"
@@ -40,8 +44,16 @@ def s3_request(uri: str, settings: SourceSettings, now: dt.datetime | None = Non
     signature = _hmac(key, to_sign).hex()
     credential = f"{settings.aws_access_key_id}/{scope}"
     authorization = f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders={names}, Signature={signature}"
-    del headers["host"]  # the connection sets it
+    del headers["host"]  # the connection sets it, to the same
     return url, {**headers, "Authorization": authorization}
+
+
+def _split(url: str) -> tuple[urllib.parse.SplitResult, str]:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return parts, host_header(parts)
+    except ValueError:  # not quoted: it may hold a password
+        raise TrainingError(Reason.SPEC_INVALID, "AWS_ENDPOINT_URL is not a URL; expected https://HOST") from None
 
 
 def _hmac(key: bytes, text: str) -> bytes:

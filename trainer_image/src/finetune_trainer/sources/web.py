@@ -1,24 +1,28 @@
 """One file over HTTP: from a checked address, within limits of size and time, redirects included."""
 
+import contextlib
 import http.client
 import socket
 import ssl
+import threading
 import time
 import urllib.parse
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from finetune_api.reasons import Reason
 from finetune_trainer.config import SourceSettings
 from finetune_trainer.data.files import COMPRESSIONS, MAX_DATASET_BYTES, MIB, SUFFIXES, too_large
 from finetune_trainer.errors import TrainingError, is_storage_full, one_line
-from finetune_trainer.sources.addresses import resolve
+from finetune_trainer.sources.addresses import host_header, resolve
 
 MAX_REDIRECTS: Final = 5
 SILENCE_SECONDS: Final = 30.0
 """Time that the other end may say nothing."""
 CHUNK_BYTES: Final = MIB
 REDIRECTS: Final = (301, 302, 303, 307, 308)
+URL_CHARACTERS: Final = "%/:=&?~#+!$,;'@()*[]"
+"""What stays as it is in a URL, letters, digits and `_.-` aside."""
 
 
 def download(url: str, headers: dict[str, str], folder: Path, settings: SourceSettings, *, name: str) -> Path:
@@ -27,16 +31,34 @@ def download(url: str, headers: dict[str, str], folder: Path, settings: SourceSe
     `headers` go to the first host only. Raises TrainingError (DatasetNotFound, DatasetInvalid, SpecInvalid).
     """
     target = folder / file_name(url)
-    deadline = time.monotonic() + settings.timeout
     try:
-        _download(url, headers, target, settings, deadline, name)
-    except (OSError, http.client.HTTPException) as error:
+        with _Deadline(settings.timeout) as deadline:
+            _download(url, headers, target, settings, deadline, name)
+    except (ValueError, OSError, http.client.HTTPException) as error:
         if is_storage_full(error):
             raise
+        if not deadline.expired:
+            raise _failed(error, name) from None
+    # A connection that is cut off may also look like the end of a file.
+    if deadline.expired:
         raise TrainingError(
-            Reason.DATASET_NOT_FOUND, f"{name} cannot be downloaded: {one_line(error)}", retryable=True
-        ) from None
+            Reason.DATASET_NOT_FOUND,
+            f"{name} takes longer than {settings.timeout:.0f} seconds to download",
+            retryable=True,
+        )
     return target
+
+
+def _failed(error: Exception, name: str) -> TrainingError:
+    """The error of a download that failed on the way."""
+    # Python quotes a header or a URL that it refuses, and with it the token or the signature there.
+    if isinstance(error, http.client.InvalidURL) or not isinstance(error, OSError | http.client.HTTPException):
+        return _malformed(name)
+    return TrainingError(Reason.DATASET_NOT_FOUND, f"{name} cannot be downloaded: {one_line(error)}", retryable=True)
+
+
+def _malformed(name: str) -> TrainingError:
+    return TrainingError(Reason.DATASET_NOT_FOUND, f"{name} has an address, or redirects to one, that is not a URL")
 
 
 def file_name(url: str) -> str:
@@ -47,29 +69,88 @@ def file_name(url: str) -> str:
     return "rows" + ("".join(known) or ".jsonl")
 
 
+class _Deadline:
+    """Cuts off the connection that it watches once the time is over, whatever the connection is busy with.
+
+    A timeout of the socket would not do: it starts again with every byte.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.expired = False
+        self._end = time.monotonic() + seconds
+        self._lock = threading.Lock()
+        self._watched: socket.socket | None = None
+        self._timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._expire)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._timer.cancel()
+
+    def silence(self) -> float:
+        """Seconds that the other end may say nothing from now on."""
+        return max(0.001, min(SILENCE_SECONDS, self._end - time.monotonic()))
+
+    def watch(self, connection: socket.socket) -> None:
+        """Watch this connection from now on; one whose time is already over is cut off at once."""
+        with self._lock:
+            self._watched = connection
+            if self.expired:
+                self._cut_off()
+
+    def _expire(self) -> None:
+        with self._lock:
+            self.expired = True
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        if self._watched:
+            with contextlib.suppress(OSError):  # not connected any more
+                # Not SSLSocket.shutdown, which goes on in plain text.
+                socket.socket.shutdown(self._watched, socket.SHUT_RDWR)
+
+
 def _download(
-    url: str, headers: dict[str, str], target: Path, settings: SourceSettings, deadline: float, name: str
+    url: str, headers: dict[str, str], target: Path, settings: SourceSettings, deadline: _Deadline, name: str
 ) -> None:
     first = urllib.parse.urlsplit(url)
     for _ in range(MAX_REDIRECTS + 1):
         parts = urllib.parse.urlsplit(url)
-        same_host = (parts.scheme, parts.netloc) == (first.scheme, first.netloc)
-        connection = _connect(parts, settings, name)
+        connection = _connect(parts, settings, deadline, name)
+        same_host = (parts.scheme, host_header(parts)) == (first.scheme, host_header(first))
         try:
             path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-            connection.request("GET", path, headers={"Accept-Encoding": "identity", **(headers if same_host else {})})
+            sent = {"Host": host_header(parts), "Accept-Encoding": "identity", **(headers if same_host else {})}
+            connection.request("GET", path, headers=sent)
             response = connection.getresponse()
             if response.status not in REDIRECTS:
                 _check_status(response, name)
-                _save(response, target, deadline, settings.timeout, name)
+                _save(response, target, name)
                 return
-            url = urllib.parse.urljoin(url, response.getheader("Location") or "")
+            url = _location(response, url, name)
         finally:
             connection.close()
     raise TrainingError(Reason.DATASET_NOT_FOUND, f"{name} redirects more than {MAX_REDIRECTS} times")
 
 
-def _connect(parts: urllib.parse.SplitResult, settings: SourceSettings, name: str) -> http.client.HTTPConnection:
+def _location(response: http.client.HTTPResponse, url: str, name: str) -> str:
+    """Where a redirect leads. Raises TrainingError (DatasetNotFound) if it does not say so; ValueError for no URL."""
+    location = response.getheader("Location")
+    if not location:
+        remedy = "; check AWS_REGION" if " s3://" in name else ""
+        raise TrainingError(
+            Reason.DATASET_NOT_FOUND, f"{name} redirects without saying where (HTTP {response.status}){remedy}"
+        )
+    # Headers are read as Latin-1, whatever they are.
+    return urllib.parse.urljoin(url, urllib.parse.quote(location.encode("latin-1"), safe=URL_CHARACTERS))
+
+
+def _connect(
+    parts: urllib.parse.SplitResult, settings: SourceSettings, deadline: _Deadline, name: str
+) -> http.client.HTTPConnection:
     """A connection to an address of the URL's host that was checked, not to what the name might mean a moment later."""
     try:
         host, port = parts.hostname or "", parts.port
@@ -81,11 +162,28 @@ def _connect(parts: urllib.parse.SplitResult, settings: SourceSettings, name: st
         raise TrainingError(Reason.SPEC_INVALID, f"{name} leads to {parts.scheme or 'no'}://{host}; expected https://")
     port = port or (443 if secure else 80)
     address = resolve(host, port, allow_private=settings.allow_private, name=name)
-    connection = http.client.HTTPConnection(host, port, timeout=SILENCE_SECONDS)
-    stream = socket.create_connection((address, port), timeout=SILENCE_SECONDS)
-    # The certificate is checked against the host's name, whatever address was chosen.
-    connection.sock = ssl.create_default_context().wrap_socket(stream, server_hostname=host) if secure else stream
+    connection = http.client.HTTPConnection(host, port)
+    stream = socket.create_connection((address, port), timeout=deadline.silence())
+    connection.sock = _secured(stream, host, deadline) if secure else stream
+    deadline.watch(connection.sock)
     return connection
+
+
+def _secured(stream: socket.socket, host: str, deadline: _Deadline) -> ssl.SSLSocket:
+    """The connection under TLS. The certificate is checked against the host's name, whatever address was chosen."""
+    secured = ssl.create_default_context().wrap_socket(
+        stream,
+        server_hostname=host,
+        do_handshake_on_connect=False,
+        suppress_ragged_eofs=False,  # whoever cuts a connection could else make half a file look whole
+    )
+    try:
+        deadline.watch(secured)
+        secured.do_handshake()
+    except BaseException:
+        secured.close()
+        raise
+    return secured
 
 
 def _check_status(response: http.client.HTTPResponse, name: str) -> None:
@@ -100,7 +198,7 @@ def _check_status(response: http.client.HTTPResponse, name: str) -> None:
     raise TrainingError(Reason.DATASET_NOT_FOUND, f"{name} is not there (HTTP {status})", retryable=retryable)
 
 
-def _save(response: http.client.HTTPResponse, target: Path, deadline: float, timeout: float, name: str) -> None:
+def _save(response: http.client.HTTPResponse, target: Path, name: str) -> None:
     if response.length is not None and response.length > MAX_DATASET_BYTES:
         raise too_large(name)
     expected, received = response.length, 0
@@ -109,12 +207,6 @@ def _save(response: http.client.HTTPResponse, target: Path, deadline: float, tim
             received += len(chunk)
             if received > MAX_DATASET_BYTES:
                 raise too_large(name)
-            if time.monotonic() > deadline:
-                raise TrainingError(
-                    Reason.DATASET_NOT_FOUND,
-                    f"{name} takes longer than {timeout:.0f} seconds to download ({received} bytes so far)",
-                    retryable=True,
-                )
             file.write(chunk)
     if expected is not None and received < expected:
         raise http.client.IncompleteRead(b"", expected - received)
