@@ -13,7 +13,7 @@ import torch
 SMALLEST_CAPACITY = 64
 """Tokens; below this, copying from pool to pool costs more than the padding."""
 FEWEST_ROWS = 4
-"""Rows that a pool begins with."""
+"""Rows that a pool begins with, if the budget has room for them."""
 
 
 @dataclass
@@ -23,10 +23,15 @@ class Layer:
     keys: torch.Tensor
     values: torch.Tensor
 
-    def move(self, source: int, target: int, tokens: int) -> None:
-        """Copy a row's first tokens to another row."""
-        self.keys[target, :, :tokens] = self.keys[source, :, :tokens]
-        self.values[target, :, :tokens] = self.values[source, :, :tokens]
+    def move(self, source: int, target: int) -> None:
+        """Copy a row to another one, its padding as well: that of the target may hold what is not a number."""
+        self.keys[target] = self.keys[source]
+        self.values[target] = self.values[source]
+
+    def wipe(self, row: int) -> None:
+        """Fill a row with zeros, if there is one yet."""
+        self.keys[row : row + 1] = 0
+        self.values[row : row + 1] = 0
 
 
 @dataclass
@@ -34,6 +39,8 @@ class Pool:
     """Sequences with room for the same number of tokens."""
 
     capacity: int
+    most: int
+    """Rows that the budget has room for; no more are made ahead of their use."""
     owners: list[int] = field(default_factory=list)
     """Key of the sequence in each row."""
     layers: dict[int, Layer] = field(default_factory=dict)
@@ -43,7 +50,8 @@ class Pool:
         """The tensors of a layer with room for all owners. keys, values: [heads, tokens, head size], for their shapes."""
         layer = self.layers.get(index)
         if layer is None or layer.keys.shape[0] < len(self.owners):
-            rows = max(FEWEST_ROWS, math.ceil(len(self.owners) * 1.5))
+            ahead = max(FEWEST_ROWS, math.ceil(len(self.owners) * 1.5))
+            rows = max(len(self.owners), min(ahead, self.most))
             grown = Layer(self._empty(rows, keys), self._empty(rows, values))
             if layer is not None:
                 grown.keys[: layer.keys.shape[0]] = layer.keys
@@ -51,8 +59,14 @@ class Pool:
             layer = self.layers[index] = grown
         return layer
 
+    def take_row(self, key: int) -> None:
+        """Give a row to a sequence. Padding is masked, but a masked NaN would still be one, so the row begins with zeros."""
+        for layer in self.layers.values():
+            layer.wipe(len(self.owners))
+        self.owners.append(key)
+
     def _empty(self, rows: int, like: torch.Tensor) -> torch.Tensor:
-        """Zeros: padding is masked, but a masked NaN would still be a NaN."""
+        """Zeros, as in `take_row`."""
         heads, _, size = like.shape
         return torch.zeros(rows, heads, self.capacity, size, dtype=like.dtype, device=like.device)
 
@@ -89,8 +103,8 @@ class KVCache:
         capacity = self._capacity_for(tokens)
         if self.used - (home.capacity if home else 0) + capacity > self._budget:
             return False
-        target = self._pools.setdefault(capacity, Pool(capacity))
-        target.owners.append(key)
+        target = self._pools.setdefault(capacity, Pool(capacity, self._budget // capacity))
+        target.take_row(key)
         if home is not None:
             if self.length(key):
                 self._copy(key, home, target)
@@ -142,7 +156,7 @@ class KVCache:
             moved = pool.owners[last]
             # Where nothing was written yet, the tensors may not even have the row.
             for layer in pool.layers.values() if self.length(moved) else ():
-                layer.move(last, row, self.length(moved))
+                layer.move(last, row)
             pool.owners[row] = moved
         pool.owners.pop()
         if not pool.owners:

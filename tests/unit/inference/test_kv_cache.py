@@ -54,3 +54,29 @@ def test_a_sequence_may_move_before_it_was_written() -> None:
     assert cache.reserve(99, 10)
     write(cache, 99, 65, 99.0)
     assert written(cache, 99) == {99.0}
+
+
+@pytest.mark.parametrize("leaving", [0, 1], ids=["another-moves-in", "last"])
+def test_padding_is_zero_whatever_a_row_held_before(leaving: int) -> None:
+    """Padding is hidden by adding minus infinity to its scores, which a NaN survives."""
+    cache = make()
+    for key in range(2):
+        write(cache, key, 10, key)
+    write(cache, 2, 60, float("nan"))
+    cache.release(2)
+    write(cache, 3, 10, 3.0)
+    write(cache, leaving, 20, float("nan"))
+    cache.release(leaving)
+    for key in {0, 1, 3} - {leaving}:
+        pool, row = cache.place(key)
+        assert not pool.layers[0].keys[row, :, cache.length(key) :].any()
+        assert written(cache, key) == {float(key)}
+
+
+def test_rows_are_made_ahead_only_within_the_budget() -> None:
+    cache = make(budget=1024)
+    write(cache, 0, 300, 0.0)
+    assert cache.place(0)[0].layers[0].keys.shape[0] == 2
+    small = make(budget=512)
+    write(small, 0, 300, 0.0)
+    assert small.place(0)[0].layers[0].keys.shape[0] == 1
