@@ -148,7 +148,7 @@ class Engine(Protocol):
     def step(self) -> list[tuple[int, Event]]:
         """Advance the sequences in work by one piece (a slice of a prompt, or a token each) and say what came of it.
 
-        A sequence that finished is no longer in work. May raise: then no sequence is in work any more.
+        A sequence that finished or failed is no longer in work. May raise: then no sequence is in work any more.
         """
 
     def remove(self, key: int) -> None:

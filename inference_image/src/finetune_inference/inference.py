@@ -338,7 +338,8 @@ def _warm_up(engine: Engine, name: str) -> None:
     while not any(isinstance(event, Finished | Failed) for event in events):
         events += [event for _, event in engine.step()]
     scores = [event.token.logprob for event in events if isinstance(event, Generated)]
-    if any(score is None or not math.isfinite(score) for score in scores):
+    failed = any(isinstance(event, Failed) for event in events)
+    if failed or any(score is None or not math.isfinite(score) for score in scores):
         raise ModelLoadError(f"base model {name} computes values that are not numbers; its weights are damaged")
 
 

@@ -55,6 +55,7 @@ class LoraLoader:
         shape = self._shape_for(adapter)
         _check_fit(adapter, shape.tensors, tensors)
         tensors = {name.removeprefix(PREFIX): t.to(self._base.device, self._base.dtype) for name, t in tensors.items()}
+        _check_range(adapter, shape.scalings, tensors, self._base.dtype)
         deltas = {path: self._delta(path, scaling, tensors) for path, scaling in shape.scalings.items()}
         return LoadedLora(adapter.name, adapter.digest, deltas, self._replacements(adapter, deltas, tensors))
 
@@ -113,6 +114,18 @@ def _read_tensors(adapter: VerifiedAdapter) -> dict[str, torch.Tensor]:
     if broken:
         raise AdapterRefusedError(f"{adapter.weights} has values that are not finite floats in {_listed(broken)}")
     return tensors
+
+
+def _check_range(
+    adapter: VerifiedAdapter, scalings: dict[str, float], tensors: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    """Raise AdapterRefusedError unless everything is a number in the type that the base model computes in."""
+    wild = [path for path, scaling in scalings.items() if not torch.tensor(scaling, dtype=dtype).isfinite()]
+    if wild:
+        raise AdapterRefusedError(f"{adapter.directory} scales {_listed(wild)} by what is not finite as {dtype}")
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise AdapterRefusedError(f"{adapter.weights} has values that are not finite as {dtype} in {_listed(broken)}")
 
 
 def _check_fit(

@@ -90,7 +90,7 @@ class _Assignment:
 
     places: torch.Tensor
     """[rows, 1] place of each row's adapter in the stacks; -1 is the base. One row stands for all if they agree."""
-    masks: dict[tuple[tuple[int, int, float], ...], torch.Tensor] = field(default_factory=dict)
+    masks: dict[tuple[tuple[int, int, float], ...], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     rows: dict[int, Rows] = field(default_factory=dict)
     """By place; only adapters of this batch."""
 
@@ -177,7 +177,10 @@ class LoraBatch:
             mask = assignment.masks.get(stack.layout)
             if mask is None:
                 mask = assignment.masks[stack.layout] = _mask(assignment.places, stack.layout, flat.dtype)
-            flat.addmm_((inputs.reshape(-1, inputs.shape[-1]) @ stack.a).mul_(mask), stack.b)
+            scalings, foreign = mask
+            # Filled, not multiplied by zero: what another adapter makes of a row may be infinite.
+            inner = (inputs.reshape(-1, inputs.shape[-1]) @ stack.a).mul_(scalings).masked_fill_(foreign, 0)
+            flat.addmm_(inner, stack.b)
         for place, part in self._special.get(path, ()):
             rows = assignment.rows.get(place)
             if rows is not None:
@@ -196,12 +199,14 @@ class LoraBatch:
         return _Assignment(column[:, None], rows=rows)
 
 
-def _mask(places: torch.Tensor, layout: tuple[tuple[int, int, float], ...], dtype: torch.dtype) -> torch.Tensor:
-    """[rows, ranks of all]: an adapter's scaling on the columns of a row's own adapter, zero elsewhere."""
+def _mask(
+    places: torch.Tensor, layout: tuple[tuple[int, int, float], ...], dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[ranks of all] each column's scaling, and [rows, ranks of all] True outside of a row's own adapter."""
     owners = [place for place, rank, _ in layout for _ in range(rank)]
     scalings = [scaling for _, rank, scaling in layout for _ in range(rank)]
-    own = places == torch.tensor(owners, device=places.device)
-    return own.to(dtype) * torch.tensor(scalings, dtype=dtype, device=places.device)
+    foreign = places != torch.tensor(owners, device=places.device)
+    return torch.tensor(scalings, dtype=dtype, device=places.device), foreign
 
 
 def _special(

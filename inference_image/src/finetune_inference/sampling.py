@@ -65,7 +65,8 @@ class Sampler:
         sampling = self._sampling
         if sampling.temperature < GREEDY_BELOW:
             return int(logits.argmax())
-        probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+        # From the largest down, so that a division by a low temperature cannot overflow.
+        probabilities = torch.softmax((logits - logits.max()) / sampling.temperature, dim=-1)
         if sampling.top_p < 1.0:
             probabilities = keep_top_p(probabilities, sampling.top_p)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))

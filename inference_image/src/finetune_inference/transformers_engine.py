@@ -18,7 +18,7 @@ from finetune_api.serving import ServingConfig
 from finetune_inference.adapters import VerifiedAdapter
 from finetune_inference.batched_model import BatchedModel
 from finetune_inference.config import Settings, available_cpus, spare_memory
-from finetune_inference.engine import Event, Finished, ModelFacts, ModelLoadError, TokenRequest
+from finetune_inference.engine import Event, Failed, Finished, ModelFacts, ModelLoadError, TokenRequest
 from finetune_inference.kv_cache import KVCache
 from finetune_inference.lora import LoraLoader
 from finetune_inference.lora_batch import LoadedLora, LoraBatch
@@ -35,6 +35,7 @@ PREFILL_TOKENS = {"cpu": 256, "cuda": 2048}
 logits of a scored prompt: 256 x 150,000 floats are 150 MB."""
 CACHE_SHARE = 4
 """A quarter of the memory that the model leaves is for keys and values, unless a setting says otherwise."""
+NOT_NUMBERS = "the model computes values that are not numbers"
 DEFAULT_CONTEXT = 2048
 """Context length when the model's config does not say."""
 
@@ -107,7 +108,7 @@ class TransformersEngine:
             self._model.clear()
             raise
         for key, event in events:
-            if isinstance(event, Finished):
+            if isinstance(event, Finished | Failed):
                 self.remove(key)
         return events
 
@@ -132,11 +133,20 @@ class TransformersEngine:
         return True
 
     def _taken(self, pieces: list[Piece], logits: torch.Tensor) -> list[tuple[int, Event]]:
-        """What the logits mean for each sequence. logits: [wanted positions of all pieces, vocabulary]."""
+        """What the logits mean for each sequence. logits: [wanted positions of all pieces, vocabulary].
+
+        A sequence without a likeliest token fails alone: sampling from its logits would raise, and end all others.
+        """
         events: list[tuple[int, Event]] = []
         picking: list[tuple[Sequence, torch.Tensor]] = []
-        for piece, rows in zip(pieces, torch.split(logits, [piece.wanted for piece in pieces]), strict=True):
+        sizes = [piece.wanted for piece in pieces]
+        # The largest logit is NaN if any is, and infinite if there is no probability to speak of.
+        usable = logits.amax(dim=-1).isfinite().cpu()
+        for piece, rows, good in zip(pieces, torch.split(logits, sizes), torch.split(usable, sizes), strict=True):
             sequence = self._sequences[piece.key]
+            if not good.all():
+                events.append((piece.key, Failed(NOT_NUMBERS)))
+                continue
             events += [(piece.key, event) for event in sequence.take_prompt_logits(piece, rows)]
             if sequence.unread:
                 continue

@@ -130,6 +130,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "bias": (lambda f: edit_config(f, bias="all"), "has bias 'all', which would change the base"),
     "pissa": (lambda f: edit_config(f, init_lora_weights="pissa"), "has init_lora_weights 'pissa'"),
     "other-rank": (lambda f: edit_config(f, r=8), "with shape (4, 32); this base model needs (8, 32)"),
+    "alpha-no-number": (lambda f: edit_config(f, lora_alpha=float("nan")), "by what is not finite as torch.float32"),
+    "endless-alpha": (lambda f: edit_config(f, lora_alpha=1e40), "by what is not finite as torch.float32"),
+    "endless-alpha-of-one": (
+        lambda f: edit_config(f, alpha_pattern={"layers.0.self_attn.q_proj": 1e40}),
+        "scales model.layers.0.self_attn.q_proj by what is not finite",
+    ),
     "absurd-rank": (lambda f: edit_config(f, r=-1), "cannot be applied to this base model"),
     "other-modules": (lambda f: edit_config(f, target_modules=["c_attn"]), "cannot be applied to this base model"),
     "endless-pattern": (lambda f: edit_config(f, target_modules="(a+)+$"), "has target_modules '(a+)+$'"),
@@ -244,6 +250,21 @@ def test_an_adapter_that_fails_in_a_way_nobody_foresaw_is_refused_alone(
     assert service.refused == {"odd": "it cannot be loaded: KeyError: 'surprise'"}
     assert "Traceback" in caplog.text
     service.close()
+
+
+def test_weights_must_be_finite_in_the_type_that_the_base_computes_in(models: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from finetune_inference.lora import LoraLoader
+
+    folder = copied(models / "formal", tmp_path / "large")
+    edit_tensors(folder, lambda t: {name: tensor.float() * 0 + 1e6 for name, tensor in t.items()})
+    adapter = verify(ServedAdapter(name="large", path=str(folder)), Limits(64, 1 << 30))
+    base = AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.float32)
+    assert LoraLoader(base).load(adapter).size_bytes
+    with pytest.raises(AdapterRefusedError, match=r"not finite as torch\.float16"):
+        LoraLoader(base.half()).load(adapter)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_adapter import commit
+from tiny_adapter import commit, copied
 from tiny_model import LINES
 
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.adapters import Limits, verify
 from finetune_inference.config import Settings
-from finetune_inference.engine import Event, Finished, Generated, PromptScored, Sampling, TokenRequest
+from finetune_inference.engine import Event, Failed, Finished, Generated, PromptScored, Sampling, TokenRequest
 
 pytestmark = pytest.mark.model
 
@@ -76,7 +76,7 @@ class Runs:
         raise AssertionError("the sequences never end")
 
     def busy(self) -> int:
-        return sum(not any(isinstance(e, Finished) for e in events) for events in self.events.values())
+        return sum(not any(isinstance(e, Finished | Failed) for e in events) for events in self.events.values())
 
     def run(self, requests: dict[int, TokenRequest]) -> dict[int, list[int]]:
         """Tokens of requests that come in while others are at work."""
@@ -204,6 +204,29 @@ def test_a_long_prompt_keeps_nobody_waiting(runs: Runs, prompts: list[list[int]]
     assert not tokens_of(runs.events[300])
     runs.finish()
     assert len(tokens_of(runs.events[300])) == 8
+
+
+def test_an_adapter_that_overflows_ends_its_own_sequences_only(
+    models: Path, prompts: list[list[int]], runs: Runs, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copied(models / "formal", tmp_path / "huge")
+    weights = load_file(folder / "adapter_model.safetensors")
+    huge = {name: tensor * 0 + 3e38 if "lora_A" in name else tensor for name, tensor in weights.items()}
+    save_file(huge, folder / "adapter_model.safetensors")
+    commit(folder)
+    both = Runs(models / "base", {"huge": folder, "formal": models / "formal"})
+    for sampling in (GREEDY, Sampling(temperature=1.0, seed=5)):
+        requests = {key: both.request(prompts[key], None, sampling=sampling) for key in range(4)}
+        expected = runs.run(requests)
+        for key in range(4, 8):
+            requests[key] = both.request(prompts[key], "huge", sampling=sampling)
+        found = both.run(requests)
+        assert {key: found[key] for key in expected} == expected
+        assert [both.events[key] for key in range(4, 8)] == [
+            [Failed("the model computes values that are not numbers")]
+        ] * 4
 
 
 def test_a_failure_while_adapters_are_put_together_leaves_nothing_half_done(
