@@ -1,5 +1,6 @@
 """Models that are not a folder: what a hub's refusals mean to a user."""
 
+import errno
 from collections.abc import Callable
 
 import httpx
@@ -27,6 +28,9 @@ def response(status: int) -> httpx.Response:
         (lambda: errors.HfHubHTTPError("down", response=response(503)), Reason.MODEL_NOT_FOUND, True),
         (lambda: errors.LocalEntryNotFoundError("offline"), Reason.MODEL_NOT_FOUND, True),
         (lambda: errors.HFValidationError("bad name"), Reason.MODEL_NOT_FOUND, False),
+        (lambda: RuntimeError("Illegal header value b'Bearer hunter2'"), Reason.MODEL_NOT_FOUND, True),
+        (lambda: httpx.ConnectError("refused"), Reason.MODEL_NOT_FOUND, True),
+        (lambda: TrainingError(Reason.MODEL_INVALID, "no weights"), Reason.MODEL_INVALID, False),
     ],
 )
 def test_a_refusal_of_the_hub_becomes_a_reason(
@@ -39,3 +43,13 @@ def test_a_refusal_of_the_hub_becomes_a_reason(
     with pytest.raises(TrainingError) as caught:
         base_model.locate(ModelConfig(path="org/name", revision="main"))
     assert (caught.value.reason, caught.value.retryable) == (reason, retryable)
+    assert "hunter2" not in caught.value.message
+
+
+def test_a_full_volume_is_not_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_args: object, **_kwargs: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fill)
+    with pytest.raises(OSError, match="No space left"):
+        base_model.locate(ModelConfig(path="org/name", revision="main"))

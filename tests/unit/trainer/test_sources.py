@@ -556,6 +556,23 @@ def test_a_repository_that_is_not_there_is_named(hub: Server) -> None:
     assert "is gated; accept its terms" in refused("hf://org/gated").message
 
 
+@pytest.mark.parametrize("answer", ["nobody", "garbage", "a web page"])
+def test_a_hub_that_cannot_be_reached_is_worth_another_attempt(
+    hub: Server, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    def garbage(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"garbage\r\n\r\n")
+        handler.close_connection = True
+
+    if answer == "nobody":
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    hub.answers["/api/datasets/org/rows"] = garbage if answer == "garbage" else content(b"<html>")
+    error = refused("hf://org/rows", SourceSettings(token="hunter2"))
+    assert (error.reason, error.retryable) == (Reason.DATASET_NOT_FOUND, True)
+    assert "the hub cannot be reached: " in error.message
+    assert "hunter2" not in error.message
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
@@ -566,6 +583,20 @@ def test_a_repository_that_is_not_there_is_named(hub: Server) -> None:
         (["a.csv", "b.csv"], "has several files and no single training split: a.csv, b.csv"),
         (["en/train.csv", "de/train.csv"], "has several files and no single training split"),
         (["train.csv", "train.jsonl"], "has several files and no single training split"),
+        (["train.csv.gz", "train.jsonl.gz"], "has several files and no single training split"),
+        (["data/train_sft-0.parquet", "data/train_gen-0.parquet"], "split: data/train_gen-0.parquet, data/train_sft-0"),
+        (["train.jsonl", "train_small.jsonl"], "split: train.jsonl, train_small.jsonl"),
+        (["train.jsonl", "train-2.jsonl"], "split: train-2.jsonl, train.jsonl"),
+        (["data/train/eval.jsonl", "data/train/train.jsonl"], "no single training split"),
+        (["pre-train.jsonl", "fine-tune.jsonl"], "split: fine-tune.jsonl, pre-train.jsonl"),
+        (["pre-train.jsonl", "train.jsonl"], ["train.jsonl"]),
+        (["train.JSONL.GZ"], ["train.JSONL.GZ"]),
+        (["train/0000.parquet", "train/0001.parquet"], ["train/0000.parquet", "train/0001.parquet"]),
+        (["train_1.v2.jsonl.gz", "train_2.v2.jsonl.gz"], ["train_1.v2.jsonl.gz", "train_2.v2.jsonl.gz"]),
+        (
+            ["train-00001-of-00002-a0b1c2d3e4f50617.parquet", "train-00000-of-00002-b0b1c2d3e4f50617.parquet"],
+            ["train-00000-of-00002-b0b1c2d3e4f50617.parquet", "train-00001-of-00002-a0b1c2d3e4f50617.parquet"],
+        ),
     ],
 )
 def test_which_files_are_the_training_split(files: list[str], expected: list[str] | str) -> None:

@@ -9,6 +9,7 @@ import fnmatch
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -194,7 +195,6 @@ def _download(config: ModelConfig, *, weights: bool) -> Path:
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -204,9 +204,7 @@ def _download(config: ModelConfig, *, weights: bool) -> Path:
         patterns = MODEL_FILES if weights else [pattern for pattern in MODEL_FILES if pattern != WEIGHT_FILES]
         folder = Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
         if not weights and not any(folder.glob(WEIGHT_FILES)):
-            files = HfApi().list_repo_files(config.path, revision=config.revision)
-            if not any(fnmatch.fnmatch(file, WEIGHT_FILES) for file in files):
-                raise model_invalid(name, NO_WEIGHTS)
+            _check_listed(HfApi().list_repo_files(config.path, revision=config.revision), name)
     except GatedRepoError:
         raise TrainingError(
             Reason.MODEL_ACCESS_DENIED,
@@ -230,15 +228,21 @@ def _download(config: ModelConfig, *, weights: bool) -> Path:
         raise TrainingError(
             Reason.MODEL_NOT_FOUND, f"The hub did not give {name} (HTTP {status})", retryable=True
         ) from None
-    except (LocalEntryNotFoundError, ConnectionError, OSError) as error:
-        if is_storage_full(error):
+    except Exception as error:  # the HTTP library of the hub's client has errors of its own, which are no OSError
+        if isinstance(error, TrainingError | MemoryError) or is_storage_full(error):
             raise
+        # The type and not the text, which may quote the token.
         raise TrainingError(
             Reason.MODEL_NOT_FOUND,
-            f"{name} is not cached and the hub cannot be reached: {one_line(error)}",
+            f"{name} is not cached and the hub cannot be reached: {type(error).__name__}",
             retryable=True,
         ) from None
     return folder
+
+
+def _check_listed(files: Sequence[str], name: str) -> None:
+    if not any(fnmatch.fnmatch(file, WEIGHT_FILES) for file in files):
+        raise model_invalid(name, NO_WEIGHTS)
 
 
 def dtype_of(precision: str, *, on_gpu: bool) -> str:

@@ -10,12 +10,14 @@ from finetune_api.reasons import Reason
 from finetune_trainer.config import SourceSettings
 from finetune_trainer.data.files import COMPRESSIONS, MAX_DATASET_BYTES, SUFFIXES, too_large
 from finetune_trainer.data.problems import invalid, listed
-from finetune_trainer.errors import TrainingError, is_storage_full, one_line
+from finetune_trainer.errors import TrainingError, is_storage_full
 
 NO_ROWS: Final = ("dataset_infos.json", "dataset_info.json", "config.json")
 """JSON files that describe a dataset."""
-TRAIN: Final = re.compile(r"(^|[/_.-])train([/_.-]|$)")
+TRAIN: Final = re.compile(r"(^|(?<!pre)[/_.-])train([/_.-]|$)")
 """How a path says that it holds the training split, for example data/train-00000-of-00002.parquet."""
+SHARD: Final = re.compile(r"[/_-]\d+(-of-\d+(-[0-9a-f]{16})?)?(?=\.[^/]*$)")
+"""The number of a part of a split, before the suffixes: -00000-of-00002 (older ones with a hash), -0, _0 or /0000."""
 
 
 def download_from_hub(uri: str, folder: Path, settings: SourceSettings, *, name: str) -> list[Path]:
@@ -48,18 +50,20 @@ def download_from_hub(uri: str, folder: Path, settings: SourceSettings, *, name:
         status = error.response.status_code
         retryable = status >= 500 or status == 429
         raise _not_found(f"{shown} was not given by the hub (HTTP {status})", retryable=retryable) from None
-    except OSError as error:
-        if is_storage_full(error):
+    except Exception as error:  # the HTTP library of the hub's client has errors of its own, which are no OSError
+        if isinstance(error, TrainingError | MemoryError) or is_storage_full(error):
             raise
-        raise _not_found(f"{shown}: the hub cannot be reached: {one_line(error)}", retryable=True) from None
+        # The type and not the text, which may quote the token.
+        raise _not_found(f"{shown}: the hub cannot be reached: {type(error).__name__}", retryable=True) from None
 
 
 def training_files(files: Sequence[str], shown: str) -> list[str]:
     """Which files of a repository are its training split. Raises TrainingError (DatasetInvalid) if that is not clear."""
     data = sorted(file for file in files if _is_data(PurePosixPath(file)))
     training = [file for file in data if TRAIN.search(file)] or data
-    kinds = {(PurePosixPath(file).parent, PurePosixPath(file).suffix) for file in training}
-    if training and len(kinds) == 1 and (len(data) == 1 or TRAIN.search(training[0])):
+    # Parts of one split differ in their number and in nothing else; train_sft and train_gen are two splits.
+    splits = {SHARD.sub("*", file) for file in training}
+    if len(splits) == 1 and (len(data) == 1 or TRAIN.search(training[0])):
         return training
     if not data:
         raise invalid(f"{shown} has no data files ({', '.join(SUFFIXES)}) among {listed(sorted(files))}")
@@ -69,8 +73,8 @@ def training_files(files: Sequence[str], shown: str) -> list[str]:
 
 
 def _is_data(path: PurePosixPath) -> bool:
-    suffix = PurePosixPath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
-    return suffix in SUFFIXES and path.name not in NO_ROWS
+    suffix = PurePosixPath(path.stem).suffix if path.suffix.lower() in COMPRESSIONS else path.suffix
+    return suffix.lower() in SUFFIXES and path.name not in NO_ROWS
 
 
 def _check_size(siblings: Sequence[Any], files: Sequence[str], shown: str) -> None:
