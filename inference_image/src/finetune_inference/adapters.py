@@ -86,6 +86,8 @@ class VerifiedAdapter:
     """Digest of the manifest."""
     lora: dict[str, Any]
     """Arguments for peft's LoraConfig."""
+    weights_sha256: str
+    """What the manifest says of the file with the tensors."""
     has_tokenizer: bool
     """The folder has a tokenizer of its own; else the base model's is used."""
 
@@ -122,6 +124,7 @@ def verify(served: ServedAdapter, limits: Limits) -> VerifiedAdapter:
         directory=directory,
         digest=digest,
         lora=lora_arguments(config),
+        weights_sha256=next(entry.sha256 for entry in manifest.files if entry.path == WEIGHTS_FILE),
         has_tokenizer=(directory / "tokenizer_config.json").exists(),
     )
 

@@ -5,6 +5,7 @@ adapter that "works" and does nothing. So names and shapes are compared first, a
 this base model. That comparison runs on a copy of the model without storage; the real one is never touched.
 """
 
+import hashlib
 import importlib
 import json
 import threading
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -105,8 +106,19 @@ def _weight(module: nn.Module) -> torch.Tensor:
 
 
 def _read_tensors(adapter: VerifiedAdapter) -> dict[str, torch.Tensor]:
+    """The tensors of the file, in memory of their own.
+
+    A mapped file would be whatever somebody writes to it later, and end the process once it is shorter. So it is read once,
+    and what was read is checked, not what is there at another time.
+    """
     try:
-        tensors: dict[str, torch.Tensor] = load_file(adapter.weights)
+        content = adapter.weights.read_bytes()
+    except OSError as error:
+        raise AdapterRefusedError(f"{adapter.weights} cannot be read: {error}") from None
+    if hashlib.sha256(content).hexdigest() != adapter.weights_sha256:
+        raise AdapterRefusedError(f"{adapter.weights} changed while it was loaded")
+    try:
+        tensors: dict[str, torch.Tensor] = load(content)
     except Exception as error:
         # safetensors raises types of its own, without a common base; whatever it is, the file is no use.
         raise AdapterRefusedError(f"{adapter.weights} is not a safetensors file: {error}") from None

@@ -252,6 +252,24 @@ def test_an_adapter_that_fails_in_a_way_nobody_foresaw_is_refused_alone(
     service.close()
 
 
+def test_a_file_that_changes_later_changes_no_loaded_weights(models: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from finetune_inference.lora import LoraLoader
+
+    folder = copied(models / "formal", tmp_path / "formal")
+    adapter = verify(ServedAdapter(name="formal", path=str(folder)), Limits(64, 1 << 30))
+    loader = LoraLoader(AutoModelForCausalLM.from_pretrained(models / "base"))
+    loaded = loader.load(adapter)
+    before = {path: delta.b.clone() for path, delta in loaded.deltas.items()}
+    with adapter.weights.open("r+b") as file:
+        file.write(b"\0" * adapter.weights.stat().st_size)
+    with pytest.raises(AdapterRefusedError, match="changed while it was loaded"):
+        loader.load(adapter)
+    adapter.weights.write_bytes(b"")
+    assert all(delta.b.equal(before[path]) for path, delta in loaded.deltas.items())
+
+
 def test_weights_must_be_finite_in_the_type_that_the_base_computes_in(models: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
