@@ -41,7 +41,7 @@ def read_adapter_list(path: Path) -> list[ServedAdapter]:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return []
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise AdapterListError(f"{path} cannot be read: {error}") from None
     if len(content) > MAX_BYTES:
         raise AdapterListError(f"{path} has more than {MAX_BYTES} bytes")
@@ -90,6 +90,6 @@ def look(path: Path) -> object:
     """What tells a file from what it was before; None if there is none. Two system calls at most."""
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # the latter for a path that no file can have
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

@@ -104,10 +104,19 @@ class Catalogue:
             try:
                 adapter = verify(self._asked[name].model_copy(update={"digest": served.adapter.digest}), self._limits)
                 served = replace(served, weights=self._load(adapter), in_memory=True)
-            except AdapterRefusedError as error:
+            except (AdapterRefusedError, OSError) as error:
+                self._give_up(name, str(error))
                 raise UnknownModelError(f"The adapter {name!r} is not served any more: {error}") from None
             self._publish({**self._models, name: served}, keep=name)
             return served
+
+    def _give_up(self, name: str, reason: str) -> None:
+        """Refuse an adapter that cannot be read again; `apply` tries it anew once its folder is there."""
+        log.warning("adapter %s refused: %s", name, reason)
+        # Nothing was tried of what is in the folder by now, so it counts as changed unless it is gone.
+        self._tried[name] = (self._asked.pop(name), None)
+        self.refused = {**self.refused, name: reason}
+        self._models = {other: model for other, model in self._models.items() if other != name}
 
     def apply(self, wanted: Sequence[ServedAdapter]) -> None:
         """Serve exactly these adapters: load what is new or different, forget what is not there.
@@ -140,10 +149,11 @@ class Catalogue:
         if self._asked.get(served.name) == served:
             self._tried.pop(served.name, None)
             return None
-        look = _look(served)
-        if self._tried.get(served.name) == (served, look):
-            return self.refused.get(served.name)
+        look: object = None
         try:
+            look = _look(served)
+            if self._tried.get(served.name) == (served, look):
+                return self.refused.get(served.name)
             model = self._read(served)
         except AdapterRefusedError as error:
             # Its reason is the whole story; a stack trace would only hide it.
@@ -213,6 +223,6 @@ def _look(served: ServedAdapter) -> object:
     """What tells a folder from what it was before: the manifest is written last, and under a new name."""
     try:
         status = (Path(served.path) / MANIFEST_FILE).stat()
-    except OSError:
+    except (OSError, ValueError):  # the latter for a path that no file can have
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size

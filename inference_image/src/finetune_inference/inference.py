@@ -223,8 +223,10 @@ class InferenceService:
         adapter's name, or None for the base model; temperature 0 is deterministic.
 
         Raises UnknownModelError, PromptError, ContextLengthError, QueueFullError, NotReadyError,
-        EngineFailedError and AnswerTimeoutError.
+        EngineFailedError and AnswerTimeoutError, and ValueError for a seed that is no signed 64-bit integer.
         """
+        if seed is not None and not -(2**63) <= seed < 2**63:
+            raise ValueError(f"the seed {seed} is no signed 64-bit integer")
         served = self.model(model)
         served = served if served.in_memory else self.read_again(served.name)
         vocabulary = served.vocabulary
@@ -316,9 +318,15 @@ class InferenceService:
             log.error("the adapters stay as they are: %s", error)  # noqa: TRY400 - a sentence, not a stack trace
             self.adapter_list_problem = str(error)
             return
-        self.adapter_list_problem = None
         names = {served.name for served in listed}
-        catalogue.apply([*(served for served in self.config.adapters if served.name not in names), *listed])
+        try:
+            catalogue.apply([*(served for served in self.config.adapters if served.name not in names), *listed])
+        except Exception as error:
+            # Neither the start nor what is served may depend on what somebody lists.
+            log.exception("the adapters could not be applied")
+            self.adapter_list_problem = f"the adapters could not be applied: {type(error).__name__}: {error}"
+            return
+        self.adapter_list_problem = None
 
 
 def _transformers_engine(config: ServingConfig, settings: Settings) -> Engine:

@@ -15,8 +15,8 @@ from tiny_adapter import commit, copied
 
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.adapter_list import AdapterListError, read_adapter_list
+from finetune_inference.catalogue import Catalogue, UnknownModelError
 from finetune_inference.catalogue import ServedModel as Model
-from finetune_inference.catalogue import UnknownModelError
 from finetune_inference.config import Settings
 from finetune_inference.engine import Event, Finished, Sampling, TokenRequest
 from finetune_inference.inference import InferenceService
@@ -198,6 +198,51 @@ def test_adapters_beyond_the_memory_are_read_again_when_somebody_asks(
     with running(InferenceService(small.config, small.settings)) as other, other.openai as client:
         assert not other.service.model("formal").in_memory
         assert client.completions.create(model="formal", prompt="hi", max_tokens=2).usage
+
+
+def test_an_adapter_that_cannot_be_read_again_is_refused_until_its_folder_is_back(
+    hot: Callable[..., InferenceService], server: Running, models: Path, tmp_path: Path
+) -> None:
+    folder = copied(models / "formal", tmp_path / "tone")
+    room = (models / "rude" / "adapter_model.safetensors").stat().st_size
+    adapters = [
+        ServedAdapter(name="tone", path=str(folder)),
+        ServedAdapter(name="rude", path=str(models / "rude")),
+    ]
+    small = hot(*adapters, adapter_memory_bytes=room)
+    assert not small.model("tone").in_memory
+    folder.rename(tmp_path / "away")
+    with pytest.raises(UnknownModelError, match="'tone' is not served any more"):
+        answer(small, "tone")
+    assert names(small) == ["base", "rude"]
+    assert "is not a committed folder" in small.refused["tone"]
+    copied(models / "rude", folder)
+    wait_until(lambda: "tone" in names(small))
+    assert not small.refused
+    assert answer(small, "tone") == answer(server.service, "rude")
+
+
+def test_a_path_that_no_file_can_have_is_refused_alone(
+    hot: Callable[..., InferenceService], models: Path, listed: Path
+) -> None:
+    publish(listed, odd=ServedAdapter(name="odd", path="/a\0b"), tone=models / "formal")
+    service = hot()
+    assert names(service) == ["base", "tone"]
+    assert "embedded null byte" in service.refused["odd"]
+    publish(listed, odd=ServedAdapter(name="odd", path="/a\0b"), other=models / "rude")
+    wait_until(lambda: names(service) == ["base", "other"])
+
+
+def test_adapters_that_cannot_be_applied_do_not_keep_the_server_from_starting(
+    hot: Callable[..., InferenceService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprising(*_: object) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(Catalogue, "apply", surprising)
+    service = hot()
+    assert names(service) == ["base"]
+    assert service.adapter_list_problem == "the adapters could not be applied: KeyError: 'surprise'"
 
 
 def test_rank_and_size_are_bounded(hot: Callable[..., InferenceService], models: Path) -> None:

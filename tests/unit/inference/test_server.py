@@ -281,3 +281,9 @@ def test_no_body_is_a_server_error(http: httpx.Client, path: str, plausible: Any
 def test_no_bytes_are_a_server_error(http: httpx.Client, body: bytes, kind: str) -> None:
     answer = http.post("/v1/completions", content=body, headers={"content-type": kind})
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
+def test_process_text_refuses_a_seed_that_no_generator_takes(server: Running, seed: int) -> None:
+    with pytest.raises(ValueError, match="is no signed 64-bit integer"):
+        server.service.process_text("hi", seed=seed)
