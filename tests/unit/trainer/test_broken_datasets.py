@@ -43,6 +43,16 @@ def a_parquet(rows: list[dict[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
+def many_keys(count: int) -> bytes:
+    """An object that repeats the first of its keys."""
+    return b"{" + b",".join(b'"%d": 0' % n for n in [*range(count), 0]) + b"}\n"
+
+
+def many_columns(count: int) -> bytes:
+    """A header that repeats the first of its columns."""
+    return b",".join(b"%d" % n for n in [*range(count), 0]) + b"\n"
+
+
 def a_bomb() -> bytes:
     """80 MiB of rows, all alike."""
     return (b'{"text": "' + b"a" * 1012 + b'"}\n') * (80 << 10)
@@ -107,10 +117,12 @@ FILES: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("deep.jsonl", b'{"text": ' + b"[" * 90_000 + b"\n", "line 1 is nested too deeply to be a row"),
     ("digits.jsonl", b'{"text": ' + b"9" * 90_000 + b"}\n", "line 1 has a number of too many digits"),
     ("twice.jsonl", b'{"prompt": "a", "prompt": "b", "completion": "c"}\n', "line 1 has the key prompt more than once"),
+    ("twice-of-many.jsonl", lambda: many_keys(50_000), "line 1 has the key 0 more than once in one object"),
     ("one-line.jsonl", lambda: b"[" + GOOD.strip() * 350_000, "line 1 is longer than 16 MiB; expected one row a line"),
     # CSV.
     ("ragged.csv", b"prompt,completion\na,b\nc\nd,e,f\n", "row 2 (line 3) does not have the header's 2 columns; row 3"),
     ("twice.csv", b"prompt,prompt\na,b\n", "has the column prompt more than once"),
+    ("twice-of-many.csv", lambda: many_columns(50_000), "has the column 0 more than once"),
     (
         "semicolons.csv",
         b"prompt;completion\na;b\n",

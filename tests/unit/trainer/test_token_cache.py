@@ -1,5 +1,6 @@
 """A dataset is tokenised once, and a cache that cannot be trusted or written changes nothing but time."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import pytest
 from tiny_model import as_jsonl, make_tiny_tokenizer
 from training_runs import a_training_config
 
+from finetune_api.reasons import Reason
 from finetune_trainer import dataset
 from finetune_trainer.data.cache import KEPT_FILES, TokenCache
 from finetune_trainer.dataset import PreparedDataset, prepare_dataset, read_examples
+from finetune_trainer.errors import TrainingError
 
 pytestmark = pytest.mark.model
 
@@ -89,6 +92,39 @@ def test_a_volume_that_cannot_be_written_stops_nothing(tmp_path: Path, tokenizer
     (tmp_path / "file").write_text("not a folder")
     cache = TokenCache(tmp_path / "file" / "tokens")
     assert content(prepare(cache, tokenizer)) == content(prepare(None, tokenizer))
+
+
+def test_a_volume_that_cannot_be_read_stops_nothing(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_file(_path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    cache = TokenCache(tmp_path)
+    expected = content(prepare(cache, tokenizer))
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert cache.load("0" * 32) is None
+    assert content(prepare(cache, tokenizer)) == expected
+
+
+def test_rows_that_change_while_they_are_read_are_not_kept_under_the_digest_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "old"}')
+    config = a_training_config(Path("/m"), Path("/out"), dataset={"path": str(path)})
+    parse = dataset.data.read_examples
+
+    def replaced_later(*arguments: Any, **more: Any) -> Any:
+        found = parse(*arguments, **more)
+        path.write_text('{"text": "new"}')
+        return found
+
+    monkeypatch.setattr(dataset.data, "read_examples", replaced_later)
+    with pytest.raises(TrainingError, match="was changed while it was read") as caught:
+        read_examples(config)
+    assert (caught.value.reason, caught.value.retryable) == (Reason.DATASET_INVALID, True)
+    assert len(read_examples(config).training) == 1
 
 
 def test_the_newest_files_stay(tmp_path: Path, tokenizer: Any) -> None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_api.reasons import Reason
 from finetune_api.training import RowsConfig, TrainingConfig
 from finetune_api.v1alpha1.finetune_job import DatasetFormat
 from finetune_trainer import data
 from finetune_trainer.config import SourceSettings
 from finetune_trainer.data.report import DatasetReport, build_report, remarks
+from finetune_trainer.errors import TrainingError
 from finetune_trainer.sources import fetch
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ def _read_part(
 ) -> tuple[list[data.Example], data.Format, str]:
     with tempfile.TemporaryDirectory(prefix="finetune-rows-") as folder:
         files = fetch(rows.path, Path(folder), settings, name=name) if rows.path else []
+        digest = data.digest_rows(rows, files, name)
         examples, found = data.read_examples(
             rows,
             row_format=row_format,
@@ -71,7 +74,12 @@ def _read_part(
             name=name,
             files=files,
         )
-        return examples, found, data.digest_rows(rows, files)
+        # The digest is what tokens are cached and adapters recorded under: it must be that of the rows that were parsed.
+        if data.digest_rows(rows, files, name) != digest:
+            raise TrainingError(
+                Reason.DATASET_INVALID, f"{name} was changed while it was read; leave it as it is", retryable=True
+            )
+        return examples, found, digest
 
 
 def prepare_dataset(

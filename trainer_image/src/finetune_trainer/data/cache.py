@@ -53,9 +53,9 @@ class TokenCache:
     def load(self, key: str) -> Tokenized | None:
         """What was stored under `key`, if it is there and whole."""
         path = self._path(key)
-        if not path.is_file():
-            return None
         try:
+            if not path.is_file():
+                return None
             tokenized = _read(path)
         except Exception as error:  # safetensors has its own error class; all of them mean the same here
             logger.warning("cached tokens are not used path=%s problem=%s", path, error)

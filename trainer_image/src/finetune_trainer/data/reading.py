@@ -1,9 +1,11 @@
 """From a file or inline text to rows, one at a time: JSON Lines, JSON, CSV and Parquet."""
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -41,20 +43,31 @@ def read_rows(config: RowsConfig, problems: Problems, files: Sequence[Path] = ()
     if config.inline is not None:
         yield from _read_json_lines(io.BytesIO(_encoded(config.inline)), problems, shown)
         return
-    files = files or [Path(str(config.path))]
-    for path in files:
-        yield from _read_file(path, problems, shown if len(files) == 1 else f"{shown} {path.name}")
+    for path, label in _labelled(config, files, shown):
+        yield from _read_file(path, problems, label)
 
 
 def _read_file(path: Path, problems: Problems, shown: str) -> Iterator[Row]:
     check_file(path, shown)
     suffix = suffix_of(path, shown)
-    try:
+    with _readable(shown):
         if suffix == ".parquet":
             yield from _read_parquet(path, shown)
         else:
             with open_text(path, shown) as stream:
                 yield from _TEXT_READERS[suffix](stream, problems, shown)
+
+
+def _labelled(config: RowsConfig, files: Sequence[Path], shown: str) -> list[tuple[Path, str]]:
+    """The files of rows that are not inline, and how messages call each."""
+    files = files or [Path(str(config.path))]
+    return [(path, shown if len(files) == 1 else f"{shown} {path.name}") for path in files]
+
+
+@contextlib.contextmanager
+def _readable(shown: str) -> Iterator[None]:
+    try:
+        yield
     except PermissionError:
         raise TrainingError(
             Reason.DATASET_NOT_FOUND, f"{shown} cannot be read by uid of the trainer; make it world-readable"
@@ -66,11 +79,18 @@ def label_of(config: RowsConfig, name: str) -> str:
     return f"{name} {config.source or config.path}" if config.inline is None else name
 
 
-def digest_rows(config: RowsConfig, files: Sequence[Path] = ()) -> str:
-    """sha256 of the inline text, of the file's bytes, or of the sha256 of several files."""
+def digest_rows(config: RowsConfig, files: Sequence[Path] = (), name: str = "dataset") -> str:
+    """sha256 of the inline text, of the file's bytes, or of the sha256 of several files.
+
+    Raises TrainingError (DatasetNotFound, DatasetInvalid) for what is no file to read.
+    """
     if config.inline is not None:
         return f"sha256:{hashlib.sha256(_encoded(config.inline)).hexdigest()}"
-    digests = [sha256_of(path) for path in files or [Path(str(config.path))]]
+    digests = []
+    for path, shown in _labelled(config, files, label_of(config, name)):
+        check_file(path, shown)
+        with _readable(shown):
+            digests.append(sha256_of(path))
     return f"sha256:{digests[0] if len(digests) == 1 else hashlib.sha256(' '.join(digests).encode()).hexdigest()}"
 
 
@@ -146,10 +166,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Python would quietly keep the last value of a key that occurs twice, and train on half of a row."""
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = listed(key for key in value if keys.count(key) > 1)
-        raise _NotJsonError(f"has the key {twice} more than once in one object")
+        raise _NotJsonError(f"has the key {_twice([key for key, _ in pairs])} more than once in one object")
     return value
+
+
+def _twice(names: list[str]) -> str:
+    return listed(name for name, count in Counter(names).items() if count > 1)
 
 
 # --- CSV
@@ -184,11 +206,14 @@ def _decoded(stream: BinaryIO, shown: str) -> Iterator[str]:
 
 
 def _check_header(header: list[str], shown: str) -> None:
-    if len(set(header)) < len(header):
-        twice = listed(sorted({name for name in header if header.count(name) > 1}))
-        raise invalid(f"{shown} has the column {twice} more than once; rename one of them")
+    _check_columns(header, shown)
     if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
         raise invalid(f"{shown} has a single column, {listed(header)}; separate columns by commas")
+
+
+def _check_columns(names: list[str], shown: str) -> None:
+    if len(set(names)) < len(names):
+        raise invalid(f"{shown} has the column {_twice(names)} more than once; rename one of them")
 
 
 _TEXT_READERS: Final = {".jsonl": _read_json_lines, ".json": _read_json, ".csv": _read_csv}
