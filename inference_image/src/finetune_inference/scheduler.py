@@ -221,8 +221,16 @@ class Scheduler:
         for ticket in expired:
             ticket.listener(TimedOut(self._timeout))
         for ticket in admitted:
-            engine.add(ticket.key, ticket.request)
+            self._admit(engine, ticket)
         return True
+
+    def _admit(self, engine: Engine, ticket: Ticket) -> None:
+        """Hand a sequence to the engine. One that it cannot take fails alone: that says nothing about the engine."""
+        try:
+            engine.add(ticket.key, ticket.request)
+        except Exception as error:
+            log.exception("the engine did not take a sequence")
+            self._deliver(ticket.key, Failed(f"{type(error).__name__}: {error}"))
 
     def _expired(self) -> list[Ticket]:
         """Give up what has taken too long. Looked at between steps, since whoever waits, waits for a step."""

@@ -150,6 +150,27 @@ def test_a_failed_step_fails_its_sequence_and_not_the_next(
     assert working.ready
 
 
+def test_a_sequence_that_the_engine_does_not_take_fails_alone(
+    scheduler: Callable[..., Scheduler], engine: SteppedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = engine.add
+
+    def picky(key: int, request: TokenRequest) -> None:
+        if request.adapter == "odd":
+            raise RuntimeError("no such seed")
+        add(key, request)
+
+    monkeypatch.setattr(engine, "add", picky)
+    working = scheduler()
+    for _ in range(4):
+        _, (odd,) = submit(working, a_request("odd"))
+        assert odd.next() == Failed("RuntimeError: no such seed")
+    _, (listening,) = submit(working, a_request())
+    engine.steps.put(None)
+    assert isinstance(listening.next(), Generated)
+    assert working.ready
+
+
 def test_an_engine_that_only_fails_is_given_up(scheduler: Callable[..., Scheduler], engine: SteppedEngine) -> None:
     broken = scheduler()
     _, listening = submit(broken, *[a_request() for _ in range(5)])
