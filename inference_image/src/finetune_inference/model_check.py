@@ -5,14 +5,31 @@ from typing import Any
 
 import torch
 
+from finetune_inference.kv_cache import SMALLEST_CAPACITY
 from finetune_inference.pieces import Piece, PieceModel
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 """Largest difference of two logits over the largest logit; a mistake in attention is of the order of one."""
+CACHED_TOKENS = 4 * SMALLEST_CAPACITY
+"""Room for both in the cache, also where one sequence may not be that long."""
 LENGTHS = (7, 4)
 """Tokens of the two sequences; read in slices, side by side."""
+
+
+def moving_positions(config: Any) -> str | None:
+    """Why what the model makes of positions depends on the longest of a pass; None if it does not.
+
+    Such models look right in a short trial: they change their frequencies beyond some length, for all who share the pass.
+    """
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    # Some models have one set of parameters, others one for each type of layer.
+    for each in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
+        kind = each.get("rope_type") or ""
+        if kind == "longrope" or "dynamic" in kind:
+            return f"its rotary embedding is of type {kind}, which depends on the longest sequence"
+    return None
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from finetune_inference.engine import Event, Failed, Finished, ModelFacts, Model
 from finetune_inference.kv_cache import KVCache
 from finetune_inference.lora import LoraLoader
 from finetune_inference.lora_batch import LoadedLora, LoraBatch
-from finetune_inference.model_check import disagreement, reference_logits
+from finetune_inference.model_check import CACHED_TOKENS, disagreement, moving_positions, reference_logits
 from finetune_inference.pieces import Piece, PieceModel
 from finetune_inference.plain_model import PlainModel
 from finetune_inference.sampling import Sampler, pick_tokens
@@ -187,10 +187,10 @@ class TransformersEngine:
         lora = LoraBatch(model)
         own_attention = model.config._attn_implementation  # noqa: SLF001 - transformers has no other name for it
         reference = reference_logits(model, self._facts.vocabulary_size)
-        cache = KVCache(self._facts.context_length, budget=0)
+        cache = KVCache(self._facts.context_length, CACHED_TOKENS)
         try:
             batched = BatchedModel(model, lora, cache, takes_logits_to_keep=takes_logits_to_keep)
-            reason = disagreement(batched, reference)
+            reason = moving_positions(model.config) or disagreement(batched, reference)
         except (ValueError, RuntimeError) as error:
             # transformers' way to say that a model has only attention of its own.
             reason = str(error)

@@ -278,6 +278,59 @@ def test_a_model_that_cannot_be_batched_is_served_one_by_one(tmp_path: Path, cap
     assert runs.run(many) == one_by_one
 
 
+def test_a_model_whose_positions_depend_on_the_longest_sequence_is_served_one_by_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64, "factor": 8.0}
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        rope_parameters={**rope, "short_factor": [1.0] * 4, "long_factor": [4.0, 8.0, 8.0, 16.0]},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        LlamaForCausalLM(config).save_pretrained(tmp_path)
+    runs = Runs(tmp_path, {})
+    assert "rotary embedding is of type longrope" in caplog.text
+    short = runs.request([7, 8, 9, 10], None)
+    alone = runs.run({0: short})[0]
+    assert runs.run({1: runs.request([5] * 200, None), 2: short})[2] == alone
+
+
+@pytest.mark.parametrize(
+    ("rope", "moves"),
+    [
+        (None, False),
+        ({"rope_type": "llama3"}, False),
+        ({"rope_type": "dynamic"}, True),
+        ({"full_attention": {"rope_type": "longrope"}, "sliding_attention": {"rope_type": "default"}}, True),
+    ],
+)
+def test_positions_that_depend_on_neighbours_are_known_by_their_type(rope: dict[str, Any] | None, moves: bool) -> None:
+    from types import SimpleNamespace
+
+    from finetune_inference.model_check import moving_positions
+
+    text = SimpleNamespace(rope_parameters=rope)
+    assert (moving_positions(SimpleNamespace(get_text_config=lambda: text)) is not None) == moves
+
+
+def test_a_short_context_is_batched_all_the_same(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from finetune_inference.transformers_engine import TransformersEngine
+
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")), max_model_length=100)
+    TransformersEngine(config, Settings(threads=1)).load_model()
+    assert "one sequence at a time" not in caplog.text
+
+
 def make_adapter(directory: Path, base: Path, *, seed: int, **lora: Any) -> None:
     """An adapter without a tokenizer, and without the copy of tuned embeddings that peft would add."""
     import torch
