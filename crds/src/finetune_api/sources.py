@@ -37,7 +37,9 @@ _EXAMPLES: Final = {
 
 MOUNTED: Final = ("pvc", "configmap")
 """Schemes of what a pod finds on a volume; whatever is elsewhere is downloaded by the trainer."""
-DATASET_SCHEMES: Final = ("pvc", "configmap", "hf", "https", "s3")
+DOWNLOADED: Final = ("hf", "https", "s3")
+"""Schemes of rows that the trainer downloads."""
+DATASET_SCHEMES: Final = (*MOUNTED, *DOWNLOADED)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from finetune_api.base import SpecModel
+from finetune_api.sources import DOWNLOADED, parse_source
 from finetune_api.v1alpha1.finetune_job import (
     Checkpoint,
     Columns,
@@ -57,6 +58,18 @@ class RowsConfig(SpecModel):
     def _one_origin(self) -> Self:
         if (self.inline is None) == (self.path is None):
             raise ValueError("set exactly one of inline and path")
+        return self
+
+    @model_validator(mode="after")
+    def _known_source(self) -> Self:
+        # Of the whole and not of the field, whose value would be shown: it may hold a password or a signature.
+        if self.path and "://" in self.path:
+            try:
+                parse_source(self.path, DOWNLOADED)
+            except ValueError:
+                raise ValueError(
+                    "path is neither a file nor hf://ORG/NAME, https://HOST/PATH or s3://BUCKET/KEY without user and query"
+                ) from None
         return self
 
 

@@ -81,3 +81,20 @@ def test_a_pod_without_a_job_is_told_to_run_by_hand(tmp_path: Path) -> None:
     path = write_config(a_training_config(Path("/m"), Path("/a"), job=None), tmp_path / "config.json")
     with pytest.raises(TrainingError, match="job is missing"):
         load_pod_config(path)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://me:hunter2@host/x.jsonl",
+        "https://host/x.jsonl?sig=hunter2",
+        "http://host/hunter2.jsonl",
+        "pvc://a/hunter2",
+    ],
+)
+def test_a_source_with_a_credential_or_a_scheme_unknown_is_refused_and_not_shown(tmp_path: Path, uri: str) -> None:
+    document = a_training_config(Path("/m"), Path("/out")).to_dict() | {"dataset": {"path": uri}}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(TrainingError, match="path is neither a file nor hf://ORG/NAME") as caught:
+        load_config(tmp_path / "config.json")
+    assert "hunter2" not in caught.value.message
