@@ -69,7 +69,7 @@ def main() -> None:
         c for c in COMPARISONS if arguments.only in c.name and (BANKING77.exists() or "banking" not in c.workload)
     ]
     if not BANKING77.exists():
-        print(f"{BANKING77} is not there (set BANKING77_CSV): its comparisons are left out")
+        print("BANKING77_CSV names no file (the training part of BANKING77): its comparisons are left out")
     results = measure(chosen, arguments.rounds, model)
     figures = [figure for comparison in chosen for figure in to_figures(comparison, results)]
     path = record("training", figures, time.monotonic() - started)

@@ -9,10 +9,8 @@ from typing import Any
 
 from finetune_trainer.data import IGNORED, TokenRow
 
-BANKING77 = Path(
-    os.environ.get("BANKING77_CSV") or Path(__file__).resolve().parents[4] / "shared/data/banking77/train.csv"
-)
-"""The training part of BANKING77 (arXiv 2003.04807, CC BY 4.0), `text,category`; its workload is left out without it."""
+BANKING77 = Path(os.environ.get("BANKING77_CSV") or "train.csv")
+"""The training part of BANKING77 (arXiv 2003.04807, CC BY 4.0), `text,category`; its workloads are left out without it."""
 VOCABULARY = 49_000
 LABEL_SHARE = 0.42
 """Share of tokens with loss in the made-up rows, that of common instruction data."""
