@@ -121,6 +121,14 @@ def test_a_malformed_object_disturbs_nobody(world: World, relaxed_crds: None) ->
     condition = world.condition("Validated", "broken")
     assert condition["reason"] == "SpecInvalid"
     assert "spec.model.source" in condition["message"]
+
+    def has_settled() -> bool:
+        # Events are written after the status that they speak of.
+        before = len(world.writes())
+        time.sleep(1.5)
+        return len(world.writes()) == before
+
+    wait_for("the last event to be written", has_settled)
     writes = len(world.writes())
     time.sleep(6)
     assert world.writes()[writes:] == []
