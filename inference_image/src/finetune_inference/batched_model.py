@@ -81,7 +81,7 @@ class BatchedModel:
         self._plan = self._planned(ordered)
         ids = [token for piece in ordered for token in piece.ids]
         positions = [piece.start + i for piece in ordered for i in range(len(piece.ids))]
-        kept = _kept(ordered)
+        kept = _kept(pieces, ordered)
         owners = [piece.lora for piece in ordered for _ in piece.ids]
         with self._lora.applied(owners, [owners[i] for i in kept] if self._takes_logits_to_keep else owners):
             index = torch.tensor(kept, dtype=torch.long, device=self._device)
@@ -98,7 +98,7 @@ class BatchedModel:
         for piece in pieces:
             self._cache.advance(piece.key, len(piece.ids))
         self.bytes_per_token = self.bytes_per_token or self._cache.bytes_per_token(pieces[0].key)
-        return logits[_original_order(pieces, ordered, self._device)]
+        return logits
 
     def reserve(self, key: int, tokens: int) -> bool:
         """Make room for a sequence of `tokens` in all; False if there is none at the moment."""
@@ -270,22 +270,11 @@ def _attend_prefill(
     return result[0].transpose(0, 1)
 
 
-def _kept(ordered: Sequence[Piece]) -> list[int]:
-    """Positions in the row of tokens at which logits are wanted."""
-    kept: list[int] = []
+def _kept(pieces: Sequence[Piece], ordered: Sequence[Piece]) -> list[int]:
+    """Positions in the row of tokens (as `ordered` has it) at which logits are wanted, in the order of `pieces`."""
+    ends: dict[int, int] = {}
     end = 0
     for piece in ordered:
         end += len(piece.ids)
-        kept += range(end - piece.wanted, end)
-    return kept
-
-
-def _original_order(pieces: Sequence[Piece], ordered: Sequence[Piece], device: torch.device) -> torch.Tensor:
-    """Index that brings rows of logits from `ordered` into the order of `pieces`."""
-    begins: dict[int, int] = {}
-    begin = 0
-    for piece in ordered:
-        begins[piece.key] = begin
-        begin += piece.wanted
-    index = [begins[piece.key] + i for piece in pieces for i in range(piece.wanted)]
-    return torch.tensor(index, dtype=torch.long, device=device)
+        ends[piece.key] = end
+    return [position for piece in pieces for position in range(ends[piece.key] - piece.wanted, ends[piece.key])]

@@ -1,8 +1,9 @@
 """Adapters of many sequences in one forward pass, as hooks on the base model's own modules.
 
 A hook adds to a module's output what the adapters of the batch add. The low-rank matrices of all adapters in the batch are
-stacked, so that every module costs two products, however many adapters there are; a mask keeps each token to the columns of
-its own adapter. Nothing in the base model changes: without an adapter in the batch it computes what it always did.
+stacked, for all modules that read the same input, so that such a group costs one product, and every module in it another
+one, however many adapters there are; a mask keeps each token to the columns of its own adapter. Nothing in the base model
+changes: without an adapter in the batch it computes what it always did.
 """
 
 from collections.abc import Iterator, Sequence
@@ -72,16 +73,16 @@ class LoadedLora:
         return self.deltas.keys() | self.replacements.keys()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Stack:
-    """The matrices of all adapters for one module, one after the other."""
+    """The matrices of all adapters for modules that read the same input, one after the other."""
 
     a: torch.Tensor
     """[in, ranks of all]"""
-    b: torch.Tensor
-    """[ranks of all, out]"""
+    b: dict[str, tuple[slice, torch.Tensor]]
+    """By module path: its part of the ranks, and [ranks in it, out]."""
     layout: tuple[tuple[int, int, float], ...]
-    """Place in the batch, rank and scaling of each adapter."""
+    """Place in the batch, rank and scaling of each adapter, for each module."""
 
 
 @dataclass
@@ -93,13 +94,17 @@ class _Assignment:
     masks: dict[tuple[tuple[int, int, float], ...], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     rows: dict[int, Rows] = field(default_factory=dict)
     """By place; only adapters of this batch."""
+    latest: tuple[_Stack, torch.Tensor, torch.Tensor] | None = None
+    """The last first product, with its stack and its input: the modules of a group come one after the other."""
 
 
 class LoraBatch:
     """Applies adapters to the batch that is being computed. `applied` says which row has which."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, groups: Sequence[Sequence[str]] = ()) -> None:
+        """`groups`: paths of modules that read the same input."""
         self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self._groups = {path: tuple(group) for group in groups for path in group}
         self._device = model.device
         self._head = _path_of(self._modules, model.get_output_embeddings())
         self._hooked: set[str] = set()
@@ -139,18 +144,28 @@ class LoraBatch:
         for path in sorted(set().union(*(lora.paths for lora in wanted))):
             self._hook(path)
             parts = [(i, lora.deltas[path]) for i, lora in enumerate(wanted) if path in lora.deltas]
-            flat = [(place, delta) for place, delta in parts if not delta.embedding]
-            if flat:
-                self._stacks[path] = _Stack(
-                    torch.cat([delta.a for _, delta in flat]).t().contiguous(),
-                    torch.cat([delta.b for _, delta in flat], dim=1).t().contiguous(),
-                    tuple((place, delta.a.shape[0], delta.scaling) for place, delta in flat),
-                )
+            if path not in self._stacks and any(not delta.embedding for _, delta in parts):
+                self._stack_group(self._groups.get(path, (path,)), wanted)
             special: list[tuple[int, Delta | Replacement]] = [(i, delta) for i, delta in parts if not delta.is_plain]
             special += [(i, lora.replacements[path]) for i, lora in enumerate(wanted) if path in lora.replacements]
             if special:
                 self._special[path] = special
         self._stacked = tuple(wanted)
+
+    def _stack_group(self, group: Sequence[str], wanted: list[LoadedLora]) -> None:
+        """Make the stack of modules that read the same input."""
+        deltas = [
+            (path, i, lora.deltas[path]) for path in group for i, lora in enumerate(wanted) if path in lora.deltas
+        ]
+        flat = [(path, place, delta) for path, place, delta in deltas if not delta.embedding]
+        layout = tuple((place, delta.a.shape[0], delta.scaling) for _, place, delta in flat)
+        stack = _Stack(torch.cat([delta.a for _, _, delta in flat]).t().contiguous(), {}, layout)
+        begin = 0
+        for path in dict.fromkeys(path for path, _, _ in flat):
+            b = torch.cat([delta.b for owner, _, delta in flat if owner == path], dim=1).t().contiguous()
+            stack.b[path] = slice(begin, begin + b.shape[0]), b
+            begin += b.shape[0]
+            self._stacks[path] = stack
 
     def _hook(self, path: str) -> None:
         if path in self._hooked:
@@ -174,13 +189,8 @@ class LoraBatch:
             raise RuntimeError(f"{path} computes {flat.shape[0]} rows for {assignment.places.shape[0]} tokens")
         stack = self._stacks.get(path)
         if stack is not None:
-            mask = assignment.masks.get(stack.layout)
-            if mask is None:
-                mask = assignment.masks[stack.layout] = _mask(assignment.places, stack.layout, flat.dtype)
-            scalings, foreign = mask
-            # Filled, not multiplied by zero: what another adapter makes of a row may be infinite.
-            inner = (inputs.reshape(-1, inputs.shape[-1]) @ stack.a).mul_(scalings).masked_fill_(foreign, 0)
-            flat.addmm_(inner, stack.b)
+            columns, b = stack.b[path]
+            flat.addmm_(_inner(stack, inputs, assignment)[:, columns], b)
         for place, part in self._special.get(path, ()):
             rows = assignment.rows.get(place)
             if rows is not None:
@@ -197,6 +207,21 @@ class LoraBatch:
         if self._special:
             rows = {place: (column == place).nonzero()[:, 0] for place in set(places) - {-1}}
         return _Assignment(column[:, None], rows=rows)
+
+
+def _inner(stack: _Stack, inputs: torch.Tensor, assignment: _Assignment) -> torch.Tensor:
+    """[rows, ranks of all] the first product, scaled; zero where a column is not of a row's own adapter."""
+    if assignment.latest is not None and assignment.latest[0] is stack and assignment.latest[1] is inputs:
+        return assignment.latest[2]
+    inner = inputs.reshape(-1, inputs.shape[-1]) @ stack.a
+    mask = assignment.masks.get(stack.layout)
+    if mask is None:
+        mask = assignment.masks[stack.layout] = _mask(assignment.places, stack.layout, inner.dtype)
+    scalings, foreign = mask
+    # Filled, not multiplied by zero: what another adapter makes of a row may be infinite.
+    inner.mul_(scalings).masked_fill_(foreign, 0)
+    assignment.latest = stack, inputs, inner
+    return inner
 
 
 def _mask(

@@ -1,7 +1,5 @@
 """From logits to the next token. A `Sampler` has one sequence's history, so that its tokens depend on no other sequence."""
 
-from collections.abc import Sequence
-
 import torch
 
 from finetune_inference.engine import Sampling, ScoredToken
@@ -70,13 +68,6 @@ class Sampler:
         if sampling.top_p < 1.0:
             probabilities = keep_top_p(probabilities, sampling.top_p)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
-
-
-def pick_tokens(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[int]:
-    """The next token of each sequence. logits: [len(samplers), vocabulary], float32."""
-    # One reduction and one transfer for all that are greedy, which mostly are many.
-    tokens: list[int] = logits.argmax(dim=-1).tolist() if any(each.is_argmax for each in samplers) else []
-    return [tokens[i] if each.is_argmax else each.pick(logits[i]) for i, each in enumerate(samplers)]
 
 
 def keep_top_p(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:

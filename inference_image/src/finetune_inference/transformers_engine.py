@@ -20,12 +20,13 @@ from finetune_inference.batched_model import BatchedModel
 from finetune_inference.config import Settings, available_cpus, spare_memory
 from finetune_inference.engine import Event, Failed, Finished, ModelFacts, ModelLoadError, TokenRequest
 from finetune_inference.kv_cache import KVCache
+from finetune_inference.linear_layers import shared_inputs, speed_up
 from finetune_inference.lora import LoraLoader
 from finetune_inference.lora_batch import LoadedLora, LoraBatch
 from finetune_inference.model_check import CACHED_TOKENS, disagreement, moving_positions, reference_logits
 from finetune_inference.pieces import Piece, PieceModel
 from finetune_inference.plain_model import PlainModel
-from finetune_inference.sampling import Sampler, pick_tokens
+from finetune_inference.sampling import Sampler
 from finetune_inference.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ PREFILL_TOKENS = {"cpu": 256, "cuda": 2048}
 logits of a scored prompt: 256 x 150,000 floats are 150 MB."""
 CACHE_SHARE = 4
 """A quarter of the memory that the model leaves is for keys and values, unless a setting says otherwise."""
+PACKED_SHARE = 4
+"""A quarter of the memory that the model leaves may be taken by a second, packed copy of its weights."""
 NOT_NUMBERS = "the model computes values that are not numbers"
 DEFAULT_CONTEXT = 2048
 """Context length when the model's config does not say."""
@@ -138,27 +141,28 @@ class TransformersEngine:
         A sequence without a likeliest token fails alone: sampling from its logits would raise, and end all others.
         """
         events: list[tuple[int, Event]] = []
-        picking: list[tuple[Sequence, torch.Tensor]] = []
-        sizes = [piece.wanted for piece in pieces]
+        picking: list[tuple[Sequence, int]] = []
+        largest, likeliest = logits.max(dim=-1)
         # The largest logit is NaN if any is, and infinite if there is no probability to speak of.
-        usable = logits.amax(dim=-1).isfinite().cpu()
-        for piece, rows, good in zip(pieces, torch.split(logits, sizes), torch.split(usable, sizes), strict=True):
+        usable = largest.isfinite().tolist()
+        end = 0
+        for piece in pieces:
             sequence = self._sequences[piece.key]
-            if not good.all():
+            begin, end = end, end + piece.wanted
+            if not all(usable[begin:end]):
                 events.append((piece.key, Failed(NOT_NUMBERS)))
                 continue
-            events += [(piece.key, event) for event in sequence.take_prompt_logits(piece, rows)]
+            events += [(piece.key, event) for event in sequence.take_prompt_logits(piece, logits[begin:end])]
             if sequence.unread:
                 continue
             if sequence.request.max_tokens == 0:
                 events.append((piece.key, Finished("length", 0)))
             else:
-                picking.append((sequence, rows[-1]))
-        if picking:
-            chosen = torch.stack([row for _, row in picking]).float()
-            tokens = pick_tokens([sequence.sampler for sequence, _ in picking], chosen)
-            for (sequence, _), token, row in zip(picking, tokens, chosen, strict=True):
-                events += [(sequence.key, event) for event in sequence.take_token(token, row)]
+                picking.append((sequence, end - 1))
+        greedy = likeliest.tolist()
+        for sequence, row in picking:
+            token = greedy[row] if sequence.sampler.is_argmax else sequence.sampler.pick(logits[row].float())
+            events += [(sequence.key, event) for event in sequence.take_token(token, logits[row])]
         return events
 
     def _read_model(self) -> Any:
@@ -184,9 +188,12 @@ class TransformersEngine:
     def _piece_model(self, model: Any) -> PieceModel:
         """The model for many sequences at once, or one after the other if that is the only way it computes rightly."""
         takes_logits_to_keep = _takes_logits_to_keep(model)
-        lora = LoraBatch(model)
+        groups = shared_inputs(model)
+        lora = LoraBatch(model, groups)
         own_attention = model.config._attn_implementation  # noqa: SLF001 - transformers has no other name for it
         reference = reference_logits(model, self._facts.vocabulary_size)
+        if self._device.type == "cpu":
+            speed_up(model, groups, spare_memory() // PACKED_SHARE)
         cache = KVCache(self._facts.context_length, CACHED_TOKENS)
         try:
             batched = BatchedModel(model, lora, cache, takes_logits_to_keep=takes_logits_to_keep)
