@@ -70,9 +70,16 @@ class Progress(StatusModel):
     epoch: Annotated[float | None, Field(description="epoch is the number of passes over the dataset.")] = None
     loss: Annotated[float | None, Field(description="loss of the latest logged step.")] = None
     eval_loss: Annotated[float | None, Field(description="evalLoss of the latest evaluation on held-out rows.")] = None
+    evaluation: Annotated[dict[str, float], Field(description="evaluation holds all metrics of the latest one.")] = (
+        Field(default_factory=dict)
+    )
+    evaluation_step: Annotated[int | None, Field(description="evaluationStep is the step that it measured.")] = None
     learning_rate: Annotated[float | None, Field(description="learningRate of that step.")] = None
     tokens_per_second: Annotated[float | None, Field(description="tokensPerSecond of real tokens.")] = None
     eta_seconds: Annotated[float | None, Field(description="etaSeconds until training ends.")] = None
+    peak_memory_bytes: Annotated[
+        int | None, Field(description="peakMemoryBytes of the accelerator, or of the process without one.")
+    ] = None
     checkpoint_step: Annotated[int | None, Field(description="checkpointStep is the newest checkpoint.")] = None
     timestamp: Annotated[float, Field(description="timestamp (Unix seconds) of these figures.")]
 

@@ -7,8 +7,9 @@ the latest figures, and gives up quickly: a broker that dies costs fresh progres
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from finetune_api.outcome import PROGRESS_STATE, Outcome, Progress
 
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 LOG_INTERVAL: Final = 10.0
 """Seconds between two progress lines in the log, at least; the first and the last step are always logged."""
 BACK_OFF: Final = 10.0
-"""Seconds without a try after the result backend failed."""
+"""Seconds without a try after the receiver failed."""
 FINISHED_STATE: Final = "SUCCESS"
 """Celery's state of a task that returned; how training ended is in its result."""
 CLOSE_TIMEOUT: Final = 3.0
@@ -102,31 +103,35 @@ class ConsoleReporter:
             self._bar.close()
 
 
-class BackendReporter:
-    """Progress as the state of the Celery task, at most once per interval, from a thread of its own."""
+class LatestReporter(ABC):
+    """The latest figures, sent at most once per interval from a thread of its own; older ones not sent yet are forgotten."""
 
-    def __init__(self, store: Callable[[dict[str, Any], str], None], interval: float) -> None:
-        """`store(result, state)` writes to the result backend; it may fail or take its time."""
-        self._store = store
+    name: ClassVar[str]
+    """Of what is sent, in the log."""
+
+    def __init__(self, interval: float) -> None:
         self._interval = interval
-        self._latest: tuple[dict[str, Any], str] | None = None
+        self._latest: Progress | Outcome | None = None
         self._closed = False
         self._reachable = True
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._thread.start()
 
+    @abstractmethod
+    def send(self, news: Progress | Outcome) -> None:
+        """Send figures or the last word; may fail or take its time."""
+
     def report(self, progress: Progress) -> None:
-        """Hand the figures to the thread; older ones that were not sent yet are forgotten."""
+        """Hand the figures to the thread."""
         with self._changed:
-            self._latest = (progress.to_dict(), PROGRESS_STATE)
+            self._latest = progress
             self._changed.notify()
 
     def close(self, outcome: Outcome | None = None) -> None:
         """Let the thread send the last word, if that is quick."""
         with self._changed:
-            if outcome:
-                self._latest = (outcome.to_dict(), FINISHED_STATE)
+            self._latest = outcome or self._latest
             self._closed = True
             self._changed.notify()
         self._thread.join(CLOSE_TIMEOUT)
@@ -138,23 +143,38 @@ class BackendReporter:
                 latest, self._latest = self._latest, None
             if latest is None:
                 return
-            pause = self._interval if self._send(*latest) else BACK_OFF
+            pause = self._interval if self._try(latest) else BACK_OFF
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, timeout=pause)
 
-    def _send(self, result: dict[str, Any], state: str) -> bool:
+    def _try(self, news: Progress | Outcome) -> bool:
         try:
-            self._store(result, state)
+            self.send(news)
         except Exception as error:
-            # Any failure of the backend only costs fresh progress: the outcome travels in the termination message.
+            # Any failure only costs fresh progress: the outcome travels in the termination message.
             if self._reachable:
-                logger.warning("progress cannot be reported: %s: %s", type(error).__name__, error)
+                logger.warning("%s cannot be reported: %s: %s", self.name, type(error).__name__, error)
             self._reachable = False
             return False
         if not self._reachable:
-            logger.info("progress can be reported again")
+            logger.info("%s can be reported again", self.name)
         self._reachable = True
         return True
+
+
+class BackendReporter(LatestReporter):
+    """Progress as the state of the Celery task."""
+
+    name = "progress"
+
+    def __init__(self, store: Callable[[dict[str, Any], str], None], interval: float) -> None:
+        """`store(result, state)` writes to the result backend; it may fail or take its time."""
+        self._store = store
+        super().__init__(interval)
+
+    def send(self, news: Progress | Outcome) -> None:
+        """Store what the operator reads."""
+        self._store(news.to_dict(), PROGRESS_STATE if isinstance(news, Progress) else FINISHED_STATE)
 
 
 def _rounded(value: float | None, digits: int) -> float | int | None:

@@ -5,6 +5,7 @@ This module imports transformers at its top, so only `training` imports it, and 
 
 import logging
 import math
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from finetune_api.outcome import Progress
@@ -20,7 +22,6 @@ from finetune_api.v1alpha1.finetune_job import DEFAULT_EPOCHS
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import StepSampler
 from finetune_trainer.checkpoints import CheckpointSaver
-from finetune_trainer.evaluation import held_out_curve
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.progress import Reporter
 
@@ -157,15 +158,32 @@ class ProgressCallback(_Callback):
                 total_steps=state.max_steps,
                 epoch=state.epoch,
                 loss=logs["loss"],
-                eval_loss=next((loss for _, loss in reversed(held_out_curve(state.log_history))), None),
+                **_latest_evaluation(state.log_history),
                 learning_rate=logs.get("learning_rate"),
                 tokens_per_second=self._reached.trained_tokens / seconds,
                 eta_seconds=(state.max_steps - state.global_step) * seconds / max(steps, 1),
+                peak_memory_bytes=_peak_memory(),
                 checkpoint_step=self._reached.checkpoint_step,
                 timestamp=time.time(),
             )
         )
         thin_history(state.log_history, state.max_steps, state.eval_steps)
+
+
+def _latest_evaluation(history: list[dict[str, float]]) -> dict[str, Any]:
+    entry = next((entry for entry in reversed(history) if "eval_loss" in entry), None)
+    if entry is None:
+        return {}
+    metrics = {name: value for name, value in entry.items() if name not in ("epoch", "step")}
+    return {"eval_loss": entry["eval_loss"], "evaluation": metrics, "evaluation_step": int(entry["step"])}
+
+
+def _peak_memory() -> int:
+    """Bytes at most in use so far: of the accelerator, or of this process without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # In KiB on Linux.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class StopCallback(_Callback):

@@ -18,6 +18,7 @@ from finetune_trainer.celery_app import create_app
 from finetune_trainer.config import TrainerSettings, load_pod_config
 from finetune_trainer.errors import TrainingError, as_training_error
 from finetune_trainer.interruption import STOP, StopSignal
+from finetune_trainer.kubeflow import kubeflow_reporters
 from finetune_trainer.progress import BackendReporter, LogReporter, Reporter, Reporters
 from finetune_trainer.training import FinetuningPipeline
 
@@ -71,10 +72,10 @@ def write_termination_message(settings: TrainerSettings, outcome: Outcome) -> No
 
 
 def _pod_reporter(settings: TrainerSettings, job: JobIdentity) -> Reporter:
-    """The log, and the state of the attempt's Celery task even when no message was ever received."""
-    if not settings.broker_url:
-        return LogReporter()
-    backend = create_app(settings.broker_url).backend
-    identity = task_id(job.uid, job.attempt)
-    store = functools.partial(backend.store_result, identity)
-    return Reporters([LogReporter(), BackendReporter(store, settings.progress_interval)])
+    """The log, a TrainJob, and the state of the attempt's Celery task even when no message was ever received."""
+    reporters: list[Reporter] = [LogReporter(), *kubeflow_reporters()]
+    if settings.broker_url:
+        backend = create_app(settings.broker_url).backend
+        store = functools.partial(backend.store_result, task_id(job.uid, job.attempt))
+        reporters.append(BackendReporter(store, settings.progress_interval))
+    return Reporters(reporters)
