@@ -1,6 +1,7 @@
 """A real API server with its controllers, a played kubelet, and the real operator with exactly the rights it declares."""
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 from api import Api, Raw, wait_for
 from factories import a_claim
-from fake_endpoint import FakeEndpoint
+from fake_endpoint import Adapters, FakeEndpoint
 from kubelet_actor import KubeletActor
 from operator_process import OperatorProcess
 from world import OPERATOR_USER, REPOSITORY, World
@@ -60,8 +61,13 @@ def kubelet(api: Api) -> Iterator[KubeletActor]:
 
 
 @pytest.fixture(scope="session")
-def endpoint() -> Iterator[FakeEndpoint]:
-    with FakeEndpoint() as endpoint:
+def endpoint(api: Api) -> Iterator[FakeEndpoint]:
+    def listed(namespace: str) -> Adapters:
+        """What the kubelet would have put into the pods' volumes."""
+        lists = api.list("configmaps", namespace, selector="app.kubernetes.io/managed-by=finetune-operator")
+        return [entry for found in lists for entry in json.loads(found["data"]["adapters.json"])["adapters"]]
+
+    with FakeEndpoint(listed) as endpoint:
         yield endpoint
 
 
@@ -88,7 +94,7 @@ def operator(
     process = OperatorProcess(
         operator_kubeconfig,
         tmp_path_factory.mktemp("operator") / "operator.log",
-        service_url_template=f"{endpoint.url}/{{namespace}}/v1",
+        server_url_template=f"{endpoint.url}/{{namespace}}/{{pod}}",
         resync_seconds="5",
         retry_seconds="0.5",
         probe_retry_seconds="0.5",

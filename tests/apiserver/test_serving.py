@@ -1,11 +1,12 @@
 """From the adapter to the verified endpoint, against the real API server and Deployment controller."""
 
+import json
 import time
 
 import pytest
 from api import Raw, wait_for
 from factories import an_inference_service
-from fake_endpoint import BASE, FINGERPRINT, Behaviour, failing, refusing, serving
+from fake_endpoint import BASE, FINGERPRINT, TUNED, Behaviour, failing, refusing, scores, serving, serving_versions
 from kubelet_actor import succeeding
 from world import World
 
@@ -27,10 +28,11 @@ def test_a_served_adapter_is_verified_and_then_left_alone(world: World) -> None:
     wait_for("the service to say so too", lambda: service_status(world).get("phase") == "Ready")
     assert service_status(world)["adaptersSummary"] == "1/1"
     time.sleep(1)
-    writes, requests = len(world.writes()), len(world.endpoint.requests)
+    writes, requests, looks = len(world.writes()), len(world.endpoint.requests), len(world.endpoint.looks)
     time.sleep(11)  # Two resyncs.
     assert world.writes()[writes:] == []
     assert [r for r in world.endpoint.requests[requests:] if r[0] == world.namespace] == []
+    assert world.namespace not in world.endpoint.looks[looks:]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,9 @@ def test_a_service_of_ones_own_follows_its_spec_and_repairs_drift(world: World) 
     wait_for("phase Ready", lambda: service_status(world, "chat").get("phase") == "Ready")
     probes = len(world.endpoint.requests)
 
+    world.api.patch("configmaps", world.namespace, "chat-adapters", {"data": {"adapters.json": '{"adapters": []}'}})
+    wait_for("the list to be repaired", lambda: listed(world) == {"a": "/adapters/a"})
+    assert len(world.endpoint.requests) == probes, "what was proven stays proven"
     world.api.patch("deployments", world.namespace, "chat-server", {"spec": {"replicas": 5}})
     wait_for("the drift to be repaired", lambda: replicas(world) == 2)
     world.api.patch("services", world.namespace, "chat", {"spec": {"selector": {"app": "evil"}}})
@@ -127,7 +132,6 @@ def test_a_service_of_ones_own_follows_its_spec_and_repairs_drift(world: World) 
     wait_for("the new size", lambda: replicas(world) == 1)
     wait_for("the budget to go", lambda: world.api.get("poddisruptionbudgets", world.namespace, "chat-server") is None)
     wait_for("phase Ready", lambda: service_status(world, "chat").get("readyReplicas") == 1)
-    assert len(world.endpoint.requests) == probes, "scaling does not change the weights"
 
     world.api.delete("inferenceservices", world.namespace, "chat")
     wait_for("the children to go", lambda: not world.api.list("deployments", world.namespace) and not world.pods())
@@ -138,19 +142,105 @@ def replicas(world: World) -> int:
     return deployment["spec"]["replicas"] if deployment else 0
 
 
-def test_another_adapter_is_a_new_rollout_and_a_new_verdict(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = serving("a")
-    adapter = {"name": "a", "source": "pvc://finetune-adapters/a", "fingerprint": FINGERPRINT.to_dict()}
-    world.api.create("inferenceservices", an_inference_service("chat", world.namespace, adapters=[adapter]))
+def an_adapter(path: str, digit: str, name: str = "a") -> Raw:
+    source, digest = f"pvc://finetune-adapters/{path}", f"sha256:{digit * 64}"
+    return {"name": name, "source": source, "digest": digest, "fingerprint": FINGERPRINT.to_dict()}
+
+
+def served_adapter(world: World) -> Raw:
+    return (service_status(world, "chat").get("adapters") or [{}])[0]
+
+
+def template_of(world: World) -> Raw:
+    return world.api.get("deployments", world.namespace, "chat-server")["spec"]["template"]  # type: ignore[index]
+
+
+def serve(world: World, *adapters: Raw, **spec: object) -> None:
+    manifest = an_inference_service("chat", world.namespace, adapters=[*adapters], **spec)
+    world.api.create("inferenceservices", manifest)
     wait_for("phase Ready", lambda: service_status(world, "chat").get("phase") == "Ready")
-    first = service_status(world, "chat")["adapters"][0]["probedHash"]
-    newer = {**adapter, "source": "pvc://finetune-adapters/newer"}
+
+
+def test_adapters_are_added_replaced_and_removed_without_a_new_pod(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = lambda request: scores(
+        BASE if request["model"].startswith("tiny") else TUNED
+    )
+    serve(world, adapterClaim="finetune-adapters", replicas=2)
+    template, pods = template_of(world), {pod["metadata"]["uid"] for pod in world.pods()}
+
+    def edit(*adapters: Raw) -> None:
+        world.api.patch("inferenceservices", world.namespace, "chat", {"spec": {"adapters": [*adapters]}})
+
+    edit(an_adapter("a/1", "1"))
+    wait_for("the first version", lambda: served_adapter(world).get("verifiedReplicas") == 2)
+    edit(an_adapter("a/2", "2"))
+    wait_for("the second version", lambda: served_adapter(world).get("served", {}).get("digest", "")[7:8] == "2")
+    wait_for("its verdict", lambda: served_adapter(world)["verified"] == "True")
+    assert listed(world) == {"a": "/adapters/a/2"}
+    edit()
+    wait_for("an empty list", lambda: listed(world) == {})
+    assert template_of(world) == template
+    assert {pod["metadata"]["uid"] for pod in world.pods()} == pods
+    notes = {pod["metadata"]["annotations"]["finetune.dev/adapter-list"] for pod in world.pods()}
+    assert len(notes) == 1, "every pod was told of the same list"
+
+
+def listed(world: World) -> dict[str, str]:
+    data = world.api.get("configmaps", world.namespace, "chat-adapters")["data"]  # type: ignore[index]
+    return {entry["name"]: entry["path"] for entry in json.loads(data["adapters.json"])["adapters"]}
+
+
+def test_a_bad_new_version_never_gets_the_old_ones_traffic(world: World) -> None:
+    tuned = {"a": TUNED, "a@111111111111": TUNED, "a@222222222222": BASE}
+    world.endpoint.behaviours[world.namespace] = serving_versions(tuned)
+    serve(world, an_adapter("a/1", "1"), replicas=2)
+    lists = []
+    world.api.patch("inferenceservices", world.namespace, "chat", {"spec": {"adapters": [an_adapter("a/2", "2")]}})
+
+    def is_refused() -> bool:
+        lists.append(listed(world))
+        return bool(service_status(world, "chat").get("phase") == "Failed")
+
+    wait_for("the refusal", is_refused)
+    wait_for("the candidate to go", lambda: listed(world) == {"a": "/adapters/a/1"})
+    assert all(found["a"] == "/adapters/a/1" for found in lists)
+    adapter = served_adapter(world)
+    assert (adapter["reason"], adapter["served"]["digest"]) == ("AdapterHasNoEffect", f"sha256:{'1' * 64}")
+    conditions = {c["type"]: c["status"] for c in service_status(world, "chat")["conditions"]}
+    assert (conditions["Ready"], conditions["AdapterVerified"]) == ("True", "False")
+
+    def is_told() -> bool:
+        events = world.api.list("events", world.namespace)
+        return any(e["reason"] == "AdapterHasNoEffect" and e["regarding"]["name"] == "chat" for e in events)
+
+    wait_for("the event", is_told)
+
+
+def test_each_replica_is_asked_by_its_own_address(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = serving("a")
+    serve(world, an_adapter("a/1", "1"))
+    first = world.pods()[0]["metadata"]["name"]
     world.endpoint.behaviours[world.namespace] = serving("a", tuned=BASE)
-    world.api.patch("inferenceservices", world.namespace, "chat", {"spec": {"adapters": [newer]}})
-    wait_for("the new verdict", lambda: service_status(world, "chat").get("phase") == "Failed")
-    status = service_status(world, "chat")
-    assert status["adapters"][0]["reason"] == "AdapterHasNoEffect"
-    assert status["adapters"][0]["probedHash"] != first
+    world.endpoint.behaviours[f"{world.namespace}/{first}"] = serving("a")
+    world.api.patch("inferenceservices", world.namespace, "chat", {"spec": {"replicas": 2}})
+    wait_for("the verdict", lambda: service_status(world, "chat").get("phase") == "Failed")
+    adapter = served_adapter(world)
+    assert (adapter["desiredReplicas"], adapter["loadedReplicas"], adapter["verifiedReplicas"]) == (2, 2, 1)
+    verdicts = {replica["pod"]: replica["reason"] for replica in adapter["replicas"]}
+    assert verdicts.pop(first) == "FingerprintMatched"
+    assert set(verdicts.values()) == {"AdapterHasNoEffect"}
+
+
+def test_an_adapter_that_no_server_can_load_says_the_servers_reason(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = serving("a")
+    world.endpoint.refused["/adapters/rank-512"] = "its rank is 512; this server allows 256"
+    world.api.create(
+        "inferenceservices", an_inference_service("chat", world.namespace, adapters=[an_adapter("rank-512", "1")])
+    )
+    wait_for("the verdict", lambda: service_status(world, "chat").get("phase") == "Failed")
+    adapter = served_adapter(world)
+    assert (adapter["reason"], adapter["loadedReplicas"]) == ("AdapterIncompatible", 0)
+    assert "its rank is 512" in adapter["message"]
 
 
 def test_a_deployment_of_somebody_else_is_a_conflict_that_is_left_alone(world: World) -> None:

@@ -150,6 +150,65 @@ def test_a_stolen_token_makes_nothing_else(attack: str, plural: str, build: Call
         dry_run(operator, plural, manifest)
 
 
+def a_list() -> Raw:
+    raw = an_inference_service("tone", "team-a", adapters=[{"name": "a", "source": "pvc://adapters/a"}])
+    raw["metadata"]["uid"] = "0" * 36
+    children = build_serving_children(InferenceService.model_validate(raw), Settings())
+    return copy.deepcopy(next(dict(child) for child in children if child["kind"] == "ConfigMap"))
+
+
+def test_the_operator_writes_lists_of_adapters_and_no_other_config_map(operator: Api) -> None:
+    dry_run(operator, "configmaps", a_list())
+    unowned, foreign = a_list(), a_list()
+    del unowned["metadata"]["ownerReferences"]
+    foreign["data"]["Corefile"] = "."
+    for manifest in (unowned, foreign):
+        with pytest.raises(ApiError, match="must belong to an InferenceService"):
+            dry_run(operator, "configmaps", manifest)
+
+
+def test_the_operator_takes_over_no_config_map_of_others(plane: ControlPlane, operator: Api) -> None:
+    theirs = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs", "namespace": "team-a"}}
+    Api(plane.admin).create("configmaps", theirs)
+    ours = a_list()
+    patch = {"metadata": {"ownerReferences": ours["metadata"]["ownerReferences"]}, "data": ours["data"]}
+    with pytest.raises(ApiError, match="must belong to an InferenceService"):
+        operator.patch("configmaps", "team-a", "theirs", patch)
+
+
+def a_pod(name: str, app: str) -> Raw:
+    labels = {"app.kubernetes.io/name": app}
+    spec = {"containers": [{"name": "c", "image": "example/none:1"}]}
+    metadata = {"name": name, "namespace": "team-a", "labels": labels, "annotations": {"kept": "yes"}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+NOTE = {"metadata": {"annotations": {"finetune.dev/adapter-list": "1"}}}
+POD_ATTACKS: dict[str, Raw] = {
+    "another image": {"spec": {"containers": [{"name": "c", "image": "evil.example/x:1"}]}},
+    "a label": {"metadata": {"labels": {"app": "payments"}}},
+    "another annotation": {"metadata": {"annotations": {"sidecar": "inject"}}},
+    "an annotation less": {"metadata": {"annotations": {"kept": None}}},
+    "a finalizer": {"metadata": {"finalizers": ["example.org/never"]}},
+}
+
+
+def test_the_operator_notes_the_list_on_servers_and_changes_nothing_else_of_pods(
+    plane: ControlPlane, operator: Api
+) -> None:
+    people = Api(plane.admin)
+    wait_for("the account", lambda: people.get("serviceaccounts", "team-a", "default"))
+    people.create("pods", a_pod("server", "finetune-inference"))
+    people.create("pods", a_pod("theirs", "payments"))
+    operator.patch("pods", "team-a", "server", NOTE)
+    operator.patch("pods", "team-a", "server", {"metadata": {"annotations": {"finetune.dev/adapter-list": "2"}}})
+    for attack in POD_ATTACKS.values():
+        with pytest.raises(ApiError, match="only the annotation"):
+            operator.patch("pods", "team-a", "server", attack)
+    with pytest.raises(ApiError, match="only the annotation"):
+        operator.patch("pods", "team-a", "theirs", NOTE)
+
+
 def test_other_people_are_not_held_to_the_operators_rules(plane: ControlPlane, operator: Api) -> None:
     manifest = a_training_job()
     del manifest["metadata"]["ownerReferences"]
@@ -158,7 +217,7 @@ def test_other_people_are_not_held_to_the_operators_rules(plane: ControlPlane, o
 
 def test_the_api_server_finds_no_fault_in_the_policies(plane: ControlPlane, installed: None) -> None:
     root = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
-    for suffix in ("operator-workloads", "secret-references", "dataset-secrets"):
+    for suffix in ("operator-workloads", "operator-objects", "secret-references", "dataset-secrets"):
 
         def checked(path: str = f"{root}/finetune-{suffix}") -> Raw:
             policy = plane.admin.get(path)

@@ -66,7 +66,7 @@ def pod_templates() -> list[tuple[str, dict[str, Any]]]:
     found = []
     for path in INPUTS:
         for manifest in build(*read(path)):
-            if "template" in manifest["spec"]:
+            if "template" in manifest.get("spec", {}):
                 found.append((f"{path.stem}-{manifest['kind']}", manifest["spec"]["template"]))
     return found
 

@@ -1,4 +1,7 @@
-"""An endpoint on loopback that speaks just enough of /v1/completions to be probed: one behaviour per namespace."""
+"""Servers on loopback that speak just enough HTTP to be probed: one behaviour per namespace or pod.
+
+Which adapters they have is what `listed` says, as if each read its list at every request.
+"""
 
 import json
 import threading
@@ -22,36 +25,70 @@ def scores(values: list[float]) -> Answer:
     return 200, {"choices": [{"logprobs": {"token_logprobs": [None, -5.0, *values]}}]}
 
 
+Adapters = list[dict[str, Any]]
+"""Entries of an AdapterList."""
+
+
 def serving(adapter: str, tuned: list[float] = TUNED, base: list[float] = BASE) -> Behaviour:
-    """Answers with `tuned` for the adapter's name and with `base` for any other."""
-    return lambda request: scores(tuned if request["model"] == adapter else base)
+    """Answers with `tuned` for the adapter, candidate or not, and with `base` for any other."""
+    return lambda request: scores(tuned if _stem(request) == adapter else base)
+
+
+def serving_versions(tuned: dict[str, list[float]]) -> Behaviour:
+    """Answers to each model name as said, and like the base model to any other."""
+    return lambda request: scores(tuned.get(request["model"], BASE))
 
 
 def refusing(adapter: str) -> Behaviour:
     """Knows the base model only."""
     error = {"error": {"message": f"The model `{adapter}` does not exist: rank 64 > 16", "code": "model_not_found"}}
-    return lambda request: (404, error) if request["model"] == adapter else scores(BASE)
+    return lambda request: (404, error) if _stem(request) == adapter else scores(BASE)
 
 
 def failing(status: int = 503) -> Behaviour:
     return lambda request: (status, {"error": {"message": "loading"}})
 
 
-class FakeEndpoint:
-    """Serves `{url}/{namespace}/v1/completions`."""
+def _stem(request: dict[str, Any]) -> str:
+    name: str = request["model"]
+    return name.partition("@")[0]
 
-    def __init__(self) -> None:
+
+class FakeEndpoint:
+    """Serves `{url}/{namespace}/{pod}/v1/completions`, `/v1/models` and `/readyz`."""
+
+    def __init__(self, listed: Callable[[str], Adapters] | None = None) -> None:
         self.behaviours: dict[str, Behaviour] = {}
+        """By namespace, or by NAMESPACE/POD where one pod differs."""
+        self.refused: dict[str, str] = {}
+        """Reasons by the path of the adapter that no server can load."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        """Scored sequences, by namespace."""
+        self.looks: list[str] = []
+        """Namespaces whose servers were asked what they serve."""
         endpoint = self
+        adapters_of = listed or (lambda namespace: [])
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                namespace = self.path.split("/")[1]
+                _, namespace, pod, *_ = self.path.split("/")
                 endpoint.requests.append((namespace, request))
                 behaviour = endpoint.behaviours.get(namespace, failing())
-                status, body = behaviour(request)
+                self._answer(*endpoint.behaviours.get(f"{namespace}/{pod}", behaviour)(request))
+
+            def do_GET(self) -> None:
+                _, namespace, _, route = self.path.split("/", 3)
+                adapters = adapters_of(namespace)
+                refused = {a["name"]: endpoint.refused[a["path"]] for a in adapters if a["path"] in endpoint.refused}
+                if route == "readyz":
+                    self._answer(200, {"status": "ready", "refusedAdapters": refused})
+                    return
+                endpoint.looks.append(namespace)
+                models = [{"id": a["name"], "digest": a.get("digest")} for a in adapters if a["name"] not in refused]
+                self._answer(200, {"data": models})
+
+            def _answer(self, status: int, body: dict[str, Any]) -> None:
                 text = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")

@@ -41,6 +41,9 @@ generation's configuration.
 """
 MAX_CONFIG_BYTES: Final = 200_000
 """Longest configuration that is put into the annotation: the API server caps all annotations together at 256 KiB."""
+ANNOTATION_ADAPTER_LIST: Final = f"{GROUP}/adapter-list"
+"""Pod annotation with the hash of the AdapterList that the pod should have: a changed pod is one whose volumes the kubelet
+refreshes at once, where a changed ConfigMap alone waits for its next round, up to a minute."""
 ANNOTATION_DESIRED_HASH: Final = f"{GROUP}/desired-hash"
 """Hash of the manifest as the operator built it: equal hash and no drift means there is nothing to apply."""
 
@@ -55,6 +58,10 @@ EVALUATION_MOUNT: Final = "/evaluation"
 """Mount point of the evaluation set's claim or ConfigMap (read-only)."""
 ADAPTERS_MOUNT: Final = "/adapters"
 """Mount point of the output claim: read-write in the trainer, read-only in the server."""
+ADAPTER_LIST_MOUNT: Final = "/etc/finetune-adapters"
+"""Mount point of the ConfigMap with the AdapterList in the server."""
+ADAPTER_LIST_FILE: Final = "adapters.json"
+"""Its only key."""
 SCRATCH_MOUNT: Final = "/scratch"
 """emptyDir of both pods: HOME, TMPDIR and caches. The root file system is read-only."""
 TERMINATION_LOG: Final = "/dev/termination-log"

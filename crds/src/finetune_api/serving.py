@@ -20,9 +20,20 @@ class ServedModel(SpecModel):
 class ServedAdapter(SpecModel):
     """One adapter."""
 
-    name: Annotated[str, Field(description="name that clients put into `model`.", min_length=1, max_length=63)]
+    name: Annotated[str, Field(description="name that clients put into `model`.", min_length=1, max_length=80)]
     path: Annotated[str, Field(description="path of the committed adapter folder.", min_length=1)]
     digest: Annotated[str | None, Field(description="digest that the adapter's manifest must have, if known.")] = None
+
+
+class AdapterList(SpecModel):
+    """Adapters that may change while the server runs: a file of its own, beside the ServingConfig."""
+
+    adapters: Annotated[
+        list[ServedAdapter],
+        Field(
+            description="adapters that are served beside those of the ServingConfig; of two with one name, these count."
+        ),
+    ] = Field(default_factory=list)
 
 
 class ServingConfig(SpecModel):

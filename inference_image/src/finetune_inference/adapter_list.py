@@ -9,25 +9,15 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from finetune_api.base import SpecModel
-from finetune_api.serving import ServedAdapter
+from finetune_api.serving import AdapterList, ServedAdapter
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 4 << 20
 """Longest list that is read: a ConfigMap has 1 MiB."""
-
-
-class AdapterList(SpecModel):
-    """Adapters that are served beside those of the ServingConfig; of two with one name, this one counts."""
-
-    adapters: Annotated[list[ServedAdapter], Field(description="adapters that are served.")] = Field(
-        default_factory=list
-    )
 
 
 class AdapterListError(ValueError):

@@ -8,7 +8,7 @@ after it, never in between. Knows neither HTTP nor tensors.
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -126,11 +126,16 @@ class Catalogue:
         """
         with self._changing:
             refused: dict[str, str] = {}
+            before = self._models
             names = {served.name for served in wanted}
             self._publish({name: m for name, m in self._models.items() if m.adapter is None or name in names})
             done: set[str] = {self._base.name}
             for served in wanted:
-                reason = f"the name {served.name!r} is already taken" if served.name in done else self._refresh(served)
+                reason = (
+                    f"the name {served.name!r} is already taken"
+                    if served.name in done
+                    else self._refresh(served, before)
+                )
                 done.add(served.name)
                 if reason:
                     refused[served.name] = reason
@@ -144,8 +149,8 @@ class Catalogue:
         """Whether there is a refused adapter whose folder looks different from when it was refused."""
         return any(_look(served) != look for served, look in list(self._tried.values()))
 
-    def _refresh(self, served: ServedAdapter) -> str | None:
-        """Load an adapter unless it is there already; the reason if it is refused."""
+    def _refresh(self, served: ServedAdapter, before: Mapping[str, ServedModel]) -> str | None:
+        """Load an adapter unless it is there already, or was `before` under another name; the reason if it is refused."""
         if self._asked.get(served.name) == served:
             self._tried.pop(served.name, None)
             return None
@@ -154,7 +159,7 @@ class Catalogue:
             look = _look(served)
             if self._tried.get(served.name) == (served, look):
                 return self.refused.get(served.name)
-            model = self._read(served)
+            model = _renamed(served, before) or self._read(served)
         except AdapterRefusedError as error:
             # Its reason is the whole story; a stack trace would only hide it.
             reason = str(error)
@@ -217,6 +222,16 @@ class Catalogue:
         except Exception as error:
             # Whatever a broken tokenizer file makes transformers raise, it concerns this adapter alone.
             raise AdapterRefusedError(f"{adapter.directory} has no usable tokenizer: {error}") from None
+
+
+def _renamed(served: ServedAdapter, before: Mapping[str, ServedModel]) -> ServedModel | None:
+    """The same version under its new name, if it is in memory: nothing needs to be read for that."""
+    for model in before.values():
+        if model.adapter is None or not model.in_memory or model.adapter.digest != served.digest:
+            continue
+        if model.root == served.path:
+            return replace(model, name=served.name, adapter=replace(model.adapter, name=served.name))
+    return None
 
 
 def _look(served: ServedAdapter) -> object:

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from finetune_api.constants import CONFIG_PATH, SERVER_PORT
+from finetune_api.constants import ADAPTER_LIST_FILE, ADAPTER_LIST_MOUNT, CONFIG_PATH, SERVER_PORT
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 
 CGROUP_V2_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -59,8 +59,8 @@ class Settings(BaseSettings):
         Field(
             description="File with a list of adapters that may change at any time (JSON, see `adapter_list`); need not exist."
         ),
-    ] = Path("/etc/finetune-adapters/adapters.json")
-    adapters_poll_seconds: Annotated[float, Field(description="Seconds between two looks at that file.", gt=0)] = 0.25
+    ] = Path(ADAPTER_LIST_MOUNT, ADAPTER_LIST_FILE)
+    adapters_poll_seconds: Annotated[float, Field(description="Seconds between two looks at that file.", gt=0)] = 0.1
     max_lora_rank: Annotated[int, Field(description="Highest rank of an adapter.", ge=1)] = 256
     adapter_memory_bytes: Annotated[
         int | None,

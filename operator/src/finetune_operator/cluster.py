@@ -55,6 +55,7 @@ PODS: Final = Resource("", "v1", "pods")
 DEPLOYMENTS: Final = Resource("apps", "v1", "deployments")
 SERVICES: Final = Resource("", "v1", "services")
 BUDGETS: Final = Resource("policy", "v1", "poddisruptionbudgets")
+CONFIG_MAPS: Final = Resource("", "v1", "configmaps")
 CLAIMS: Final = Resource("", "v1", "persistentvolumeclaims")
 EVENTS: Final = Resource("events.k8s.io", "v1", "events")
 
@@ -64,6 +65,7 @@ BY_KIND: Final[Mapping[str, Resource]] = {
     "Deployment": DEPLOYMENTS,
     "Service": SERVICES,
     "PodDisruptionBudget": BUDGETS,
+    "ConfigMap": CONFIG_MAPS,
     "PersistentVolumeClaim": CLAIMS,
 }
 """Where manifests go, by their kind. Knative and KServe have kinds of the same names; ours are the only ones made here."""
@@ -181,6 +183,18 @@ class Cluster:
         done = await self._request("patch status of", resource, namespace, name, body=body, may_miss=True)
         return done is not None
 
+    async def annotate(
+        self, resource: Resource, namespace: str, name: str, uid: str, annotations: Mapping[str, str]
+    ) -> None:
+        """Set annotations of this very object. One that is gone is fine."""
+        body = {"metadata": {"uid": uid, "annotations": dict(annotations)}}
+        try:
+            await self._request("annotate", resource, namespace, name, body=body, may_miss=True)
+        except ClusterError as error:
+            # Conflict: the name belongs to another object by now, so ours is gone.
+            if not error.is_conflict:
+                raise
+
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Delete this very object and, in the background, what it owns. One that is gone is fine."""
         body = {
@@ -258,6 +272,7 @@ _METHODS: Final = {
     "list": ("GET", "application/json"),
     "create": ("POST", "application/json"),
     "apply": ("PATCH", "application/apply-patch+yaml"),
+    "annotate": ("PATCH", "application/merge-patch+json"),
     "patch status of": ("PATCH", "application/merge-patch+json"),
     "delete": ("DELETE", "application/json"),
 }

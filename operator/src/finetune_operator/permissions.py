@@ -37,6 +37,8 @@ APPLICATION: Final = (
     Rule("batch", "jobs", ("get", "create", "delete"), "one Job per attempt; suspend and cancel delete it"),
     Rule("apps", "deployments", ("get", "create", "patch"), "server pods"),
     Rule("", "services", ("get", "create", "patch"), "the endpoint's address"),
+    Rule("", "configmaps", ("get", "create", "patch"), "the list of an endpoint's adapters"),
+    Rule("", "pods", ("patch",), "an annotation on server pods, so that they see a new list at once"),
     Rule("policy", "poddisruptionbudgets", ("get", "create", "patch", "delete"), "endpoints with several replicas"),
     Rule("", "persistentvolumeclaims", ("get", "create"), "missing claims are reported; the default one is made"),
     Rule("events.k8s.io", "events", ("create",), "what happened, for kubectl describe"),

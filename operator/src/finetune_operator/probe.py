@@ -1,11 +1,14 @@
-"""The proof that an endpoint answers with the tuned weights: its fingerprint, replayed over the public HTTP API.
+"""The proof that a server answers with the tuned weights: the adapter's fingerprint, replayed over the public HTTP API.
 
 OpenAI's legacy completions score a given text: `echo` returns the prompt's own log-probabilities and `max_tokens: 0`
-generates nothing. Any server that speaks them can be probed; nothing here knows which engine answers.
+generates nothing. Any server that speaks them can be probed; nothing here knows which engine answers. What is loaded is read
+from /v1/models, and why something is not from our own server's /readyz, where there is one.
 """
 
+import asyncio
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import aiohttp
@@ -18,6 +21,8 @@ Truth = Literal["True", "False", "Unknown"]
 
 MAX_ERROR_CHARACTERS = 300
 """Of a server's error message in ours."""
+MAX_REFUSAL_CHARACTERS = 600
+"""Of a server's reason for refusing an adapter."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,33 @@ class ProbeResult:
     verified: Truth
     reason: Reason
     message: str
+    loaded: bool = True
+    """The server has the version in memory."""
+    digest: str | None = None
+    """Digest of the version, as the server reports it."""
+
+    @property
+    def is_final(self) -> bool:
+        """Asking the same process again would show the same."""
+        return self.loaded and (self.verified != "Unknown" or self.reason == Reason.NO_FINGERPRINT)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server says it serves."""
+
+    digests: Mapping[str, str | None]
+    """By name, those in use; None where the server knows no digests."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why others are not, by name."""
+
+    def lacks(self, name: str, digest: str | None) -> bool:
+        """Whether it neither has this version under this name nor says why: its list may still be on the way."""
+        return not self.has(name, digest) and name not in self.refused
+
+    def has(self, name: str, digest: str | None) -> bool:
+        """Whether it has this version under this name. Without digests, a name has to do."""
+        return name in self.digests and (None in (digest, self.digests[name]) or self.digests[name] == digest)
 
 
 class _NoAnswerError(Exception):
@@ -44,18 +76,44 @@ RESULTS: dict[Verdict, tuple[Truth, Reason]] = {
 }
 
 
+async def ask_served(url: str, timeout_seconds: float) -> Served | None:
+    """What the server at `url` serves; None if it does not say. Never raises for what the server does."""
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_seconds)) as session:
+            models = await _get(session, f"{url}/v1/models")
+            state = await _get(session, f"{url}/readyz")
+        digests = {str(model["id"]): model.get("digest") for model in (models or {})["data"]}
+        refused = {str(name): str(reason) for name, reason in ((state or {}).get("refusedAdapters") or {}).items()}
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Served(digests, refused)
+
+
+async def _get(session: aiohttp.ClientSession, url: str) -> Any:
+    async with session.get(url) as response:
+        return await response.json(content_type=None) if response.status == 200 else None
+
+
+def not_loaded(served: Served | None, name: str) -> ProbeResult:
+    """The result for a server that does not have the version."""
+    if served is None:
+        return _result("Unknown", Reason.ENDPOINT_UNREACHABLE, "The server does not say what it serves.", loaded=False)
+    if name in served.refused:
+        reason = served.refused[name][:MAX_REFUSAL_CHARACTERS]
+        return _result("False", Reason.ADAPTER_INCOMPATIBLE, f"The server refused the adapter: {reason}", loaded=False)
+    return _result("Unknown", Reason.LOADING, "The server has not loaded the adapter yet.", loaded=False)
+
+
 async def probe_adapter(
     url: str, adapter: str, base: str, fingerprint: Fingerprint, timeout_seconds: float
 ) -> ProbeResult:
-    """Replay a fingerprint against the API at `url` (which ends in /v1). Never raises for what the endpoint does."""
+    """Replay a fingerprint against the server at `url`. Never raises for what the server does."""
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_seconds)) as session:
-            observed = [
-                Observation(
-                    tuned=await _score(session, url, adapter, probe), base=await _score(session, url, base, probe)
-                )
-                for probe in fingerprint.probes
-            ]
+            scores = [_score(session, url, model, probe) for probe in fingerprint.probes for model in (adapter, base)]
+            # At once: a server that works on several sequences in one step is done in the time of the longest.
+            found = await asyncio.gather(*scores)
+        observed = [Observation(tuned=t, base=b) for t, b in zip(found[::2], found[1::2], strict=True)]
         verdict, message = judge(fingerprint, observed)
     except _NoAnswerError as problem:
         return _result("Unknown", Reason.ENDPOINT_UNREACHABLE, str(problem))
@@ -71,7 +129,7 @@ async def _score(session: aiohttp.ClientSession, url: str, model: str, probe: Pr
     """Log-probabilities of the continuation tokens of one probe."""
     request = {"model": model, "prompt": probe.token_ids, "echo": True, "logprobs": 1, "max_tokens": 0}
     try:
-        async with session.post(f"{url}/completions", json=request) as response:
+        async with session.post(f"{url}/v1/completions", json=request) as response:
             if response.status >= 300:
                 raise _error(response.status, model, await response.text())
             answer = await response.json(content_type=None)
@@ -102,6 +160,6 @@ def _scored_tokens(answer: Any, probe: Probe) -> list[float]:
     return continuation
 
 
-def _result(verified: Truth, reason: Reason, message: str) -> ProbeResult:
+def _result(verified: Truth, reason: Reason, message: str, *, loaded: bool = True) -> ProbeResult:
     metrics.PROBE_VERDICTS.labels(reason.value).inc()
-    return ProbeResult(verified, reason, message)
+    return ProbeResult(verified, reason, message, loaded)

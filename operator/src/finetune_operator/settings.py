@@ -65,8 +65,8 @@ class Settings(BaseSettings):
 
     cluster_domain: str = "cluster.local"
     """DNS domain of the cluster, for the URL in status."""
-    service_url_template: str | None = None
-    """URL that the probe uses instead of the Service's, with {name} and {namespace}: for an operator outside the cluster."""
+    server_url_template: str | None = None
+    """URL of a server pod instead of its own address, with {pod} and {namespace}: for an operator outside the cluster."""
 
     resync_seconds: float = 15.0
     """Seconds between two LISTs of our kinds. A lost event is made good within this time."""

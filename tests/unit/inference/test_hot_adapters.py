@@ -113,6 +113,23 @@ def test_adapters_come_and_go_without_a_restart(
     wait_until(lambda: names(service) == ["base"])
 
 
+def test_a_version_gets_another_name_without_being_read_again(
+    hot: Callable[..., InferenceService], models: Path, listed: Path, tmp_path: Path
+) -> None:
+    service = hot()
+    folder = copied(models / "formal", tmp_path / "formal")
+    digest = commit(folder)
+    publish(listed, candidate=ServedAdapter(name="tone@1", path=str(folder), digest=digest))
+    wait_until(lambda: "tone@1" in names(service))
+    before = answer(service, "tone@1")
+    (folder / "adapter_model.safetensors").write_bytes(b"gone")
+    publish(listed, tone=ServedAdapter(name="tone", path=str(folder), digest=digest))
+    wait_until(lambda: "tone" in names(service))
+    assert names(service) == ["base", "tone"]
+    assert answer(service, "tone") == before
+    assert service.model("tone").adapter_name == "tone"
+
+
 def test_a_request_keeps_the_version_it_began_with(
     hot: Callable[..., InferenceService], server: Running, models: Path, listed: Path
 ) -> None:

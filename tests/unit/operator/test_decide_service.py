@@ -1,21 +1,36 @@
 """What happens next to an InferenceService, situation by situation."""
 
+import json
 from copy import deepcopy
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from operator_objects import CREATED, FINGERPRINT, NOW, SETTINGS, UID, a_pod, a_service, condition
 
+from finetune_api.constants import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
 from finetune_api.reasons import ConditionType, Reason
 from finetune_api.v1alpha1 import InferenceService, InferenceServiceStatus
 from finetune_operator.probe import ProbeResult
-from finetune_operator.reconcile.decide_service import REPAIR_SECONDS, ServiceObserved, ServicePlan, decide_service
-from finetune_operator.reconcile.views import ContainerEnd
-from finetune_operator.resources.serving import build_serving_children
+from finetune_operator.reconcile.decide_service import (
+    REFUSED_SECONDS,
+    REPAIR_SECONDS,
+    ServiceObserved,
+    ServicePlan,
+    decide_service,
+)
+from finetune_operator.reconcile.views import ContainerEnd, PodView
+from finetune_operator.resources.adapter_list import build_adapter_list, list_hash
+from finetune_operator.resources.serving import build_serving_children, encoded_config
 
 ADAPTER = {"name": "a", "source": "pvc://c/a", "digest": f"sha256:{'0' * 64}", "fingerprint": FINGERPRINT.to_dict()}
-MATCHED = {"a": ProbeResult("True", Reason.FINGERPRINT_MATCHED, "0.001")}
+NEWER = {**ADAPTER, "source": "pvc://c/newer", "digest": f"sha256:{'1' * 64}"}
+CANDIDATE = "a@" + "0" * 12
+MATCHED = ProbeResult("True", Reason.FINGERPRINT_MATCHED, "0.001")
+NO_EFFECT = ProbeResult("False", Reason.ADAPTER_HAS_NO_EFFECT, "like the base")
+SILENCE = ProbeResult("Unknown", Reason.ENDPOINT_UNREACHABLE, "no answer")
+REFUSED = ProbeResult("False", Reason.ADAPTER_INCOMPATIBLE, "no such folder", loaded=False)
 
 
 def live(service: InferenceService, ready: int = 0, **status: Any) -> dict[str, Any]:
@@ -28,9 +43,49 @@ def live(service: InferenceService, ready: int = 0, **status: Any) -> dict[str, 
     return {**children, "Deployment": {**deployment, "metadata": metadata, "status": counts}}
 
 
-def plan_for(service: InferenceService, objects: Any = None, verdicts: Any = None, **seen: Any) -> ServicePlan:
-    observed = ServiceObserved(live=objects or {}, **seen)
-    return decide_service(service, observed, verdicts or {}, NOW, SETTINGS)
+def servers(service: InferenceService, count: int = 1, **fields: Any) -> tuple[PodView, ...]:
+    """Ready server pods that have the current list."""
+    annotations = {
+        ANNOTATION_CONFIG: encoded_config(service),
+        ANNOTATION_ADAPTER_LIST: list_hash(build_adapter_list(service)),
+    }
+    values = {"is_ready": True, "annotations": annotations, "started_at": CREATED, "address": "10.0.0.1", **fields}
+    return tuple(PodView(name=f"s{number}", **values) for number in range(count))
+
+
+def plan_for(service: InferenceService, objects: Any = None, answers: Any = None, **seen: Any) -> ServicePlan:
+    """`objects` default to the children as applied with all replicas ready."""
+    if objects is None:
+        objects = live(service, ready=service.spec.replicas)
+        seen.setdefault("pods", servers(service, service.spec.replicas))
+    return decide_service(service, ServiceObserved(live=objects, **seen), answers or {}, NOW, SETTINGS)
+
+
+def answered(service: InferenceService, *results: ProbeResult, name: str = "a", **seen: Any) -> ServicePlan:
+    """The plan after each replica answered, in their order."""
+    answers = {(f"s{number}", 0, name): result for number, result in enumerate(results)}
+    return plan_for(service, answers=answers, **seen)
+
+
+def verified(*adapters: dict[str, Any], **spec: Any) -> InferenceService:
+    """A service whose adapters are proven on every replica, candidates first, and that is settled."""
+    service = a_service(adapters=[*adapters], **spec)
+    for _ in range(2):
+        plan = plan_for(service)
+        service = with_status(service, plan_for(service, answers={r.key: MATCHED for r in plan.probes}).status)
+    assert service.status.adapters_summary == f"{len(adapters)}/{len(adapters)}"
+    return service
+
+
+def changed(service: InferenceService, **spec: Any) -> InferenceService:
+    """The same object after its spec was edited."""
+    return a_service(**spec).model_copy(update={"status": service.status})
+
+
+def listed(service: InferenceService) -> dict[str, str]:
+    """Path by name of what servers are told to have."""
+    text = build_adapter_list(service)["data"]["adapters.json"]
+    return {entry["name"]: entry["path"] for entry in json.loads(text)["adapters"]}
 
 
 def with_status(service: InferenceService, status: InferenceServiceStatus) -> InferenceService:
@@ -39,8 +94,9 @@ def with_status(service: InferenceService, status: InferenceServiceStatus) -> In
 
 
 def test_missing_children_are_applied() -> None:
-    assert [m["kind"] for m in plan_for(a_service()).apply] == ["Deployment", "Service"]
-    assert [m["kind"] for m in plan_for(a_service(replicas=2)).apply] == [
+    assert [m["kind"] for m in plan_for(a_service(), {}).apply] == ["ConfigMap", "Deployment", "Service"]
+    assert [m["kind"] for m in plan_for(a_service(replicas=2), {}).apply] == [
+        "ConfigMap",
         "Deployment",
         "Service",
         "PodDisruptionBudget",
@@ -77,7 +133,7 @@ def test_a_new_spec_is_rolled_out_before_anything_is_said_about_it() -> None:
 def test_a_budget_that_is_not_needed_any_more_is_deleted() -> None:
     objects = live(a_service(replicas=2))
     plan = plan_for(a_service(), {**live(a_service()), "PodDisruptionBudget": objects["PodDisruptionBudget"]})
-    assert plan.delete_budget == objects["PodDisruptionBudget"]
+    assert plan.delete == (objects["PodDisruptionBudget"],)
 
 
 def test_a_rollout_under_way_is_reported_and_not_probed() -> None:
@@ -111,62 +167,179 @@ def test_a_pod_that_does_not_come_up_says_why(pod: Any, reason: str, words: str)
     assert words in plan.status.conditions[0].message
 
 
-def test_a_complete_rollout_is_probed_once_and_then_settled() -> None:
+def test_the_first_version_is_proven_under_another_name_then_under_its_own_and_then_left_alone() -> None:
     service = a_service(adapters=[ADAPTER])
-    objects = live(service, ready=1)
-    first = plan_for(service, objects)
-    assert ([a.name for a in first.probes], first.status.phase) == (["a"], "Verifying")
+    assert listed(service) == {CANDIDATE: "/adapters/a"}
+    first = plan_for(service)
+    assert ([r.key for r in first.probes], first.status.phase) == ([("s0", 0, CANDIDATE)], "Verifying")
     service = with_status(service, first.status)
-    judged = plan_for(service, objects, MATCHED)
+    proven = answered(service, MATCHED, name=CANDIDATE)
+    assert (proven.requeue_after, proven.status.adapters[0].verified) == (0.0, "Unknown")
+    service = with_status(service, proven.status)
+    assert listed(service) == {"a": "/adapters/a"}
+    assert [r.key for r in plan_for(service).probes] == [("s0", 0, "a")]
+    judged = answered(service, MATCHED)
     assert (judged.probes, judged.status.phase, judged.status.adapters_summary) == ((), "Ready", "1/1")
     assert condition(judged.status, ConditionType.ADAPTER_VERIFIED) == ("True", "FingerprintMatched")
     settled = with_status(service, judged.status)
-    again = decide_service(settled, ServiceObserved(live=objects), {}, NOW + timedelta(hours=1), SETTINGS)
-    assert again == ServicePlan(status=settled.status)
+    objects, pods = live(settled, ready=1), servers(settled)
+    again = decide_service(settled, ServiceObserved(objects, pods), {}, NOW + timedelta(hours=1), SETTINGS)
+    assert again == ServicePlan(status=settled.status, adapter_list=list_hash(build_adapter_list(settled)))
 
 
-def test_a_verdict_survives_a_restarted_pod_and_not_another_rollout() -> None:
+def test_another_list_is_applied_and_shown_to_running_pods_in_the_same_pass() -> None:
+    service = verified(ADAPTER)
+    edited = changed(service, adapters=[NEWER])
+    pods = servers(service, 2)
+    starting = PodView(name="new")
+    plan = plan_for(edited, live(service, ready=1), pods=(*pods, starting))
+    assert [child["kind"] for child in plan.apply] == ["ConfigMap"]
+    assert plan.refresh == pods
+    assert {r.name for r in plan.probes} == {"a@" + "1" * 12}
+    assert listed(edited) == {"a": "/adapters/a", "a@" + "1" * 12: "/adapters/newer"}
+
+
+def test_a_version_is_switched_to_once_every_replica_was_shown_to_answer_with_it() -> None:
+    service = changed(verified(ADAPTER, replicas=2), adapters=[NEWER], replicas=2)
+    candidate = "a@" + "1" * 12
+    one = answered(service, MATCHED, SILENCE, name=candidate)
+    assert one.status.adapters[0].served == service.status.adapters[0].served
+    assert (one.status.adapters[0].verified_replicas, one.status.adapters[0].reason) == (1, "EndpointUnreachable")
+    service = with_status(service, one.status)
+    assert [r.pod.name for r in plan_for(service).probes] == ["s1"]
+    both = plan_for(service)
+    assert both.status == service.status, "nothing new was learnt"
+    plan = plan_for(service, answers={("s1", 0, candidate): MATCHED})
+    served = plan.status.adapters[0].served
+    assert served is not None
+    assert (served.source, served.digest) == (NEWER["source"], NEWER["digest"])
+    assert [event.reason for event in plan.events] == ["AdapterSwitched"]
+    assert listed(with_status(service, plan.status)) == {"a": "/adapters/newer"}
+
+
+@pytest.mark.parametrize("answers", [(MATCHED, NO_EFFECT), (NO_EFFECT, SILENCE)])
+def test_a_version_that_one_replica_disproves_never_takes_the_old_ones_traffic(answers: Any) -> None:
+    service = changed(verified(ADAPTER, replicas=2), adapters=[NEWER], replicas=2)
+    plan = answered(service, *answers, name="a@" + "1" * 12)
+    assert condition(plan.status, ConditionType.ADAPTER_VERIFIED) == ("False", "AdapterHasNoEffect")
+    assert condition(plan.status, ConditionType.READY) == ("True", "EndpointReady")
+    assert "Clients still get version sha256:000000000000." in plan.status.adapters[0].message
+    assert [(event.reason, event.is_warning) for event in plan.events] == [("AdapterHasNoEffect", True)]
+    service = with_status(service, plan.status)
+    assert listed(service) == {"a": "/adapters/a"}, "what is disproven leaves the servers' memory"
+    settled = plan_for(service)
+    assert (settled.status, settled.probes, settled.requeue_after) == (service.status, (), None)
+    back = plan_for(changed(service, adapters=[ADAPTER], replicas=2))
+    assert {r.name for r in back.probes} == {"a"}, "the old version can be asked for again"
+
+
+def test_an_adapter_that_a_server_cannot_load_stays_listed_because_its_folder_may_come() -> None:
     service = a_service(adapters=[ADAPTER])
-    service = with_status(service, plan_for(service, live(service, ready=1), MATCHED).status)
-    restarted = plan_for(service, live(service, ready=0))
-    assert restarted.status.adapters == service.status.adapters
-    moved = a_service(adapters=[{**ADAPTER, "source": "pvc://c/b"}])
-    moved = moved.model_copy(update={"status": service.status})
-    assert plan_for(moved, live(moved, ready=1)).probes
+    plan = answered(service, REFUSED, name=CANDIDATE)
+    adapter = plan.status.adapters[0]
+    assert (adapter.verified, adapter.reason, adapter.loaded_replicas) == ("False", "AdapterIncompatible", 0)
+    service = with_status(service, plan.status)
+    assert listed(service) == {CANDIDATE: "/adapters/a"}
+    again = plan_for(service)
+    assert (len(again.probes), again.requeue_after) == (1, REFUSED_SECONDS)
+    assert again.status == service.status
+    assert answered(service, REFUSED, name=CANDIDATE).status == service.status
+    assert answered(service, MATCHED, name=CANDIDATE).status.adapters[0].served is not None
+
+
+def test_a_replica_that_is_added_or_restarted_is_asked_before_it_counts_and_nobody_else_is() -> None:
+    service = verified(ADAPTER)
+    objects = live(service, ready=1)
+    pods = (*servers(service, 1, restarts=1), *servers(service, 2)[1:])
+    plan = plan_for(service, objects, pods=pods)
+    assert [r.key for r in plan.probes] == [("s0", 1, "a"), ("s1", 0, "a")]
+    adapter = plan.status.adapters[0]
+    assert (adapter.verified, adapter.loaded_replicas, adapter.verified_replicas) == ("True", 0, 0)
+    service = with_status(service, plan.status)
+    answers = {("s0", 1, "a"): MATCHED, ("s1", 0, "a"): NO_EFFECT}
+    plan = plan_for(service, objects, answers, pods=pods)
+    adapter = plan.status.adapters[0]
+    assert (adapter.verified, adapter.loaded_replicas, adapter.verified_replicas) == ("False", 2, 1)
+    assert condition(plan.status, ConditionType.ADAPTER_VERIFIED) == ("False", "AdapterHasNoEffect")
+
+
+def test_answers_of_a_process_that_is_gone_prove_nothing() -> None:
+    service = a_service(adapters=[ADAPTER])
+    answers = {("s0", 0, CANDIDATE): MATCHED}
+    plan = plan_for(service, live(service, ready=1), answers, pods=servers(service, restarts=1))
+    assert plan.status.adapters[0].served is None
+
+
+def test_a_name_keeps_its_meaning_while_pods_of_another_base_model_are_left() -> None:
+    service = a_service(adapters=[ADAPTER])
+    old = PodView(name="old", is_ready=True, started_at=CREATED, annotations={ANNOTATION_CONFIG: "{}"})
+    answers = {("s0", 0, CANDIDATE): MATCHED}
+    pods = (*servers(service), old)
+    plan = plan_for(service, live(service, ready=1), answers, pods=pods)
+    assert (plan.status.adapters[0].verified, plan.status.adapters[0].served) == ("True", None)
+    service = with_status(service, plan.status)
+    assert plan_for(service).status.adapters[0].served is not None
+
+
+def test_a_verdict_is_about_the_version_and_the_base_model_and_not_about_the_number_of_replicas() -> None:
+    service = verified(ADAPTER)
+    grown = changed(service, adapters=[ADAPTER], replicas=2)
+    assert plan_for(grown).status.adapters[0].verified == "True"
+    other = changed(service, adapters=[ADAPTER], model={"source": "pvc://models/other"})
+    assert plan_for(other).status.adapters[0].verified == "Unknown"
+
+
+def test_an_adapter_without_a_digest_is_pinned_to_the_one_that_was_proven() -> None:
+    adapter = {key: value for key, value in ADAPTER.items() if key != "digest"}
+    service = a_service(adapters=[adapter])
+    name = plan_for(service).probes[0].name
+    plan = answered(service, replace(MATCHED, digest="sha256:ab"), name=name)
+    served = plan.status.adapters[0].served
+    assert served is not None
+    assert served.digest == "sha256:ab"
+    assert plan_for(with_status(service, plan.status)).probes[0].digest == "sha256:ab"
+
+
+def test_a_removed_adapter_is_neither_listed_nor_reported() -> None:
+    service = changed(verified(ADAPTER, {**ADAPTER, "name": "b"}), adapters=[ADAPTER])
+    plan = plan_for(service)
+    assert ([a.name for a in plan.status.adapters], list(listed(service))) == (["a"], ["a"])
 
 
 def test_an_endpoint_that_does_not_answer_is_asked_again_without_writing_each_time() -> None:
     service = a_service(adapters=[ADAPTER])
-    objects = live(service, ready=1)
-    silence = {"a": ProbeResult("Unknown", Reason.ENDPOINT_UNREACHABLE, "no answer")}
-    plan = plan_for(service, objects, silence)
+    plan = answered(service, SILENCE, name=CANDIDATE)
     assert plan.requeue_after == SETTINGS.probe_retry_seconds
     service = with_status(service, plan.status)
-    again = plan_for(service, objects)
+    again = plan_for(service)
     assert again.status == service.status
-    assert [a.name for a in again.probes] == ["a"]
-    assert plan_for(service, objects, silence).status == service.status
+    assert [r.name for r in again.probes] == [CANDIDATE]
+    assert answered(service, SILENCE, name=CANDIDATE).status == service.status
 
 
 def test_one_adapter_without_effect_is_the_truth_about_all() -> None:
-    other = {**ADAPTER, "name": "b"}
-    service = a_service(adapters=[ADAPTER, other])
-    verdicts = {**MATCHED, "b": ProbeResult("False", Reason.ADAPTER_HAS_NO_EFFECT, "like the base")}
-    plan = plan_for(service, live(service, ready=1), verdicts)
+    service = verified(ADAPTER, {**ADAPTER, "name": "b"})
+    service = changed(service, adapters=[ADAPTER, {**NEWER, "name": "b"}])
+    plan = answered(service, NO_EFFECT, name="b@" + "1" * 12)
     assert (plan.status.phase, plan.status.adapters_summary) == ("Failed", "1/2")
     assert condition(plan.status, ConditionType.ADAPTER_VERIFIED) == ("False", "AdapterHasNoEffect")
 
 
-def test_an_adapter_without_a_fingerprint_is_never_verified() -> None:
+def test_an_adapter_without_a_fingerprint_is_served_once_it_is_loaded_and_never_verified() -> None:
     service = a_service(adapters=[{"name": "a", "source": "pvc://c/a"}])
-    plan = plan_for(service, live(service, ready=1))
-    assert (plan.probes, plan.status.phase) == ((), "Ready")
+    loaded = ProbeResult("Unknown", Reason.NO_FINGERPRINT, "none")
+    for _ in range(2):
+        plan = plan_for(service)
+        assert (plan.status.phase, len(plan.probes)) == ("Verifying", 1)
+        service = with_status(service, plan_for(service, answers={plan.probes[0].key: loaded}).status)
+    plan = plan_for(service)
+    assert (plan.probes, plan.status.phase, plan.status) == ((), "Ready", service.status)
     assert condition(plan.status, ConditionType.ADAPTER_VERIFIED) == ("Unknown", "NoFingerprint")
 
 
 def test_the_old_rollout_answers_while_the_new_one_starts() -> None:
     service = a_service(replicas=2)
-    service = with_status(service, plan_for(service, live(service, ready=2)).status)
+    service = with_status(service, plan_for(service).status)
     plan = plan_for(service, live(service, ready=2, replicas=3, updatedReplicas=1))
     assert condition(plan.status, ConditionType.READY) == ("True", "EndpointReady")
     assert condition(plan.status, ConditionType.PROGRESSING) == ("True", "RollingOut")
@@ -188,7 +361,7 @@ def test_what_belongs_to_somebody_else_is_left_alone(owner: Any, reason: str | N
     foreign = {"uid": "other", "controller": True, "kind": "Rollout", "name": "x", **owner}
     metadata = {**objects["Service"]["metadata"], "ownerReferences": [foreign]}
     plan = plan_for(service, {**objects, "Service": {**objects["Service"], "metadata": metadata}})
-    assert (plan.apply, plan.delete_budget) == ((), None)
+    assert (plan.apply, plan.delete) == ((), ())
     if reason is None:
         assert (plan.status, plan.requeue_after) == (service.status, 2.0)
     else:
@@ -199,5 +372,5 @@ def test_a_service_that_is_being_deleted_is_left_to_the_garbage_collector() -> N
     service = a_service()
     metadata = service.metadata.model_copy(update={"deletion_timestamp": CREATED})
     service = service.model_copy(update={"metadata": metadata})
-    assert plan_for(service) == ServicePlan(status=service.status)
+    assert plan_for(service, {}) == ServicePlan(status=service.status)
     assert service.metadata.uid == UID

@@ -10,7 +10,7 @@ from operator_objects import NOW, SETTINGS, a_service
 from finetune_operator.reconcile.plan import EventDraft
 from finetune_operator.reconcile.reporting import build_event, merge_patch
 from finetune_operator.resources.drift import covers, has_drifted
-from finetune_operator.resources.serving import build_serving_children, rollout_hash
+from finetune_operator.resources.serving import build_serving_children
 
 
 @pytest.mark.parametrize(
@@ -51,22 +51,22 @@ def test_only_what_was_asked_for_counts(live: Any, desired: Any, same: bool) -> 
 
 
 def test_a_child_is_applied_again_when_it_or_its_intention_changed() -> None:
-    desired = build_serving_children(a_service(), SETTINGS)[0]
+    desired = build_serving_children(a_service(), SETTINGS)[1]
     assert not has_drifted(desired, desired)
     edited = {**desired, "spec": {**desired["spec"], "replicas": 7}}
     assert has_drifted(desired, edited)
     relabelled = {**desired, "metadata": {**desired["metadata"], "labels": {}}}
     assert has_drifted(desired, relabelled)
-    other = build_serving_children(a_service(replicas=2), SETTINGS)[0]
+    other = build_serving_children(a_service(replicas=2), SETTINGS)[1]
     assert has_drifted(other, desired)
 
 
-def test_a_verdict_is_about_the_pods_and_the_adapter_and_not_about_their_number() -> None:
-    adapters = [{"name": "a", "source": "pvc://c/a"}]
-    one, two = a_service(adapters=adapters), a_service(adapters=adapters, replicas=3)
-    other = a_service(adapters=[{"name": "a", "source": "pvc://c/b"}])
-    hashes = [rollout_hash(build_serving_children(s, SETTINGS)[0], s.spec.adapters[0]) for s in (one, two, other)]
-    assert hashes[0] == hashes[1] != hashes[2]
+def test_an_adapter_changes_the_list_and_no_pod_template() -> None:
+    one, other = (
+        build_serving_children(a_service(adapters=adapters, adapterClaim="c"), SETTINGS)
+        for adapters in ([], [{"name": "a", "source": "pvc://c/a"}])
+    )
+    assert [child["kind"] for child, was in zip(other, one, strict=True) if has_drifted(child, was)] == ["ConfigMap"]
 
 
 JSON = st.recursive(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from fake_endpoint import BASE, FINGERPRINT, TUNED, Behaviour, FakeEndpoint, failing, refusing, serving
 
-from finetune_operator.probe import ProbeResult, probe_adapter
+from finetune_operator.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def endpoint() -> Iterator[FakeEndpoint]:
 
 def probe(endpoint: FakeEndpoint, behaviour: Behaviour, timeout: float = 5) -> ProbeResult:
     endpoint.behaviours["ml"] = behaviour
-    return asyncio.run(probe_adapter(f"{endpoint.url}/ml/v1", "tone", "tiny", FINGERPRINT, timeout))
+    return asyncio.run(probe_adapter(f"{endpoint.url}/ml/pod", "tone", "tiny", FINGERPRINT, timeout))
 
 
 def answering(body: object) -> Behaviour:
@@ -60,7 +60,7 @@ def test_what_the_endpoint_answers_is_judged(
 def test_the_probe_scores_and_generates_nothing(endpoint: FakeEndpoint) -> None:
     endpoint.requests.clear()
     probe(endpoint, serving("tone"))
-    tuned, base = (request for _, request in endpoint.requests)
+    tuned, base = sorted((request for _, request in endpoint.requests), key=lambda request: request["model"] == "tiny")
     assert tuned == {
         "model": "tone",
         "prompt": FINGERPRINT.probes[0].token_ids,
@@ -72,7 +72,7 @@ def test_the_probe_scores_and_generates_nothing(endpoint: FakeEndpoint) -> None:
 
 
 def test_nobody_listening_is_no_verdict() -> None:
-    result = asyncio.run(probe_adapter("http://127.0.0.1:9/v1", "tone", "tiny", FINGERPRINT, 5))
+    result = asyncio.run(probe_adapter("http://127.0.0.1:9", "tone", "tiny", FINGERPRINT, 5))
     assert (result.verified, result.reason) == ("Unknown", "EndpointUnreachable")
 
 
@@ -85,3 +85,34 @@ def test_a_silent_endpoint_costs_the_timeout_and_no_verdict(endpoint: FakeEndpoi
     result = probe(endpoint, slow, timeout=0.2)
     assert result.verified == "Unknown"
     assert time.monotonic() - started < 0.9
+
+
+def test_a_server_says_what_it_has_loaded_and_what_it_refused() -> None:
+    listed = [{"name": "tone", "path": "/a", "digest": "sha256:1"}, {"name": "bad", "path": "/b"}]
+    with FakeEndpoint(lambda namespace: listed) as endpoint:
+        endpoint.refused["/b"] = "its digest differs"
+        served = asyncio.run(ask_served(f"{endpoint.url}/ml/pod", 5))
+    assert served is not None
+    assert served.has("tone", "sha256:1")
+    assert not served.has("tone", "sha256:2")
+    assert served.lacks("tone", "sha256:2")
+    assert not served.lacks("bad", None)
+    refused = not_loaded(served, "bad")
+    assert (refused.verified, refused.reason, refused.loaded) == ("False", "AdapterIncompatible", False)
+    assert "its digest differs" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("served", "verified", "reason"), [(None, "Unknown", "EndpointUnreachable"), (Served({}), "Unknown", "Loading")]
+)
+def test_an_adapter_that_is_not_there_yet_is_no_verdict(served: Served | None, verified: str, reason: str) -> None:
+    result = not_loaded(served, "tone")
+    assert (result.verified, result.reason, result.is_final) == (verified, reason, False)
+
+
+def test_a_server_without_digests_is_taken_by_its_names() -> None:
+    assert Served({"tone": None}).has("tone", "sha256:1")
+
+
+def test_nobody_listening_serves_nothing() -> None:
+    assert asyncio.run(ask_served("http://127.0.0.1:9", 5)) is None

@@ -33,7 +33,9 @@ from finetune_api.v1alpha1.inference_service import (
     InferenceService,
     InferenceServiceSpec,
     InferenceServiceStatus,
+    ReplicaVerdict,
     ServedAdapterStatus,
+    ServedVersion,
 )
 
 __all__ = [
@@ -62,8 +64,10 @@ __all__ = [
     "OwnerReference",
     "Policy",
     "ProgressStatus",
+    "ReplicaVerdict",
     "Resources",
     "Serve",
     "ServedAdapterStatus",
+    "ServedVersion",
     "ServingStatus",
 ]

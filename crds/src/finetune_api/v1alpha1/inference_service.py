@@ -56,7 +56,12 @@ class InferenceServiceSpec(SpecModel):
                     "rule": "!has(self.adapters) || self.adapters.all(a, self.adapters.all(b, "
                     "a.source.split('/')[2] == b.source.split('/')[2]))",
                     "message": "all adapters must be on the same claim",
-                }
+                },
+                {
+                    "rule": "!has(self.adapterClaim) || !has(self.adapters) || "
+                    "self.adapters.all(a, a.source.split('/')[2] == self.adapterClaim)",
+                    "message": "all adapters must be on adapterClaim",
+                },
             ]
         }
     )
@@ -70,6 +75,16 @@ class InferenceServiceSpec(SpecModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         ),
     ] = Field(default_factory=list)
+    adapter_claim: Annotated[
+        str | None,
+        Field(
+            description="adapterClaim is the claim that all adapters are on, mounted from the start: with it the first "
+            "adapter needs no new pod. Unset means the claim of the adapters listed, and none while there are none.",
+            min_length=1,
+            max_length=63,
+            pattern=DNS_LABEL_PATTERN,
+        ),
+    ] = None
     replicas: Annotated[int, Field(description="replicas is the number of server pods.", ge=0, le=64)] = 1
     resources: Annotated[Resources, Field(description="resources of each server pod.")] = Field(
         default_factory=Resources
@@ -90,14 +105,63 @@ class InferenceServiceSpec(SpecModel):
             raise ValueError(
                 f"adapters are on claims {', '.join(sorted(claims))}; all adapters must be on the same claim"
             )
+        if self.adapter_claim is not None and claims - {self.adapter_claim}:
+            raise ValueError(
+                f"adapters are on claim {claims.pop()} and adapterClaim is {self.adapter_claim}; name one claim in both"
+            )
         return self
+
+
+class ServedVersion(StatusModel):
+    """A version of an adapter."""
+
+    source: Annotated[str, Field(description="source of the version: pvc://CLAIM/PATH.")]
+    digest: Annotated[str | None, Field(description="digest of the version; it never changes while it is served.")] = (
+        None
+    )
+
+
+class ReplicaVerdict(StatusModel):
+    """What one server pod was shown to do with an adapter."""
+
+    pod: Annotated[str, Field(description="pod that was asked, by its own address.")]
+    restarts: Annotated[
+        int, Field(description="restarts of its server at that time; after another one it is asked anew.")
+    ]
+    loaded: Annotated[bool, Field(description="loaded says whether it has the version in memory.")]
+    verified: Annotated[
+        Literal["True", "False", "Unknown"],
+        Field(description="verified says whether it was shown to answer with the tuned weights."),
+    ]
+    reason: Annotated[str, Field(description="reason for verified, from the glossary.")]
 
 
 class ServedAdapterStatus(StatusModel):
     """What is known about one adapter at the endpoint."""
 
     name: Annotated[str, Field(description="name of the adapter.")]
-    digest: Annotated[str | None, Field(description="digest that spec.adapters asked for.")] = None
+    digest: Annotated[
+        str | None,
+        Field(
+            description="digest of the version that spec.adapters asks for; where it gives none, as the servers report it."
+        ),
+    ] = None
+    served: Annotated[
+        ServedVersion | None,
+        Field(
+            description="served is the version that clients get by this name; it differs from what spec.adapters asks for "
+            "until that is verified on every replica, and is unset while there is none."
+        ),
+    ] = None
+    desired_replicas: Annotated[
+        int, Field(description="desiredReplicas is how many server pods there should be.", ge=0)
+    ] = 0
+    loaded_replicas: Annotated[
+        int, Field(description="loadedReplicas is how many ready server pods have the version in memory.", ge=0)
+    ] = 0
+    verified_replicas: Annotated[
+        int, Field(description="verifiedReplicas is how many of them were shown to answer with it.", ge=0)
+    ] = 0
     verified: Annotated[
         Literal["True", "False", "Unknown"],
         Field(description="verified says whether the endpoint was shown to answer with the tuned weights."),
@@ -106,8 +170,17 @@ class ServedAdapterStatus(StatusModel):
     message: Annotated[str, Field(description="message with the measured distances.", max_length=1024)] = ""
     probed_hash: Annotated[
         str | None,
-        Field(description="probedHash identifies the rollout and adapter that the verdict belongs to."),
+        Field(
+            description="probedHash identifies what the verdicts are about: base model, version, and the name asked for."
+        ),
     ] = None
+    replicas: Annotated[
+        list[ReplicaVerdict],
+        Field(
+            description="replicas that were asked; one that is added or restarted is asked before it counts.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["pod"]},
+        ),
+    ] = Field(default_factory=list)
 
 
 class InferenceServiceStatus(StatusModel):

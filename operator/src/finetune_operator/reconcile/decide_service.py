@@ -5,35 +5,37 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
+from finetune_api.constants import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
 from finetune_api.reasons import ConditionType, Phase, Reason
-from finetune_api.v1alpha1 import (
-    AdapterReference,
-    InferenceService,
-    InferenceServiceStatus,
-    ServedAdapterStatus,
+from finetune_api.v1alpha1 import InferenceService, InferenceServiceStatus, ServedAdapterStatus
+from finetune_operator.reconcile.adapter_verdicts import (
+    PENDING,
+    SHOWN_DIGEST,
+    Answers,
+    ProbeRequest,
+    Replicas,
+    judge_adapter,
+    probe_requests,
 )
-from finetune_operator.errors import StalledError
-from finetune_operator.probe import ProbeResult
-from finetune_operator.reconcile.conditions import Truth, find_condition, is_true, set_condition
+from finetune_operator.reconcile.conditions import Truth, is_true, set_condition
 from finetune_operator.reconcile.plan import EventDraft
 from finetune_operator.reconcile.rollout import Rollout, observe_rollout
 from finetune_operator.reconcile.views import PodView
 from finetune_operator.resources import Manifest
+from finetune_operator.resources.adapter_list import list_hash
 from finetune_operator.resources.drift import has_drifted, is_outdated
-from finetune_operator.resources.serving import (
-    build_serving_children,
-    model_name,
-    needs_budget,
-    rollout_hash,
-    service_url,
-)
+from finetune_operator.resources.serving import build_serving_children, encoded_config, model_name, service_url
 from finetune_operator.settings import Settings
 
 PREDECESSOR_SECONDS: Final = 2.0
 """How often to look whether the garbage collector has removed the children of a deleted namesake."""
 REPAIR_SECONDS: Final = 10.0
 """How often to look at children that somebody else edits."""
+REFUSED_SECONDS: Final = 30.0
+"""How often to ask a server again that could not load an adapter: its folder may have come meanwhile."""
 READY_PHASE: Final = "Ready"
+LIST_KIND: Final = "ConfigMap"
+"""The kind of the child that changes without any other."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ServiceObserved:
     live: Mapping[str, Manifest] = field(default_factory=dict)
     """Objects of the children's names by kind, whoever owns them."""
     pods: tuple[PodView, ...] = ()
-    """Server pods; read only while a rollout is under way."""
+    """Server pods."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,14 @@ class ServicePlan:
 
     status: InferenceServiceStatus
     apply: tuple[Manifest, ...] = ()
-    delete_budget: Manifest | None = None
-    probes: tuple[AdapterReference, ...] = ()
-    """Adapters to probe once the status is written; then decide again with the results."""
+    delete: tuple[Manifest, ...] = ()
+    """Children that are not asked for any more."""
+    refresh: tuple[PodView, ...] = ()
+    """Pods to be given `adapter_list` as an annotation after that, so that they see the new list at once."""
+    adapter_list: str = ""
+    """Hash of the list of adapters."""
+    probes: tuple[ProbeRequest, ...] = ()
+    """What to ask pods once the status is written; then decide again with the answers."""
     events: tuple[EventDraft, ...] = ()
     requeue_after: float | None = None
 
@@ -62,53 +69,58 @@ class ServicePlan:
 def decide_service(
     service: InferenceService,
     seen: ServiceObserved,
-    verdicts: Mapping[str, ProbeResult],
+    answers: Answers,
     now: datetime,
     settings: Settings,
 ) -> ServicePlan:
     """The next plan. Never raises; the same input gives the same plan."""
     if service.metadata.deletion_timestamp is not None:
         return ServicePlan(status=service.status)
-    try:
-        children = build_serving_children(service, settings)
-    except StalledError as problem:
-        return stalled(service, now, problem.reason, problem.message)
+    children = build_serving_children(service, settings)
     for child in children:
         live = seen.live.get(child["kind"])
         if live is not None and not _is_owned(live, service):
             return _decide_foreign(service, live, now)
     apply = tuple(c for c in children if c["kind"] not in seen.live or has_drifted(c, seen.live[c["kind"]]))
-    budget = seen.live.get("PodDisruptionBudget")
-    is_surplus = budget is not None and not needs_budget(service) and _is_owned(budget, service)
-    is_new = any(c["kind"] not in seen.live or is_outdated(c, seen.live[c["kind"]]) for c in apply)
-    if is_new or is_surplus:
-        return ServicePlan(status=service.status, apply=apply, delete_budget=budget if is_surplus else None)
-    report = _report(service, children[0], seen, verdicts, now, settings)
-    if apply:
+    wanted = {child["kind"] for child in children}
+    surplus = tuple(o for kind, o in seen.live.items() if kind not in wanted and _is_owned(o, service))
+    if surplus or any(c["kind"] != LIST_KIND and _is_new(c, seen) for c in apply):
+        return ServicePlan(status=service.status, apply=apply, delete=surplus)
+    adapter_list = next(list_hash(child) for child in children if child["kind"] == LIST_KIND)
+    report = replace(
+        _report(service, seen, answers, now, settings),
+        apply=apply,
+        refresh=tuple(pod for pod in seen.pods if _is_stale(pod, adapter_list)),
+        adapter_list=adapter_list,
+    )
+    if any(not _is_new(child, seen) for child in apply):
         # Whoever edited our children may do so again and again; the status stays true meanwhile.
-        return replace(report, apply=apply, probes=(), requeue_after=REPAIR_SECONDS)
+        return replace(report, probes=(), requeue_after=REPAIR_SECONDS)
     return report
 
 
+def _is_new(child: Manifest, seen: ServiceObserved) -> bool:
+    """Whether the spec, or what was proven, asks for something that is not there."""
+    return child["kind"] not in seen.live or is_outdated(child, seen.live[child["kind"]])
+
+
+def _is_stale(pod: PodView, adapter_list: str) -> bool:
+    """Whether a server runs that was not told of the current list. One that starts finds it."""
+    is_running = pod.started_at is not None and pod.end is None and not pod.is_deleting and not pod.is_finished
+    return is_running and pod.annotations.get(ANNOTATION_ADAPTER_LIST) != adapter_list
+
+
 def _report(
-    service: InferenceService,
-    deployment: Manifest,
-    seen: ServiceObserved,
-    verdicts: Mapping[str, ProbeResult],
-    now: datetime,
-    settings: Settings,
+    service: InferenceService, seen: ServiceObserved, answers: Answers, now: datetime, settings: Settings
 ) -> ServicePlan:
     rollout = observe_rollout(service, seen.live["Deployment"], seen.pods)
-    adapters = [
-        _adapter_status(service, adapter, rollout_hash(deployment, adapter), rollout, verdicts.get(adapter.name))
-        for adapter in service.spec.adapters
-    ]
-    conditions = _conditions(service, rollout, adapters, now)
+    replicas = _replicas(service, rollout, seen.pods)
+    adapters = [judge_adapter(service, adapter, replicas, answers) for adapter in service.spec.adapters]
     verified = sum(a.verified == "True" for a in adapters)
     status = InferenceServiceStatus(
         observed_generation=service.metadata.generation,
         phase=_phase(rollout, adapters),
-        conditions=conditions,
+        conditions=_conditions(service, rollout, adapters, now),
         url=service_url(service, settings),
         model_name=model_name(service),
         replicas=rollout.replicas,
@@ -116,44 +128,44 @@ def _report(
         adapters=adapters,
         adapters_summary=f"{verified}/{len(adapters)}" if adapters else None,
     )
-    to_probe = {a.name for a in adapters if a.reason in (Reason.VERIFYING, Reason.ENDPOINT_UNREACHABLE)}
-    is_fresh = not verdicts and bool(to_probe)
     return ServicePlan(
         status=_stamped(service.status, status, now),
-        probes=tuple(a for a in service.spec.adapters if a.name in to_probe) if is_fresh else (),
         events=_events(service.status, status),
-        requeue_after=settings.probe_retry_seconds if to_probe else None,
+        **_next_look(service, replicas, adapters, settings, has_answers=bool(answers)),
     )
 
 
-def _adapter_status(
+def _replicas(service: InferenceService, rollout: Rollout, pods: tuple[PodView, ...]) -> Replicas:
+    ready = tuple(pod for pod in pods if pod.is_ready and not pod.is_deleting)
+    config = encoded_config(service)
+    current = tuple(pod for pod in ready if pod.annotations.get(ANNOTATION_CONFIG) == config)
+    return Replicas(desired=rollout.desired, ready=current, has_others=len(current) < len(ready))
+
+
+def _next_look(
     service: InferenceService,
-    adapter: AdapterReference,
-    probed_hash: str,
-    rollout: Rollout,
-    result: ProbeResult | None,
-) -> ServedAdapterStatus:
-    """What is known about one adapter at the current rollout."""
-    old = next((a for a in service.status.adapters if a.name == adapter.name), None)
-    base: dict[str, Any] = {"name": adapter.name, "digest": adapter.digest}
-    if adapter.fingerprint is None:
-        message = "The adapter was given without a fingerprint."
-        return ServedAdapterStatus(**base, verified="Unknown", reason=Reason.NO_FINGERPRINT, message=message)
-    if old is not None and old.probed_hash == probed_hash and old.digest == adapter.digest:
-        # Judged already; a restarted or added pod of the same rollout serves the same weights.
-        return old
-    if not rollout.is_complete:
-        message = "The fingerprint is replayed when the rollout is complete."
-        return ServedAdapterStatus(**base, verified="Unknown", reason=Reason.ROLLING_OUT, message=message)
-    if result is None:
-        if old is not None and old.reason == Reason.ENDPOINT_UNREACHABLE and old.digest == adapter.digest:
-            return old
-        return ServedAdapterStatus(**base, verified="Unknown", reason=Reason.VERIFYING)
-    message = result.message[:1024]
-    done = probed_hash if result.verified != "Unknown" else None
-    return ServedAdapterStatus(
-        **base, verified=result.verified, reason=result.reason, message=message, probed_hash=done
-    )
+    replicas: Replicas,
+    adapters: list[ServedAdapterStatus],
+    settings: Settings,
+    *,
+    has_answers: bool,
+) -> dict[str, Any]:
+    """Whom to ask next, and when to look again."""
+    before = {a.name: a.served for a in service.status.adapters}
+    if any(a.served != before.get(a.name) for a in adapters):
+        # The new list follows once the status says which version was chosen.
+        return {"requeue_after": 0.0}
+    requests = [
+        request
+        for adapter, status in zip(service.spec.adapters, adapters, strict=True)
+        for request in probe_requests(service, adapter, status, replicas)
+    ]
+    if not requests:
+        return {}
+    known = {(a.name, verdict.pod, verdict.restarts) for a in adapters for verdict in a.replicas}
+    is_refused = all((r.adapter.name, r.pod.name, r.pod.restarts) in known for r in requests)
+    wait = REFUSED_SECONDS if is_refused else settings.probe_retry_seconds
+    return {"probes": () if has_answers else tuple(requests), "requeue_after": wait}
 
 
 def _conditions(
@@ -196,17 +208,24 @@ def _phase(rollout: Rollout, adapters: list[ServedAdapterStatus]) -> str:
         return Phase.FAILED
     if not rollout.is_answering:
         return Phase.DEPLOYING
-    pending = (Reason.VERIFYING, Reason.ENDPOINT_UNREACHABLE, Reason.ROLLING_OUT)
-    return Phase.VERIFYING if any(a.reason in pending for a in adapters) else READY_PHASE
+    return Phase.VERIFYING if any(a.reason in PENDING for a in adapters) else READY_PHASE
 
 
 def _events(old: InferenceServiceStatus, new: InferenceServiceStatus) -> tuple[EventDraft, ...]:
     events = []
     if is_true(new.conditions, ConditionType.READY) and not is_true(old.conditions, ConditionType.READY):
         events.append(EventDraft(Reason.ENDPOINT_READY, f"The endpoint answers at {new.url}."))
-    verdict, before = (find_condition(s.conditions, ConditionType.ADAPTER_VERIFIED) for s in (new, old))
-    if verdict is not None and verdict.status != "Unknown" and (before is None or before.status != verdict.status):
-        events.append(EventDraft(verdict.reason, verdict.message, is_warning=verdict.status == "False"))
+    known = {adapter.name: adapter for adapter in old.adapters}
+    for adapter in new.adapters:
+        before = known.get(adapter.name)
+        if adapter.verified != "Unknown" and (
+            before is None or (before.verified, before.probed_hash) != (adapter.verified, adapter.probed_hash)
+        ):
+            message = f"Adapter {adapter.name}: {adapter.message}"
+            events.append(EventDraft(adapter.reason, message, is_warning=adapter.verified == "False"))
+        if before is not None and before.served is not None and adapter.served != before.served and adapter.served:
+            version = (adapter.served.digest or adapter.served.source)[:SHOWN_DIGEST]
+            events.append(EventDraft(Reason.ADAPTER_SWITCHED, f"Clients get version {version} of {adapter.name}."))
     return tuple(events)
 
 

@@ -129,7 +129,7 @@ def _judge(draft: Draft, service: InferenceService, serve: Serve, adapter: Adapt
     if verdict is not None and verdict.verified == "False":
         draft.fail(known_reason(verdict.reason), verdict.message)
         return draft.plan()
-    if is_ready and adapter.fingerprint is None:
+    if is_ready and verdict is not None and verdict.reason == Reason.NO_FINGERPRINT:
         draft.succeed("The adapter is served; it carries no fingerprint, so nothing about it could be proven.")
         return draft.plan()
     if ready is not None and ready.reason in HOPELESS:

@@ -1,28 +1,46 @@
 """One pass over an InferenceService: observe -> decide -> apply, probe if asked to, decide once more."""
 
+import asyncio
 import logging
+import time
+from collections import defaultdict
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
-from finetune_api.constants import INFERENCE_SERVICE_KIND
+from finetune_api.constants import ANNOTATION_ADAPTER_LIST, INFERENCE_SERVICE_KIND
 from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import InferenceService
-from finetune_operator.cluster import BUDGETS, DEPLOYMENTS, INFERENCE_SERVICES, PODS, SERVICES, Raw
+from finetune_operator.cluster import (
+    BUDGETS,
+    BY_KIND,
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    INFERENCE_SERVICES,
+    PODS,
+    SERVICES,
+    Raw,
+)
 from finetune_operator.errors import ClusterError
-from finetune_operator.probe import ProbeResult, probe_adapter
+from finetune_operator.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter
+from finetune_operator.reconcile.adapter_verdicts import ProbeRequest
 from finetune_operator.reconcile.context import Context, Pass
 from finetune_operator.reconcile.decide_service import ServiceObserved, ServicePlan, decide_service, stalled
 from finetune_operator.reconcile.malformed import report_malformed
 from finetune_operator.reconcile.reporting import write_status
-from finetune_operator.reconcile.rollout import observe_rollout
 from finetune_operator.reconcile.views import parse_pod
 from finetune_operator.resources.labels import serving_selector
-from finetune_operator.resources.names import deployment_name
-from finetune_operator.resources.serving import SERVER_CONTAINER, model_name, probe_url
+from finetune_operator.resources.names import adapter_list_name, deployment_name
+from finetune_operator.resources.serving import SERVER_CONTAINER, model_name, server_url
 
 logger = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 0.05
+"""Pause between two looks at a server that is about to load an adapter."""
+LOADING_SECONDS: Final = 5.0
+"""How long one pass looks; a server that needs longer (a large adapter, a slow volume) is asked by the next."""
 
 
 async def reconcile_inference_service(context: Context, namespace: str, name: str) -> Pass:
@@ -48,21 +66,21 @@ async def reconcile_inference_service(context: Context, namespace: str, name: st
     )
     if plan.probes:
         return await _verify(context, plan, namespace, name)
-    return Pass(acted=bool(plan.apply), requeue_after=plan.requeue_after)
+    return Pass(acted=bool(plan.apply) and not plan.adapter_list, requeue_after=plan.requeue_after)
 
 
 async def observe(context: Context, service: InferenceService) -> ServiceObserved:
-    """The children of the service, and its pods while they are not all ready."""
+    """The children of the service, and its pods."""
     cluster, namespace = context.cluster, service.metadata.namespace
     server_name = deployment_name(service.metadata.name)
     found = {
+        "ConfigMap": await cluster.get(CONFIG_MAPS, namespace, adapter_list_name(service.metadata.name)),
         "Deployment": await cluster.get(DEPLOYMENTS, namespace, server_name),
         "Service": await cluster.get(SERVICES, namespace, service.metadata.name),
         "PodDisruptionBudget": await cluster.get(BUDGETS, namespace, server_name),
     }
     live = {kind: {"kind": kind, **raw} for kind, raw in found.items() if raw is not None}
-    deployment = live.get("Deployment")
-    if deployment is None or observe_rollout(service, deployment, ()).is_complete:
+    if "Deployment" not in live:
         return ServiceObserved(live=live)
     selector = ",".join(f"{key}={value}" for key, value in serving_selector(service.metadata.name).items())
     pods = tuple(parse_pod(raw, SERVER_CONTAINER) for raw in await cluster.list(PODS, namespace, selector))
@@ -70,29 +88,32 @@ async def observe(context: Context, service: InferenceService) -> ServiceObserve
 
 
 async def _act(context: Context, service: InferenceService, plan: ServicePlan) -> None:
-    name = f"{service.metadata.namespace}/{service.metadata.name}"
+    cluster, namespace = context.cluster, service.metadata.namespace
+    fields = {"service": f"{namespace}/{service.metadata.name}"}
     for manifest in plan.apply:
-        await context.cluster.apply(manifest)
-        child = f"{manifest['kind']}/{manifest['metadata']['name']}"
-        logger.info("applied", extra={"service": name, "child": child})
-    if plan.delete_budget is not None:
-        metadata: dict[str, Any] = plan.delete_budget["metadata"]
-        await context.cluster.delete(BUDGETS, metadata["namespace"], metadata["name"], metadata["uid"])
+        await cluster.apply(manifest)
+        logger.info("applied", extra={**fields, "child": f"{manifest['kind']}/{manifest['metadata']['name']}"})
+    for child in plan.delete:
+        metadata: dict[str, Any] = child["metadata"]
+        await cluster.delete(BY_KIND[child["kind"]], namespace, metadata["name"], metadata["uid"])
+        logger.info("deleted", extra={**fields, "child": f"{child['kind']}/{metadata['name']}"})
+    for pod in plan.refresh:
+        await cluster.annotate(PODS, namespace, pod.name, pod.uid, {ANNOTATION_ADAPTER_LIST: plan.adapter_list})
 
 
 async def _verify(context: Context, plan: ServicePlan, namespace: str, name: str) -> Pass:
-    """Replay the fingerprints, then judge what is there *now*: a probe takes seconds, and the object may have changed."""
+    """Ask the pods, then judge what is there *now*: that takes seconds, and the object may have changed."""
     before = await context.cluster.get(INFERENCE_SERVICES, namespace, name)
     if before is None:
         return Pass()
     service = InferenceService.model_validate(before)
-    verdicts = {a.name: r for a in plan.probes if (r := await _probe(context, service, a.name)) is not None}
+    answers = await _ask(context, service, plan.probes)
     after: Raw | None = await context.cluster.get(INFERENCE_SERVICES, namespace, name)
     if after is None or after["metadata"].get("generation") != before["metadata"].get("generation"):
         return Pass(requeue_after=0.0)
     service = InferenceService.model_validate(after)
     seen = await observe(context, service)
-    plan = decide_service(service, seen, verdicts, datetime.now(UTC), context.settings)
+    plan = decide_service(service, seen, answers, datetime.now(UTC), context.settings)
     if plan.apply:
         # The rollout changed under the probe; its verdict is about something that is gone.
         return Pass(requeue_after=0.0)
@@ -102,18 +123,45 @@ async def _verify(context: Context, plan: ServicePlan, namespace: str, name: str
     return Pass(requeue_after=plan.requeue_after)
 
 
-async def _probe(context: Context, service: InferenceService, adapter_name: str) -> ProbeResult | None:
-    adapter = next((a for a in service.spec.adapters if a.name == adapter_name), None)
-    if adapter is None or adapter.fingerprint is None:
-        return None
-    settings = context.settings
-    result = await probe_adapter(
-        probe_url(service, settings),
-        adapter.name,
-        model_name(service),
-        adapter.fingerprint,
-        settings.probe_timeout_seconds,
-    )
-    fields = {"service": f"{service.metadata.namespace}/{service.metadata.name}", "adapter": adapter.name}
-    logger.info("probed", extra={**fields, "reason": result.reason, "detail": result.message})
-    return result
+async def _ask(
+    context: Context, service: InferenceService, requests: tuple[ProbeRequest, ...]
+) -> dict[tuple[str, int, str], ProbeResult]:
+    """Ask all pods at once, each for one adapter after the other."""
+    by_pod = defaultdict(list)
+    for request in requests:
+        by_pod[request.pod.name].append(request)
+    answers = await asyncio.gather(*(_ask_pod(context, service, asked) for asked in by_pod.values()))
+    return {key: result for answer in answers for key, result in answer.items()}
+
+
+async def _ask_pod(
+    context: Context, service: InferenceService, requests: list[ProbeRequest]
+) -> dict[tuple[str, int, str], ProbeResult]:
+    pod, timeout = requests[0].pod, context.settings.probe_timeout_seconds
+    url = server_url(pod.address, pod.name, service, context.settings)
+    served = await _wait_loaded(url, requests, timeout)
+    answers = {}
+    for request in requests:
+        if served is None or not served.has(request.name, request.digest):
+            result = not_loaded(served, request.name)
+        elif request.adapter.fingerprint is None:
+            result = ProbeResult("Unknown", Reason.NO_FINGERPRINT, "The adapter was given without a fingerprint.")
+        else:
+            result = await probe_adapter(url, request.name, model_name(service), request.adapter.fingerprint, timeout)
+        digest = served.digests.get(request.name) if served is not None else None
+        answers[request.key] = replace(result, digest=digest)
+        fields = {"service": f"{service.metadata.namespace}/{service.metadata.name}", "pod": pod.name}
+        logger.info("probed", extra={**fields, "adapter": request.name, "reason": result.reason})
+    return answers
+
+
+async def _wait_loaded(url: str, requests: list[ProbeRequest], seconds: float) -> Served | None:
+    """What the server serves, once it has (or refused) everything that it is asked for, or at the end of patience."""
+    give_up = time.monotonic() + LOADING_SECONDS
+    while True:
+        served = await ask_served(url, seconds)
+        if served is None or time.monotonic() > give_up:
+            return served
+        if not any(served.lacks(request.name, request.digest) for request in requests):
+            return served
+        await asyncio.sleep(LOOK_SECONDS)

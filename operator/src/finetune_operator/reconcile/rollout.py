@@ -16,6 +16,7 @@ MAX_DETAIL = 600
 class Rollout:
     """State of the Deployment as a whole."""
 
+    desired: int
     replicas: int
     ready_replicas: int
     is_complete: bool
@@ -37,6 +38,7 @@ def observe_rollout(service: InferenceService, deployment: Manifest, pods: tuple
     if wanted == 0:
         reason, message = Reason.ROLLING_OUT, "spec.replicas is 0."
     return Rollout(
+        desired=wanted,
         replicas=total,
         ready_replicas=ready,
         is_complete=is_complete or (is_current and wanted == 0 and total == 0),

@@ -1,7 +1,7 @@
 """Typed views of raw children, parsed at the border. Fields we do not decide on are not read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +29,10 @@ class PodView:
     name: str
     attempt: int = 0
     phase: str = "Pending"
+    uid: str = ""
+    address: str = ""
+    """IP address, once it has one."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
     created: datetime | None = None
     is_deleting: bool = False
     reason: str = ""
@@ -48,6 +52,8 @@ class PodView:
     last_end: ContainerEnd | None = None
     """How the previous run of a restarted container ended (server pods only)."""
     is_ready: bool = False
+    restarts: int = 0
+    """How often the main container was started again."""
 
     @property
     def is_finished(self) -> bool:
@@ -90,6 +96,9 @@ def parse_pod(raw: Raw, container: str = TRAINER_CONTAINER) -> PodView:
         name=metadata["name"],
         attempt=parse_attempt(metadata),
         phase=status.get("phase") or "Pending",
+        uid=metadata.get("uid", ""),
+        address=status.get("podIP") or "",
+        annotations=metadata.get("annotations") or {},
         created=parse_time(metadata.get("creationTimestamp")),
         is_deleting="deletionTimestamp" in metadata,
         reason=status.get("reason") or "",
@@ -102,6 +111,7 @@ def parse_pod(raw: Raw, container: str = TRAINER_CONTAINER) -> PodView:
         end=end,
         last_end=_parse_end((main.get("lastState") or {}).get("terminated")),
         is_ready=(conditions.get("Ready") or {}).get("status") == "True",
+        restarts=int(main.get("restartCount") or 0),
     )
 
 

@@ -17,6 +17,8 @@ _FACTORS = {
 }
 
 
+IDENTITY = frozenset({"apiVersion", "kind", "metadata"})
+"""Keys of a manifest that say what it is, rather than what is asked for (`spec`, or `data` of a ConfigMap)."""
 ATOMIC = frozenset({"selector", "nodeSelector"})
 """Maps that mean something else when a key is added to them."""
 LIST_KEYS = ("mountPath", "containerPort", "port", "name")
@@ -27,9 +29,8 @@ def has_drifted(desired: Manifest, live: Manifest) -> bool:
     """True if the live object was made from another manifest, or if somebody changed a field that is ours."""
     if is_outdated(desired, live):
         return True
-    return not covers(live["spec"], desired["spec"]) or not covers(
-        live["metadata"].get("labels") or {}, desired["metadata"]["labels"]
-    )
+    content = {key: value for key, value in desired.items() if key not in IDENTITY}
+    return not covers(live, content) or not covers(live["metadata"].get("labels") or {}, desired["metadata"]["labels"])
 
 
 def is_outdated(desired: Manifest, live: Manifest) -> bool:

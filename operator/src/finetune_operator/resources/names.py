@@ -19,6 +19,11 @@ def deployment_name(service_name: str) -> str:
     return bounded(service_name, "-server")
 
 
+def adapter_list_name(service_name: str) -> str:
+    """Name of the ConfigMap with an InferenceService's adapters."""
+    return bounded(service_name, "-adapters")
+
+
 def bounded(stem: str, suffix: str) -> str:
     """`stem` + `suffix`, shortened in the stem (with a hash, so that different stems stay different)."""
     if len(stem) + len(suffix) <= MAX_NAME:

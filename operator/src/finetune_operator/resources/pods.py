@@ -43,7 +43,7 @@ class Volumes:
         self.mounts.append({"name": self._by_claim[claim], "mountPath": path, "readOnly": read_only})
 
     def config_map(self, name: str, config_map: str, key: str, path: str) -> None:
-        """Mount one key. Optional, so that the trainer starts and says exactly what is missing instead of waiting mute."""
+        """Mount one key. Optional, so that a pod starts and says exactly what is missing instead of waiting mute."""
         items = [{"key": key, "path": key}]
         self.volumes.append({"name": name, "configMap": {"name": config_map, "items": items, "optional": True}})
         self.mounts.append({"name": name, "mountPath": path, "readOnly": True})

@@ -1,24 +1,22 @@
-"""Children of an InferenceService: Deployment, Service, PodDisruptionBudget, and the ServingConfig of the pods."""
+"""Children of an InferenceService: its list of adapters, Deployment, Service, budget, and the ServingConfig of the pods."""
 
-import hashlib
-import json
-from typing import Any, Final
+from typing import Final
 
 from finetune_api.constants import (
+    ADAPTER_LIST_FILE,
+    ADAPTER_LIST_MOUNT,
     ADAPTERS_MOUNT,
     ANNOTATION_CONFIG,
-    ANNOTATION_DESIRED_HASH,
-    MAX_CONFIG_BYTES,
     SERVER_PORT,
 )
-from finetune_api.reasons import Reason
-from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
+from finetune_api.serving import ServedModel, ServingConfig
 from finetune_api.sources import parse_source
-from finetune_api.v1alpha1 import AdapterReference, InferenceService
-from finetune_operator.errors import StalledError
+from finetune_api.v1alpha1 import InferenceService
 from finetune_operator.resources import Manifest
-from finetune_operator.resources.labels import owner_reference, serving_labels, serving_selector
-from finetune_operator.resources.names import deployment_name
+from finetune_operator.resources.adapter_list import build_adapter_list
+from finetune_operator.resources.child import build_child, with_hash
+from finetune_operator.resources.labels import serving_labels, serving_selector
+from finetune_operator.resources.names import adapter_list_name, deployment_name
 from finetune_operator.resources.pods import (
     CONTAINER_SECURITY,
     Volumes,
@@ -40,8 +38,11 @@ SERVICE_PORT: Final = 80
 
 
 def build_serving_children(service: InferenceService, settings: Settings) -> list[Manifest]:
-    """Everything that should exist for an InferenceService, each with the hash of what was asked for."""
-    children = [build_deployment(service, settings), build_service(service)]
+    """Everything that should exist for an InferenceService, each with the hash of what was asked for.
+
+    The list of adapters comes first: pods that start then find it.
+    """
+    children = [build_adapter_list(service), build_deployment(service, settings), build_service(service)]
     if needs_budget(service):
         children.append(build_budget(service))
     return [with_hash(child) for child in children]
@@ -50,13 +51,12 @@ def build_serving_children(service: InferenceService, settings: Settings) -> lis
 def build_deployment(service: InferenceService, settings: Settings) -> Manifest:
     """The server pods. A rollout never takes away a ready pod before its successor is ready."""
     labels = serving_labels(service.metadata.name)
-    config = encoded_config(build_serving_config(service))
-    return _child(
+    return build_child(
         service,
         "apps/v1",
         "Deployment",
         deployment_name(service.metadata.name),
-        {
+        spec={
             "replicas": service.spec.replicas,
             "selector": {"matchLabels": serving_selector(service.metadata.name)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
@@ -64,7 +64,7 @@ def build_deployment(service: InferenceService, settings: Settings) -> Manifest:
             # Longer than the startup probe, so that the pod's own reason is known before this one.
             "progressDeadlineSeconds": STARTUP_PERIOD_SECONDS * STARTUP_FAILURES + 600,
             "template": {
-                "metadata": {"labels": labels, "annotations": {ANNOTATION_CONFIG: config}},
+                "metadata": {"labels": labels, "annotations": {ANNOTATION_CONFIG: encoded_config(service)}},
                 "spec": build_server_pod_spec(service, settings),
             },
         },
@@ -75,10 +75,10 @@ def build_server_pod_spec(service: InferenceService, settings: Settings) -> Mani
     """One server pod."""
     volumes = Volumes()
     volumes.model(service.spec.model)
-    if service.spec.adapters:
-        # One claim for all: the schema says so.
-        claim = parse_source(service.spec.adapters[0].source).name
+    claim = adapter_claim(service)
+    if claim is not None:
         volumes.claim("adapters", claim, ADAPTERS_MOUNT, read_only=True)
+    volumes.config_map("adapter-list", adapter_list_name(service.metadata.name), ADAPTER_LIST_FILE, ADAPTER_LIST_MOUNT)
     volumes.configuration()
     volumes.scratch(settings.scratch_size)
     container = {
@@ -100,12 +100,12 @@ def build_server_pod_spec(service: InferenceService, settings: Settings) -> Mani
 
 def build_service(service: InferenceService) -> Manifest:
     """The stable address."""
-    return _child(
+    return build_child(
         service,
         "v1",
         "Service",
         service.metadata.name,
-        {
+        spec={
             "type": "ClusterIP",
             "selector": serving_selector(service.metadata.name),
             "ports": [{"name": "http", "port": SERVICE_PORT, "targetPort": "http", "protocol": "TCP"}],
@@ -123,20 +123,24 @@ def build_budget(service: InferenceService) -> Manifest:
     selector = {"matchLabels": serving_selector(service.metadata.name)}
     name = deployment_name(service.metadata.name)
     spec = {"maxUnavailable": 1, "selector": selector}
-    return _child(service, "policy/v1", "PodDisruptionBudget", name, spec)
+    return build_child(service, "policy/v1", "PodDisruptionBudget", name, spec=spec)
 
 
-def build_serving_config(service: InferenceService) -> ServingConfig:
-    """Everything that the server is told."""
+def adapter_claim(service: InferenceService) -> str | None:
+    """The claim that all adapters are on; the schema says that it is one."""
+    if service.spec.adapter_claim is None and service.spec.adapters:
+        return parse_source(service.spec.adapters[0].source).name
+    return service.spec.adapter_claim
+
+
+def encoded_config(service: InferenceService) -> str:
+    """What a server is told once and for all, as one line of JSON; adapters come and go in their list."""
     spec = service.spec
-    return ServingConfig(
+    config = ServingConfig(
         model=ServedModel(name=model_name(service), path=model_path(spec.model), revision=spec.model.revision),
-        adapters=[
-            ServedAdapter(name=a.name, path=f"{ADAPTERS_MOUNT}/{parse_source(a.source).path}", digest=a.digest)
-            for a in spec.adapters
-        ],
         max_model_length=spec.max_model_length,
     )
+    return config.model_dump_json(by_alias=True, exclude_none=True)
 
 
 def model_name(service: InferenceService) -> str:
@@ -149,49 +153,12 @@ def service_url(service: InferenceService, settings: Settings) -> str:
     return f"http://{service.metadata.name}.{service.metadata.namespace}.svc.{settings.cluster_domain}/v1"
 
 
-def probe_url(service: InferenceService, settings: Settings) -> str:
-    """The same API as the operator reaches it."""
-    if settings.service_url_template is None:
-        return service_url(service, settings)
-    return settings.service_url_template.format(name=service.metadata.name, namespace=service.metadata.namespace)
-
-
-def encoded_config(config: ServingConfig) -> str:
-    """The configuration as one line of JSON. Raises StalledError if it cannot travel in an annotation."""
-    text = config.model_dump_json(by_alias=True, exclude_none=True)
-    if len(text.encode()) > MAX_CONFIG_BYTES:
-        raise StalledError(Reason.SPEC_INVALID, "The list of adapters is too long for one InferenceService.")
-    return text
-
-
-def with_hash(manifest: Manifest) -> Manifest:
-    """The manifest with the hash of itself as an annotation."""
-    annotations = {**manifest["metadata"].get("annotations", {}), ANNOTATION_DESIRED_HASH: content_hash(manifest)}
-    return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
-
-
-def rollout_hash(deployment: Manifest, adapter: AdapterReference) -> str:
-    """Identifies what a verdict is about: the pods as specified, and the adapter. Replicas are not part of it."""
-    return content_hash([deployment["spec"]["template"], adapter.to_dict()])
-
-
-def content_hash(content: Any) -> str:
-    """Short hash of JSON-like data."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _child(service: InferenceService, api_version: str, kind: str, name: str, spec: Manifest) -> Manifest:
-    return {
-        "apiVersion": api_version,
-        "kind": kind,
-        "metadata": {
-            "name": name,
-            "namespace": service.metadata.namespace,
-            "labels": serving_labels(service.metadata.name),
-            "ownerReferences": [owner_reference(service)],
-        },
-        "spec": spec,
-    }
+def server_url(address: str, pod_name: str, service: InferenceService, settings: Settings) -> str:
+    """One server pod as the operator reaches it, without a path."""
+    if settings.server_url_template is None:
+        host = f"[{address}]" if ":" in address else address
+        return f"http://{host}:{SERVER_PORT}"
+    return settings.server_url_template.format(pod=pod_name, namespace=service.metadata.namespace)
 
 
 def _probe(path: str, *, period: int, failures: int) -> Manifest:

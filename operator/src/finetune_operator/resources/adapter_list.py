@@ -1,0 +1,80 @@
+"""The ConfigMap that tells running servers which adapters to have. Changing it touches no pod template, so no pod restarts.
+
+Under the name that clients use stands the version that was proven, or nothing. A version that is yet to be proven stands
+beside it as a candidate, under a name that no adapter can have: whatever is wrong with it, the old one's clients never notice.
+"""
+
+from typing import Final
+
+from finetune_api.constants import ADAPTER_LIST_FILE, ADAPTERS_MOUNT
+from finetune_api.serving import AdapterList, ServedAdapter
+from finetune_api.sources import parse_source
+from finetune_api.v1alpha1 import AdapterReference, InferenceService, ServedAdapterStatus, ServedVersion
+from finetune_operator.resources import Manifest
+from finetune_operator.resources.child import build_child, content_hash
+from finetune_operator.resources.names import adapter_list_name
+
+CANDIDATE_CHARACTERS: Final = 12
+"""Of a version's digest: enough to tell it from all that were candidates before."""
+
+
+def build_adapter_list(service: InferenceService) -> Manifest:
+    """What the servers should have now, from what is asked for and what was proven so far."""
+    known = {status.name: status for status in service.status.adapters}
+    adapters = [entry for a in service.spec.adapters for entry in _entries(service, a, known.get(a.name))]
+    text = AdapterList(adapters=adapters).model_dump_json(by_alias=True, exclude_none=True)
+    name = adapter_list_name(service.metadata.name)
+    return build_child(service, "v1", "ConfigMap", name, data={ADAPTER_LIST_FILE: text})
+
+
+def list_hash(adapter_list: Manifest) -> str:
+    """Identifies the content of the ConfigMap."""
+    return content_hash(adapter_list["data"])
+
+
+def is_served(adapter: AdapterReference, status: ServedAdapterStatus | None) -> bool:
+    """Whether clients get what is asked for, rather than an older version or none."""
+    served = status.served if status is not None else None
+    return served is not None and served.source == adapter.source and adapter.digest in (None, served.digest)
+
+
+def probed_name(adapter: AdapterReference, status: ServedAdapterStatus | None) -> str:
+    """What the version that is asked for is called now: by its own name once it is served."""
+    return adapter.name if is_served(adapter, status) else candidate_name(adapter)
+
+
+def candidate_name(adapter: AdapterReference) -> str:
+    """`NAME@VERSION`: no adapter's own name has an @."""
+    version = adapter.digest.removeprefix("sha256:") if adapter.digest else content_hash(adapter.source)
+    return f"{adapter.name}@{version[:CANDIDATE_CHARACTERS]}"
+
+
+def probed_hash(service: InferenceService, adapter: AdapterReference, name: str) -> str:
+    """Identifies what a verdict is about: the base model, the version, and the name that was asked for."""
+    return content_hash([service.spec.model.to_dict(), adapter.to_dict(), name])
+
+
+def is_disproven(service: InferenceService, adapter: AdapterReference, status: ServedAdapterStatus | None) -> bool:
+    """Whether a server had this very version in memory and answered wrongly: it is not kept there for nothing.
+
+    One that a server could not load stays listed, because its folder may still come.
+    """
+    if status is None or status.probed_hash != probed_hash(service, adapter, candidate_name(adapter)):
+        return False
+    return any(replica.loaded and replica.verified == "False" for replica in status.replicas)
+
+
+def _entries(
+    service: InferenceService, adapter: AdapterReference, status: ServedAdapterStatus | None
+) -> list[ServedAdapter]:
+    entries = []
+    if status is not None and status.served is not None:
+        entries.append(_entry(adapter.name, status.served))
+    if not is_served(adapter, status) and not is_disproven(service, adapter, status):
+        version = ServedVersion(source=adapter.source, digest=adapter.digest)
+        entries.append(_entry(candidate_name(adapter), version))
+    return entries
+
+
+def _entry(name: str, version: ServedVersion) -> ServedAdapter:
+    return ServedAdapter(name=name, path=f"{ADAPTERS_MOUNT}/{parse_source(version.source).path}", digest=version.digest)

@@ -1,0 +1,36 @@
+"""What all children of an InferenceService have in common: labels, owner, and the hash of what was asked for."""
+
+import hashlib
+import json
+from typing import Any
+
+from finetune_api.constants import ANNOTATION_DESIRED_HASH
+from finetune_api.v1alpha1 import InferenceService
+from finetune_operator.resources import Manifest
+from finetune_operator.resources.labels import owner_reference, serving_labels
+
+
+def build_child(service: InferenceService, api_version: str, kind: str, name: str, **content: Any) -> Manifest:
+    """A manifest with the service's labels that is removed with it; `content` is `spec` or `data`."""
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": service.metadata.namespace,
+            "labels": serving_labels(service.metadata.name),
+            "ownerReferences": [owner_reference(service)],
+        },
+        **content,
+    }
+
+
+def with_hash(manifest: Manifest) -> Manifest:
+    """The manifest with the hash of itself as an annotation."""
+    annotations = {**manifest["metadata"].get("annotations", {}), ANNOTATION_DESIRED_HASH: content_hash(manifest)}
+    return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
+
+
+def content_hash(content: Any) -> str:
+    """Short hash of JSON-like data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
