@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from local_kubernetes import LocalKubernetes
+from api import Raw
+from local_kubernetes import DEMO_NAMESPACE, LocalKubernetes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,3 +23,11 @@ def kubernetes() -> Iterator[LocalKubernetes]:
     kubernetes.provide_models()
     yield kubernetes
     kubernetes.remove_models()
+
+
+@pytest.fixture(scope="session")
+def demo_job(kubernetes: LocalKubernetes) -> Raw:
+    job = kubernetes.api.get("finetunejobs", DEMO_NAMESPACE, "support-tickets")
+    if not job or job.get("status", {}).get("phase") != "Succeeded":
+        pytest.skip("there is no finished job of the demonstration; run `make demo`")
+    return job

@@ -1,24 +1,18 @@
 """New versions of an adapter while clients ask for it: how long until their first token, and what it does to requests."""
 
-import json
 import shutil
 import statistics
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import pytest
 from api import Raw, wait_for
 from figures import Figure, record
 from local_kubernetes import DEMO_NAMESPACE, LocalKubernetes, Namespace
-from test_sabotage import demo_job, sabotage
-from tiny_adapter import commit
-
-__all__ = ["demo_job"]
-"""A fixture of its neighbour: the finished job of the demonstration."""
+from tampered_adapter import renewed, sabotage
 
 SERVICE = "swaps"
 ADAPTER = "tickets"
@@ -96,7 +90,7 @@ def endpoint(kubernetes: LocalKubernetes, demo_job: Raw) -> Iterator[Endpoint]:
         source = f"pvc://{claim}/{SERVICE}/{name}"
         return {"name": ADAPTER, "source": source, "digest": digest, "fingerprint": adapter["fingerprint"]}
 
-    versions = [entry(name, another_version(volume / path, volume / SERVICE / name)) for name in ("one", "two")]
+    versions = [entry(name, renewed(volume / path, volume / SERVICE / name)) for name in ("one", "two")]
     broken = entry("zeroed", sabotage(volume / path, volume / SERVICE / "zeroed", "zeroed"))
     namespace = Namespace(DEMO_NAMESPACE, kubernetes)
     namespace.serve(
@@ -117,16 +111,6 @@ def endpoint(kubernetes: LocalKubernetes, demo_job: Raw) -> Iterator[Endpoint]:
 def is_ready(namespace: Namespace) -> bool:
     service = namespace.api.get("inferenceservices", DEMO_NAMESPACE, SERVICE) or {}
     return bool(service.get("status", {}).get("readyReplicas"))
-
-
-def another_version(genuine: Path, folder: Path) -> str:
-    """A copy with the same weights and a digest of its own."""
-    shutil.copytree(genuine, folder)
-    (folder / "version.json").write_text(json.dumps({"copy": folder.name}))
-    digest = commit(folder)
-    for path in (folder.parent, folder, *folder.iterdir()):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # the server runs as another user
-    return digest
 
 
 def test_versions_are_swapped_under_load_without_a_restart_or_a_failed_request(endpoint: Endpoint) -> None:

@@ -4,17 +4,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from api import Raw, wait_for
 from figures import Figure, record
 from local_kubernetes import DEMO_NAMESPACE, POLL_SECONDS, LocalKubernetes, Namespace
-from safetensors.torch import load_file, save_file
-from tiny_adapter import commit
+from tampered_adapter import sabotage
 
 SERVICE = "sabotage"
-WEIGHTS = "adapter_model.safetensors"
 EXPECTED = {
     "zeroed": "AdapterHasNoEffect",
     "renamed": "AdapterIncompatible",
@@ -32,14 +29,6 @@ class Verdicts:
     verified: dict[str, str]
     reasons: dict[str, str]
     messages: dict[str, str]
-
-
-@pytest.fixture(scope="module")
-def demo_job(kubernetes: LocalKubernetes) -> Raw:
-    job = kubernetes.api.get("finetunejobs", DEMO_NAMESPACE, "support-tickets")
-    if not job or job.get("status", {}).get("phase") != "Succeeded":
-        pytest.skip("there is no finished job of the demonstration; run `make demo`")
-    return job
 
 
 @pytest.fixture(scope="module")
@@ -80,31 +69,6 @@ def test_the_genuine_adapter_is_verified(verdicts: Verdicts) -> None:
 def test_a_sabotaged_adapter_is_not_and_the_reason_says_why(verdicts: Verdicts, name: str) -> None:
     assert verdicts.verified[name] == "False", verdicts.messages[name]
     assert verdicts.reasons[name] == EXPECTED[name], verdicts.messages[name]
-
-
-def sabotage(genuine: Path, folder: Path, how: str) -> str:
-    """A copy with other tensors and a manifest that verifies; returns its digest."""
-    import torch
-
-    shutil.copytree(genuine, folder)
-    tensors = load_file(folder / WEIGHTS)
-    generator = torch.Generator().manual_seed(0)
-    if how == "zeroed":
-        changed = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-    elif how == "renamed":
-        changed = {name.replace("self_attn", "attention"): tensor for name, tensor in tensors.items()}
-    elif how == "halved":
-        changed = {name: tensor * (0.5 if "lora_B" in name else 1.0) for name, tensor in tensors.items()}
-    else:
-        # Larger than the genuine ones: random directions of their size would hardly change an answer.
-        changed = {
-            name: torch.randn(tensor.shape, generator=generator) * tensor.std() * 10 for name, tensor in tensors.items()
-        }
-    save_file({name: tensor.contiguous() for name, tensor in changed.items()}, folder / WEIGHTS, {"format": "pt"})
-    digest = commit(folder)
-    for path in (folder.parent, folder, *folder.iterdir()):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # the server runs as another user
-    return digest
 
 
 def wait_for_verdicts(namespace: Namespace, count: int) -> Verdicts:
