@@ -163,7 +163,7 @@ def test_the_operator_writes_lists_of_adapters_and_no_other_config_map(operator:
     del unowned["metadata"]["ownerReferences"]
     foreign["data"]["Corefile"] = "."
     for manifest in (unowned, foreign):
-        with pytest.raises(ApiError, match="must belong to an InferenceService"):
+        with pytest.raises(ApiError, match="a ConfigMap must"):
             dry_run(operator, "configmaps", manifest)
 
 
@@ -178,14 +178,13 @@ def test_the_operator_takes_over_no_config_map_of_others(plane: ControlPlane, op
 
 def a_pod(name: str, app: str) -> Raw:
     labels = {"app.kubernetes.io/name": app}
-    spec = {"containers": [{"name": "c", "image": "example/none:1"}]}
     metadata = {"name": name, "namespace": "team-a", "labels": labels, "annotations": {"kept": "yes"}}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": a_deployment()["spec"]["template"]["spec"]}
 
 
 NOTE = {"metadata": {"annotations": {"finetune.dev/adapter-list": "1"}}}
 POD_ATTACKS: dict[str, Raw] = {
-    "another image": {"spec": {"containers": [{"name": "c", "image": "evil.example/x:1"}]}},
+    "a deadline": {"spec": {"activeDeadlineSeconds": 1}},
     "a label": {"metadata": {"labels": {"app": "payments"}}},
     "another annotation": {"metadata": {"annotations": {"sidecar": "inject"}}},
     "an annotation less": {"metadata": {"annotations": {"kept": None}}},
@@ -202,7 +201,9 @@ def test_the_operator_notes_the_list_on_servers_and_changes_nothing_else_of_pods
     people.create("pods", a_pod("theirs", "payments"))
     operator.patch("pods", "team-a", "server", NOTE)
     operator.patch("pods", "team-a", "server", {"metadata": {"annotations": {"finetune.dev/adapter-list": "2"}}})
-    for attack in POD_ATTACKS.values():
+    another_image = a_pod("server", "finetune-inference")["spec"]["containers"]
+    another_image[0]["image"] = "evil.example/x:1"
+    for attack in (*POD_ATTACKS.values(), {"spec": {"containers": another_image}}):
         with pytest.raises(ApiError, match="only the annotation"):
             operator.patch("pods", "team-a", "server", attack)
     with pytest.raises(ApiError, match="only the annotation"):
@@ -217,7 +218,13 @@ def test_other_people_are_not_held_to_the_operators_rules(plane: ControlPlane, o
 
 def test_the_api_server_finds_no_fault_in_the_policies(plane: ControlPlane, installed: None) -> None:
     root = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
-    for suffix in ("operator-workloads", "operator-objects", "secret-references", "dataset-secrets"):
+    for suffix in (
+        "operator-workloads",
+        "operator-pods",
+        "operator-configmaps",
+        "secret-references",
+        "dataset-secrets",
+    ):
 
         def checked(path: str = f"{root}/finetune-{suffix}") -> Raw:
             policy = plane.admin.get(path)
