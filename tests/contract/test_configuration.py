@@ -1,6 +1,7 @@
 """What the operator writes into a pod's annotation is what trainer and server read from their file."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from finetune_api.constants import ANNOTATION_CONFIG, BROKER_URL_ENV, CONFIG_PAT
 from finetune_api.serving import ServingConfig
 from finetune_api.training import TrainingConfig
 from finetune_api.v1alpha1 import FinetuneJob, InferenceService
+from finetune_inference.adapter_list import read_adapter_list
+from finetune_inference.config import Settings as ServerSettings
 from finetune_operator.resources.serving import build_serving_children
 from finetune_operator.resources.training_job import build_training_job
 from finetune_operator.settings import Settings
@@ -38,15 +41,25 @@ def test_the_trainer_reads_what_the_operator_writes(spec: dict[str, Any]) -> Non
     assert config.model_dump_json(by_alias=True, exclude_none=True) == written
 
 
-def test_the_server_reads_what_the_operator_writes() -> None:
+def test_the_server_reads_what_the_operator_writes(tmp_path: Path) -> None:
     adapters = [{"name": "a", "source": "pvc://c/a/1"}, {"name": "b", "source": "pvc://c/b/2"}]
     raw = an_inference_service(adapters=adapters, maxModelLength=64)
     raw["metadata"]["uid"] = "0f0e"
-    children = build_serving_children(InferenceService.model_validate(raw), Settings())
-    deployment = next(dict(child) for child in children if child["kind"] == "Deployment")
-    config = ServingConfig.model_validate_json(configuration_of(deployment))
-    assert [a.name for a in config.adapters] == ["a", "b"]
-    assert config.max_model_length == 64
+    children = {
+        child["kind"]: dict(child) for child in build_serving_children(InferenceService.model_validate(raw), Settings())
+    }
+    config = ServingConfig.model_validate_json(configuration_of(children["Deployment"]))
+    assert (config.max_model_length, config.adapters) == (64, [])
+    (tmp_path / "adapters.json").write_text(children["ConfigMap"]["data"]["adapters.json"])
+    assert [(a.name[:2], a.path) for a in read_adapter_list(tmp_path / "adapters.json")] == [
+        ("a@", "/adapters/a/1"),
+        ("b@", "/adapters/b/2"),
+    ]
+    pod = children["Deployment"]["spec"]["template"]["spec"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    volume = next(v for v in pod["volumes"] if v.get("configMap", {}).get("name") == "tone-adapters")
+    path = f"{mounts[volume['name']]}/{volume['configMap']['items'][0]['path']}"
+    assert str(ServerSettings().adapters_path) == path, "the list is where the server looks for it"
 
 
 def test_a_pods_configuration_has_no_secret() -> None:
