@@ -23,7 +23,7 @@ MISSING_HELM = None if binary_path("helm").exists() else "helm is not built; run
 
 VALUES: dict[str, Raw] = {
     "defaults": {},
-    "namespaced": {"watchNamespaces": ["team-a", "team-b"]},
+    "namespaced": {"watchNamespaces": ["team-a", "team-b"], "monitoring": {"podMonitor": {"enabled": True}}},
     "external redis": {"redis": {"enabled": False, "external": {"urlSecretRef": {"name": "my-redis", "key": "url"}}}},
     "nothing optional": {
         "crds": {"enabled": False},
@@ -66,6 +66,10 @@ VALUES: dict[str, Raw] = {
         },
         "redis": {"nodeSelector": {"kubernetes.io/os": "linux"}, "maxMemory": "64mb"},
         "broker": {"namespaces": ["team-c"]},
+        "monitoring": {
+            "dashboard": {"enabled": True, "labels": {"grafana_dashboard": "yes"}},
+            "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "interval": "15s"},
+        },
         "admissionPolicy": {"extraImagePrefixes": ["mirror.example/"]},
     },
 }

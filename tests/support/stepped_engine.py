@@ -13,6 +13,7 @@ class SteppedEngine:
     """Makes one token per step, and a step only when it is let."""
 
     capacity = 1
+    cached_tokens = 0
 
     def __init__(self) -> None:
         self.steps: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()

@@ -100,6 +100,11 @@ class BatchedModel:
         self.bytes_per_token = self.bytes_per_token or self._cache.bytes_per_token(pieces[0].key)
         return logits
 
+    @property
+    def reserved(self) -> int:
+        """Tokens that there is room taken for, of all sequences together. Any thread may ask."""
+        return self._cache.used
+
     def reserve(self, key: int, tokens: int) -> bool:
         """Make room for a sequence of `tokens` in all; False if there is none at the moment."""
         return self._cache.reserve(key, tokens)

@@ -66,7 +66,7 @@ class _Chat:
         collected: list[list[Delta]] = [[] for _ in self.requests]
         async with answers(self.serving.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
             async for index, delta in deltas:
-                self.tally.count(delta)
+                self.tally.count(index, delta)
                 collected[index].append(delta)
         return ChatCompletion(
             id=self._id,
@@ -85,7 +85,7 @@ class _Chat:
             )
             try:
                 async for index, delta in deltas:
-                    self.tally.count(delta)
+                    self.tally.count(index, delta)
                     for choice in self._chunk_choices(index, delta):
                         yield self._chunk(choice)
             except SERVICE_ERRORS as error:

@@ -120,7 +120,7 @@ class _Completion:
         collected: list[list[Delta]] = [[] for _ in self.requests]
         async with answers(self.serving.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
             async for index, delta in deltas:
-                self.tally.count(delta)
+                self.tally.count(index, delta)
                 collected[index].append(delta)
         choices = [self._choice(index, parts, first=True) for index, parts in enumerate(collected)]
         return self._document(choices, self.tally.usage)
@@ -132,7 +132,7 @@ class _Completion:
             yield b""
             try:
                 async for index, delta in deltas:
-                    self.tally.count(delta)
+                    self.tally.count(index, delta)
                     first = index not in begun
                     begun.add(index)
                     if first or delta.text or delta.finish_reason or self.body.logprobs is not None:

@@ -132,6 +132,10 @@ class Engine(Protocol):
     capacity: int
     """Sequences that can be in work at the same time."""
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens that room for keys and values is taken for; 0 if nothing is in work. Any thread may ask."""
+
     def load_model(self) -> ModelFacts:
         """Load the base model. Raises ModelLoadError."""
 

@@ -74,19 +74,24 @@ class Tally:
     """Of all prompts together; a prompt counts once, however many answers it gets."""
     completion_tokens: int = 0
     _started: float = field(default_factory=time.monotonic)
-    _first_seen: bool = False
+    _latest: dict[int, float] = field(default_factory=dict)
+    """When each answer got its latest token."""
 
     def __post_init__(self) -> None:
-        self.metrics.prompt_tokens.labels(self.model).inc(self.prompt_tokens)
+        self._label = self.metrics.label(self.model)
+        self.metrics.prompt_tokens.labels(self._label).inc(self.prompt_tokens)
 
-    def count(self, delta: Delta) -> None:
-        """Take note of a delta."""
-        if not self._first_seen:
-            self._first_seen = True
-            self.metrics.first_token_seconds.labels(self.model).observe(time.monotonic() - self._started)
+    def count(self, index: int, delta: Delta) -> None:
+        """Take note of a delta of one of the answers."""
+        now = time.monotonic()
+        if not self._latest:
+            self.metrics.first_token_seconds.labels(self._label).observe(now - self._started)
+        if delta.token is not None and index in self._latest:
+            self.metrics.inter_token_seconds.labels(self._label).observe(now - self._latest[index])
+        self._latest[index] = now
         if delta.completion_tokens:
             self.completion_tokens += delta.completion_tokens
-            self.metrics.completion_tokens.labels(self.model).inc(delta.completion_tokens)
+            self.metrics.completion_tokens.labels(self._label).inc(delta.completion_tokens)
 
     @property
     def usage(self) -> Usage:

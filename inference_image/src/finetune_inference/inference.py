@@ -151,6 +151,11 @@ class InferenceService:
         return self._scheduler.running
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens that room for keys and values is taken for."""
+        return self._scheduler.cached_tokens
+
+    @property
     def facts(self) -> ModelFacts:
         """What is known about the base model. Raises NotReadyError."""
         self._require_loaded()

@@ -85,7 +85,8 @@ class KVCache:
     @property
     def used(self) -> int:
         """Tokens of the budget that are given away."""
-        return sum(pool.capacity for pool in self._homes.values())
+        # A copy, because others ask while the engine's thread works.
+        return sum(pool.capacity for pool in list(self._homes.values()))
 
     def set_budget(self, tokens: int) -> None:
         """Change the budget; what is given away stays."""

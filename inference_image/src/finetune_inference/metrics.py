@@ -10,6 +10,10 @@ from finetune_inference.inference import InferenceService
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 """From a cached token on a GPU to a long answer on a CPU."""
+MOST_MODELS = 100
+"""Names with series of their own: adapters come and go while a server runs, and a series stays."""
+OTHER_MODELS = "other"
+"""Stands for all further ones."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -36,17 +40,34 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.inter_token_seconds = Histogram(
+            f"{prefix}inter_token_seconds",
+            "Time between two tokens of an answer.",
+            ["model"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self.prompt_tokens = Counter(
             f"{prefix}prompt_tokens_total", "Tokens of prompts.", ["model"], registry=self.registry
         )
         self.completion_tokens = Counter(
             f"{prefix}completion_tokens_total", "Tokens generated.", ["model"], registry=self.registry
         )
+        self._models: set[str] = set()
         self._gauge("waiting_sequences", "Sequences in the queue.", lambda: service.waiting)
         self._gauge("running_sequences", "Sequences in work.", lambda: service.running)
+        self._gauge(
+            "cached_tokens", "Tokens that room for keys and values is taken for.", lambda: service.cached_tokens
+        )
         self._gauge("ready", "1 if requests are answered.", lambda: service.ready)
         self._gauge("adapter_bytes", "Memory that adapters take.", lambda: service.adapter_bytes)
         self._gauge("refused_adapters", "Adapters that are not served.", lambda: len(service.refused))
+
+    def label(self, model: str) -> str:
+        """What the series of a model are called."""
+        if len(self._models) < MOST_MODELS:
+            self._models.add(model)
+        return model if model in self._models else OTHER_MODELS
 
     def render(self) -> bytes:
         """The exposition."""

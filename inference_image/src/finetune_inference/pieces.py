@@ -26,6 +26,10 @@ class Piece:
 class PieceModel(Protocol):
     """A model with a memory of the sequences in work."""
 
+    @property
+    def reserved(self) -> int:
+        """Tokens that there is room taken for, of all sequences together. Any thread may ask."""
+
     def reserve(self, key: int, tokens: int) -> bool:
         """Make room for a sequence of `tokens` in all; False if there is none at the moment."""
 

@@ -23,6 +23,11 @@ class PlainModel:
         self._caches: dict[int, Any] = {}
         """The model's own cache objects by sequence; absent before the first pass."""
 
+    @property
+    def reserved(self) -> int:
+        """Tokens that there is room taken for, of all sequences together. Any thread may ask."""
+        return sum(list(self._reserved.values()))
+
     def reserve(self, key: int, tokens: int) -> bool:
         """Make room for a sequence of `tokens` in all; False if there is none at the moment."""
         others = sum(reserved for other, reserved in self._reserved.items() if other != key)

@@ -110,6 +110,7 @@ class Scheduler:
         self._keys = itertools.count()
         self._stopping = False
         self._failures = 0
+        self._engine: Engine | None = None
         self._capacity = 1
         """Sequences that the engine works on at the same time; known once it is prepared."""
         self._seconds_per_sequence = 1.0
@@ -146,6 +147,11 @@ class Scheduler:
     def running(self) -> int:
         """Sequences that the engine works on."""
         return len(self._running)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens that the engine has taken room for."""
+        return self._engine.cached_tokens if self._engine else 0
 
     def submit(self, sequences: Sequence[tuple[TokenRequest, Listener]]) -> list[Ticket]:
         """Queue sequences, all or none. Raises QueueFullError or SchedulerStoppedError."""
@@ -185,7 +191,7 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
-            engine = self._prepare()
+            self._engine = engine = self._prepare()
             self._capacity = engine.capacity
             self._prepared.set()
             while self._take_work(engine):

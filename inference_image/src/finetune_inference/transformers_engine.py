@@ -59,6 +59,11 @@ class TransformersEngine:
         self._repetition_penalty: float
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens that room for keys and values is taken for; 0 if nothing is in work. Any thread may ask."""
+        return self._model.reserved
+
     def load_model(self) -> ModelFacts:
         """Read the base model into memory. Raises ModelLoadError."""
         torch.set_num_threads(self._settings.threads or available_cpus())

@@ -370,8 +370,11 @@ def test_metrics_count_requests_and_tokens(http: httpx.Client) -> None:
 
     tokens = 'finetune_inference_completion_tokens_total{model="rude"}'
     requests = 'finetune_inference_requests_total{route="/v1/completions",status="200"}'
-    before = value(tokens), value(requests)
+    gaps = 'finetune_inference_inter_token_seconds_count{model="rude"}'
+    before = value(tokens), value(requests), value(gaps)
     http.post("/v1/completions", json={"model": "rude", "prompt": "Paris", "max_tokens": 4, "temperature": 0})
     assert value(tokens) == before[0] + 4
     assert value(requests) == before[1] + 1
+    assert value(gaps) == before[2] + 3
+    assert value("finetune_inference_cached_tokens") == 0
     assert value("finetune_inference_ready") == 1
