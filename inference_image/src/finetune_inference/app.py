@@ -4,6 +4,7 @@ The application answers from its first moment. The model loads in the engine's t
 process lives, /readyz that it can be sent requests.
 """
 
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -50,6 +51,7 @@ def app_around(service: InferenceService) -> FastAPI:
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=service.settings.max_body_bytes)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
+    app.add_middleware(RequestId)
     return app
 
 
@@ -94,6 +96,27 @@ async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     serving: Serving = request.app.state.serving
     return Response(serving.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+class RequestId:
+    """Gives each request a name, which its answer and our log show; OpenAI's client has it as `_request_id`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = scope.setdefault("state", {})["request_id"] = f"req_{uuid.uuid4().hex}"
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        await self._app(scope, receive, named)
 
 
 class BodyLimit:

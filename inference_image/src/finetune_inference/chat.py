@@ -10,9 +10,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from finetune_inference.catalogue import ServedModel
-from finetune_inference.engine import ScoredToken, TokenRequest
+from finetune_inference.engine import Constraint, ScoredToken, TokenRequest
 from finetune_inference.errors import SERVICE_ERRORS, to_api_error
-from finetune_inference.generation import Serving, Tally, served_model, token_requests
+from finetune_inference.generation import Serving, Tally, served_model, system_fingerprint, token_requests
+from finetune_inference.grammar import ANY_OBJECT
 from finetune_inference.schemas import (
     AssistantMessage,
     ChatChoice,
@@ -22,8 +23,12 @@ from finetune_inference.schemas import (
     ChatCompletionRequest,
     ChatDelta,
     ChatLogprobs,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    ResponseFormat,
     TokenLogprob,
     TopLogprob,
+    Usage,
 )
 from finetune_inference.streaming import DONE, EventStreamResponse, answers, sse, unless_disconnected
 from finetune_inference.text import Delta, Vocabulary
@@ -38,13 +43,31 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     served = await served_model(serving.service, body.model)
     messages = [message.to_template() for message in body.messages]
     prompt = await asyncio.to_thread(served.vocabulary.encode_chat, messages)
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    requests = token_requests(serving.service, served, body, [prompt], max_tokens=body.answer_limit, logprobs=logprobs)
+    constraint = await asyncio.to_thread(_constraint, served.vocabulary, body.response_format)
+    requests = token_requests(
+        serving.service,
+        served,
+        body,
+        [prompt],
+        max_tokens=body.answer_limit,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        constraint=constraint,
+    )
     chat = _Chat(serving, served, body, requests, Tally(serving.metrics, served.name, len(prompt)))
     if body.stream:
         return EventStreamResponse(chat.stream)
     answer = await unless_disconnected(request, chat.answer())
     return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _constraint(vocabulary: Vocabulary, wanted: ResponseFormat | None) -> Constraint | None:
+    """Raises GrammarError."""
+    match wanted:
+        case JsonObjectFormat():
+            return vocabulary.grammars.compile(ANY_OBJECT, lenient=False)
+        case JsonSchemaFormat(json_schema=asked):
+            return vocabulary.grammars.compile(asked.json_schema, lenient=not asked.strict)
+    return None
 
 
 @dataclass
@@ -60,6 +83,7 @@ class _Chat:
     def __post_init__(self) -> None:
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
+        self._fingerprint = system_fingerprint(self.serving.service, self.served)
 
     async def answer(self) -> ChatCompletion:
         """The whole answer."""
@@ -74,6 +98,7 @@ class _Chat:
             model=self.body.model,
             choices=[self._choice(index, parts) for index, parts in enumerate(collected)],
             usage=self.tally.usage,
+            system_fingerprint=self._fingerprint,
         )
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
@@ -93,10 +118,7 @@ class _Chat:
                 yield sse(to_api_error(error).json())
                 return
         if self.body.include_usage:
-            usage = ChatChunk(
-                id=self._id, created=self._created, model=self.body.model, choices=[], usage=self.tally.usage
-            )
-            yield sse(usage.model_dump_json())
+            yield sse(self._document([], self.tally.usage).model_dump_json())
         yield DONE
 
     def _choice(self, index: int, parts: Sequence[Delta]) -> ChatChoice:
@@ -121,13 +143,23 @@ class _Chat:
         return choices
 
     def _chunk(self, choice: ChatChunkChoice) -> bytes:
-        chunk = ChatChunk(id=self._id, created=self._created, model=self.body.model, choices=[choice])
+        chunk = self._document([choice], None)
         # A role or text that is not new is left out; `usage` is null until the last chunk, and only if it was asked for.
         absent = {name for name in ("role", "content") if getattr(choice.delta, name) is None}
         hidden: dict[str, Any] = {"choices": {0: {"delta": absent}}}
         if not self.body.include_usage:
             hidden["usage"] = True
         return sse(chunk.model_dump_json(exclude=hidden))
+
+    def _document(self, choices: list[ChatChunkChoice], usage: Usage | None) -> ChatChunk:
+        return ChatChunk(
+            id=self._id,
+            created=self._created,
+            model=self.body.model,
+            choices=choices,
+            usage=usage,
+            system_fingerprint=self._fingerprint,
+        )
 
     def _logprobs(self, tokens: Sequence[ScoredToken]) -> ChatLogprobs | None:
         if not self.body.logprobs:
@@ -146,5 +178,6 @@ def _token_logprob(vocabulary: Vocabulary, token: ScoredToken) -> TokenLogprob:
 
 
 def _top_logprob(vocabulary: Vocabulary, token_id: int, logprob: float) -> TopLogprob:
+    content = vocabulary.token_bytes(token_id)
     text = vocabulary.token_text(token_id)
-    return TopLogprob(token=text, logprob=logprob, bytes=list(text.encode()))
+    return TopLogprob(token=text, logprob=logprob, bytes=None if content is None else list(content))

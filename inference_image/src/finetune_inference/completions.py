@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from finetune_inference.catalogue import ServedModel
 from finetune_inference.engine import FinishReason, ScoredToken, TokenRequest
 from finetune_inference.errors import SERVICE_ERRORS, invalid_value, to_api_error
-from finetune_inference.generation import Serving, Tally, served_model, token_requests
+from finetune_inference.generation import Serving, Tally, served_model, system_fingerprint, token_requests
 from finetune_inference.schemas import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, Usage
 from finetune_inference.streaming import DONE, EventStreamResponse, answers, sse, unless_disconnected
 from finetune_inference.text import Delta, Vocabulary
@@ -113,6 +113,7 @@ class _Completion:
     def __post_init__(self) -> None:
         self._id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
+        self._fingerprint = system_fingerprint(self.serving.service, self.served)
         self._logprobs = [_Logprobs(self.served.vocabulary) for _ in self.requests]
 
     async def answer(self) -> Completion:
@@ -163,7 +164,14 @@ class _Completion:
         return self._logprobs[index].take(tokens)
 
     def _document(self, choices: list[CompletionChoice], usage: Usage | None) -> Completion:
-        return Completion(id=self._id, created=self._created, model=self.body.model, choices=choices, usage=usage)
+        return Completion(
+            id=self._id,
+            created=self._created,
+            model=self.body.model,
+            choices=choices,
+            usage=usage,
+            system_fingerprint=self._fingerprint,
+        )
 
     def _chunk(self, choices: list[CompletionChoice], usage: Usage | None) -> bytes:
         # `usage` is null until the last chunk, and there only if it was asked for.

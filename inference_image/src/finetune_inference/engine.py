@@ -6,12 +6,12 @@ another library's changes nothing outside of it.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from finetune_inference.adapters import VerifiedAdapter
 
 FinishReason = Literal["stop", "length"]
-"""`stop`: an end token or a stop text; `length`: max_tokens."""
+"""`stop`: an end token, a stop text or the end of what the constraint allows; `length`: max_tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,23 @@ class Sampling:
     """Subtracted from the logit of every token that was generated."""
     logit_bias: dict[int, float] = field(default_factory=dict)
     """Added to the logits of these tokens."""
+
+
+class Constraint(Protocol):
+    """What an answer has to look like, token by token; belongs to one sequence."""
+
+    allowed: bytes
+    """Bit `i % 8` of byte `i // 8` is set if token i may come next; there need not be a bit for every token."""
+
+    @property
+    def complete(self) -> bool:
+        """Nothing may follow, not even an end token."""
+
+    def take(self, token: int) -> None:
+        """Note that a token came, and find out what may follow. Raises ValueError with a reason if that is impossible."""
+
+    def copy(self) -> Self:
+        """The same for another sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +68,13 @@ class TokenRequest:
     """How many of the likeliest tokens to report at each position; None reports no log-probabilities at all."""
     score_prompt: bool = False
     """Report the prompt's log-probabilities as well."""
+    constraint: Constraint | None = None
+    """What the answer has to look like; None leaves it free."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token and its log-probability (nats) under the model, before temperature and penalties."""
+    """A token and its log-probability (nats) under the model, before temperature, penalties and constraints."""
 
     token_id: int
     logprob: float | None = None
@@ -92,6 +111,11 @@ class Failed:
     """The engine failed on this sequence, or ended before it; nothing follows."""
 
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Failed):
+    """The sequence cannot go on as the request wants it; the reason lies in the request, and the message says it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from finetune_inference.catalogue import UnknownModelError
+from finetune_inference.grammar import GrammarError
 from finetune_inference.inference import ContextLengthError, NotReadyError
 from finetune_inference.scheduler import QueueFullError
-from finetune_inference.text import AnswerTimeoutError, EngineFailedError, PromptError
+from finetune_inference.schemas import FieldError
+from finetune_inference.text import AnswerRefusedError, AnswerTimeoutError, EngineFailedError, PromptError
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +122,8 @@ def to_api_error(error: Exception) -> ApiError:
             return model_not_found(str(error))
         case PromptError():
             return invalid_value(f"The prompt cannot be used: {error}.", param=None)
+        case GrammarError() | AnswerRefusedError():
+            return invalid_value(f"response_format: {error}", param="response_format")
         case ContextLengthError():
             return context_length_exceeded(error.limit, error.prompt_tokens, error.max_tokens)
         case QueueFullError():
@@ -137,6 +141,8 @@ SERVICE_ERRORS: tuple[type[Exception], ...] = (
     ApiError,
     UnknownModelError,
     PromptError,
+    GrammarError,
+    AnswerRefusedError,
     ContextLengthError,
     QueueFullError,
     NotReadyError,
@@ -162,14 +168,9 @@ async def _on_service_error(_: Request, error: Exception) -> Response:
 async def _on_validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - Starlette's type of a handler is wider than its calls
     problems = error.errors()
-    fields = [_field_name(problem["loc"]) for problem in problems]
     # A union reports one problem per member; the first few say enough.
-    sentences = [
-        f"{field}: {problem['msg']}" if field else str(problem["msg"])
-        for field, problem in zip(fields, problems, strict=True)
-    ]
-    message = "; ".join(list(dict.fromkeys(sentences))[:MAX_PROBLEMS])
-    return invalid_value(message, param=fields[0].split(".")[0] or None if fields else None, code=None).response()
+    message = "; ".join(list(dict.fromkeys(map(_sentence, problems)))[:MAX_PROBLEMS])
+    return invalid_value(message, _param(problems[0]), _code(problems[0]["type"])).response()
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:
@@ -178,8 +179,35 @@ async def _on_http_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    log.error("request failed: %s %s", request.method, request.url.path, exc_info=error)
-    return to_api_error(error).response()
+    # Starlette answers bugs outside of all middleware, so the header of `RequestId` is set here.
+    request_id = getattr(request.state, "request_id", "")
+    log.error("request %s failed: %s %s", request_id, request.method, request.url.path, exc_info=error)
+    response = to_api_error(error).response()
+    response.headers["X-Request-Id"] = request_id
+    return response
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    own = problem.get("ctx", {}).get("error")
+    if isinstance(own, FieldError):
+        return str(own)
+    field = _field_name(problem["loc"])
+    return f"{field}: {problem['msg']}" if field else str(problem["msg"])
+
+
+def _param(problem: dict[str, Any]) -> str | None:
+    """The field of the request at fault, as OpenAI's `param` has it."""
+    own = problem.get("ctx", {}).get("error")
+    return own.field if isinstance(own, FieldError) else _field_name(problem["loc"]).split(".")[0] or None
+
+
+def _code(kind: str) -> str | None:
+    """OpenAI's code for a kind of pydantic's; None where the body could not be read at all."""
+    if kind == "json_invalid":
+        return None
+    if kind == "missing":
+        return "missing_required_parameter"
+    return "invalid_type" if kind.endswith("_type") else "invalid_value"
 
 
 def _field_name(location: tuple[Any, ...]) -> str:

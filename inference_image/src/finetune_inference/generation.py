@@ -1,11 +1,12 @@
 """What chats and completions have in common: from a request's fields to token requests, and counting what came of it."""
 
 import asyncio
+import hashlib
 import time
 from dataclasses import dataclass, field
 
 from finetune_inference.catalogue import ServedModel
-from finetune_inference.engine import Sampling, TokenRequest
+from finetune_inference.engine import Constraint, Sampling, TokenRequest
 from finetune_inference.errors import invalid_value
 from finetune_inference.inference import InferenceService
 from finetune_inference.metrics import Metrics
@@ -36,11 +37,13 @@ def token_requests(
     max_tokens: int | None,
     logprobs: int | None,
     score_prompt: bool = False,
+    constraint: Constraint | None = None,
 ) -> list[TokenRequest]:
     """One token request per answer: `n` for each prompt, in OpenAI's order. Raises ApiError or ContextLengthError."""
     limit = service.settings.max_output_tokens
     if max_tokens is not None and max_tokens > limit:
-        raise invalid_value(f"max_tokens is {max_tokens}; this server allows {limit} or less.", "max_tokens")
+        field = body.limit_field
+        raise invalid_value(f"{field} is {max_tokens}; this server allows {limit} or less.", field)
     if len(prompts) * body.choices > service.settings.max_sequences_per_request:
         raise invalid_value(
             f"{len(prompts)} prompts times n = {body.choices} is more than the "
@@ -58,6 +61,7 @@ def token_requests(
             stop_ids=served.vocabulary.stop_ids,
             logprobs=logprobs,
             score_prompt=score_prompt,
+            constraint=constraint.copy() if constraint else None,
         )
         for prompt in prompts
         for choice in range(body.choices)
@@ -97,6 +101,14 @@ class Tally:
     def usage(self) -> Usage:
         """What the client is told."""
         return Usage.of(self.prompt_tokens, self.completion_tokens)
+
+
+def system_fingerprint(service: InferenceService, served: ServedModel) -> str:
+    """OpenAI's word for what else an answer depends on: the same seed and fingerprint give the same answer."""
+    base, facts = service.config.model, service.facts
+    adapter = served.adapter.digest if served.adapter else ""
+    parts = [base.path, base.revision or "", adapter, facts.dtype, facts.device]
+    return f"fp_{hashlib.sha256(chr(0).join(parts).encode(errors='replace')).hexdigest()[:12]}"
 
 
 def _sampling(body: GenerationRequest, choice: int) -> Sampling:

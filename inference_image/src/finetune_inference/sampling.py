@@ -1,8 +1,9 @@
 """From logits to the next token. A `Sampler` has one sequence's history, so that its tokens depend on no other sequence."""
 
 import torch
+from torch import nn
 
-from finetune_inference.engine import Sampling, ScoredToken
+from finetune_inference.engine import Constraint, Sampling, ScoredToken
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this mean greedy: dividing by them would overflow."""
@@ -18,8 +19,10 @@ class Sampler:
         vocabulary_size: int,
         repetition_penalty: float,
         device: torch.device,
+        constraint: Constraint | None = None,
     ) -> None:
         self._sampling = sampling
+        self._constraint = constraint
         self._repetition_penalty = repetition_penalty
         self._generator = _generator(sampling, device)
         self._bias = _bias(sampling.logit_bias, vocabulary_size, device)
@@ -36,7 +39,8 @@ class Sampler:
     @property
     def is_argmax(self) -> bool:
         """The likeliest token is all there is to it, whatever came before."""
-        return self._sampling.temperature < GREEDY_BELOW and self._counts is self._seen is self._bias is None
+        special = (self._counts, self._seen, self._bias, self._constraint)
+        return self._sampling.temperature < GREEDY_BELOW and all(each is None for each in special)
 
     def pick(self, logits: torch.Tensor) -> int:
         """The next token. logits: [vocabulary], float32."""
@@ -48,7 +52,7 @@ class Sampler:
         return token
 
     def _adjust(self, logits: torch.Tensor) -> torch.Tensor:
-        """[vocabulary] logits after bias and penalties; the input is left as it is."""
+        """[vocabulary] logits after bias, penalties and constraint; the input is left as it is."""
         sampling = self._sampling
         if self._seen is not None:
             # The model's generation config asks for it (Keskar et al. 2019); transformers' generate applies it too.
@@ -57,7 +61,11 @@ class Sampler:
         if self._counts is not None:
             logits = logits - sampling.frequency_penalty * self._counts
             logits = logits - sampling.presence_penalty * (self._counts > 0)
-        return logits if self._bias is None else logits + self._bias
+        if self._bias is not None:
+            logits = logits + self._bias
+        if self._constraint is not None:
+            logits = logits.masked_fill(_forbidden(self._constraint.allowed, logits), -torch.inf)
+        return logits
 
     def _choose(self, logits: torch.Tensor) -> int:
         sampling = self._sampling
@@ -108,6 +116,14 @@ def _generator(sampling: Sampling, device: torch.device) -> torch.Generator | No
     else:
         generator.manual_seed(sampling.seed)
     return generator
+
+
+def _forbidden(allowed: bytes, logits: torch.Tensor) -> torch.Tensor:
+    """[vocabulary] True where a token has no bit, or one that is not set (see `engine.Constraint`)."""
+    packed = torch.frombuffer(bytearray(allowed), dtype=torch.uint8).to(logits.device)
+    bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device)) & 1
+    known = bits.flatten()[: logits.shape[0]] == 0
+    return nn.functional.pad(known, (0, logits.shape[0] - known.shape[0]), value=True)
 
 
 def _bias(biases: dict[int, float], vocabulary_size: int, device: torch.device) -> torch.Tensor | None:

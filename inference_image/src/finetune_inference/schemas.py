@@ -24,6 +24,14 @@ def _bounded(value: Any) -> Any:
     return value
 
 
+class FieldError(ValueError):
+    """A field that is wrong by itself or beside another one. Pydantic's own errors name it only where it is checked alone."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 
@@ -40,7 +48,7 @@ class GenerationRequest(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False, extra="ignore")
     UNSUPPORTED: ClassVar[tuple[str, ...]] = ()
     """Fields that are refused if they are set to anything but null, false, an empty list or their neutral value."""
-    NEUTRAL: ClassVar[tuple[Any, ...]] = (None, False, [], {}, "none", "auto", "default", {"type": "text"}, "")
+    NEUTRAL: ClassVar[tuple[Any, ...]] = (None, False, [], {}, "none", "auto", "default", "")
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -66,8 +74,14 @@ class GenerationRequest(BaseModel):
         if isinstance(data, dict):
             found = [name for name in cls.UNSUPPORTED if data.get(name) not in cls.NEUTRAL]
             if found:
-                raise ValueError(f"{', '.join(found)}: not supported by this server")
+                raise FieldError(", ".join(found), "not supported by this server")
         return data
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise FieldError("stream_options", "set stream to true as well")
+        return self
 
     @property
     def stops(self) -> list[str]:
@@ -78,6 +92,11 @@ class GenerationRequest(BaseModel):
     def choices(self) -> int:
         """Answers per prompt."""
         return self.n or 1
+
+    @property
+    def limit_field(self) -> str:
+        """The field that says how long an answer may be."""
+        return "max_tokens"
 
     @property
     def include_usage(self) -> bool:
@@ -108,6 +127,37 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": str(text)}
 
 
+class JsonSchema(BaseModel):
+    """A schema that an answer is held to."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+    """Unless true, keywords that cannot be enforced are passed over; the others are enforced anyway."""
+
+
+class TextFormat(BaseModel):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(BaseModel):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(BaseModel):
+    """A JSON value that a schema describes."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
 class ChatCompletionRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
@@ -116,7 +166,6 @@ class ChatCompletionRequest(GenerationRequest):
         "tool_choice",
         "functions",
         "function_call",
-        "response_format",
         "modalities",
         "audio",
         "web_search_options",
@@ -125,21 +174,27 @@ class ChatCompletionRequest(GenerationRequest):
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs: set logprobs to true as well")
+            raise FieldError("top_logprobs", "set logprobs to true as well")
         if self.max_tokens == 0:
-            raise ValueError("max_tokens: use 1 or more")
+            raise FieldError("max_tokens", "use 1 or more")
         return self
 
     @property
     def answer_limit(self) -> int | None:
         """Tokens wanted at most."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def limit_field(self) -> str:
+        """OpenAI's newer field, where it is used."""
+        return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
 
 
 class CompletionRequest(GenerationRequest):
@@ -160,7 +215,7 @@ class CompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
         if self.best_of is not None and self.best_of != self.choices:
-            raise ValueError("best_of: only the same value as n is supported")
+            raise FieldError("best_of", "only the same value as n is supported")
         return self
 
     @property
@@ -237,6 +292,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    system_fingerprint: str
 
 
 class ChatDelta(BaseModel):
@@ -282,6 +338,7 @@ class Completion(BaseModel):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
+    system_fingerprint: str
 
 
 class ChatChunk(BaseModel):
@@ -293,6 +350,7 @@ class ChatChunk(BaseModel):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    system_fingerprint: str
 
 
 class ModelCard(BaseModel):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from finetune_inference.engine import Event, Finished, Generated, PromptScored, ScoredToken, TokenRequest
+from finetune_inference.engine import Event, Finished, Generated, PromptScored, Refused, ScoredToken, TokenRequest
 from finetune_inference.lora_batch import LoadedLora
 from finetune_inference.pieces import Piece
 from finetune_inference.sampling import Sampler, score_rows
@@ -66,7 +66,15 @@ class Sequence:
         self.tokens.append(token)
         if token in self.stop_ids:
             return [Finished("stop", self.generated)]
+        constraint = self.request.constraint
+        if constraint:
+            try:
+                constraint.take(token)
+            except ValueError as error:
+                return [Refused(str(error))]
         top = self.request.logprobs
         scored = ScoredToken(token) if top is None else score_rows(logits[None], [token], top)[0]
+        if constraint and constraint.complete:
+            return [Generated(scored), Finished("stop", self.generated)]
         finished = self.generated >= self.request.max_tokens
         return [Generated(scored), *([Finished("length", self.generated)] if finished else [])]

@@ -15,9 +15,11 @@ from finetune_inference.engine import (
     FinishReason,
     Generated,
     PromptScored,
+    Refused,
     ScoredToken,
     TimedOut,
 )
+from finetune_inference.grammar import GrammarError, Grammars
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 HELD_BACK = 3
@@ -37,6 +39,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self.grammars = Grammars(tokenizer)
         # The first call may change the tokenizer (truncation that was saved with it); after that threads can share it.
         tokenizer("")
 
@@ -92,6 +95,16 @@ class Vocabulary:
         """One token as text, special or not; a token that is a part of a character shows the replacement character."""
         text: str = self._tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """One token as bytes; those of tokens in a row make whole characters where each alone may not. None if unknown."""
+        text = self.token_text(token_id)
+        if REPLACEMENT not in text:
+            return text.encode()
+        try:
+            return self.grammars.token_bytes(token_id)
+        except GrammarError:
+            return None
 
 
 def _check_unicode(text: str) -> None:
@@ -195,6 +208,10 @@ class EngineFailedError(Exception):
     """The engine could not finish a sequence."""
 
 
+class AnswerRefusedError(Exception):
+    """A sequence cannot go on as the request wants it; the message says why."""
+
+
 class AnswerTimeoutError(Exception):
     """A sequence took longer than sequences may."""
 
@@ -214,7 +231,7 @@ class Answer:
     def feed(self, event: Event) -> Delta:
         """The delta of one event; after one with a finish reason nothing may be fed.
 
-        Raises EngineFailedError or AnswerTimeoutError.
+        Raises EngineFailedError, AnswerRefusedError or AnswerTimeoutError.
         """
         match event:
             case PromptScored(tokens):
@@ -223,6 +240,8 @@ class Answer:
                 return self._generated(token)
             case Finished(reason, completion_tokens):
                 return self._finished(reason, completion_tokens)
+            case Refused(message):
+                raise AnswerRefusedError(message)
             case Failed(message):
                 raise EngineFailedError(message)
             case TimedOut(seconds):

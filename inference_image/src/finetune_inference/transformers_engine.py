@@ -91,7 +91,12 @@ class TransformersEngine:
     def add(self, key: int, request: TokenRequest) -> None:
         """Take a sequence into work."""
         sampler = Sampler(
-            request.sampling, request.prompt, self._facts.vocabulary_size, self._repetition_penalty, self._device
+            request.sampling,
+            request.prompt,
+            self._facts.vocabulary_size,
+            self._repetition_penalty,
+            self._device,
+            request.constraint,
         )
         lora = request.weights if isinstance(request.weights, LoadedLora) else None
         stop_ids = self._stop_ids | request.stop_ids

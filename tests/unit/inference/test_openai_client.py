@@ -177,7 +177,12 @@ def test_generated_log_probabilities_are_those_of_scoring_the_answer_afterwards(
     content = chat.choices[0].logprobs.content if chat.choices[0].logprobs else None
     assert content
     assert all(len(token.top_logprobs) == 3 for token in content)
-    assert all(bytes(token.bytes or []).decode() == token.token for token in content)
+    # A token may be a part of a character; all bytes together are the text.
+    assert (
+        b"".join(bytes(token.bytes or []) for token in content).decode(errors="replace")
+        == chat.choices[0].message.content
+    )
+    assert all(bytes(token.bytes or []).decode(errors="replace") == token.token for token in content)
     completion = client.completions.create(
         model="rude", prompt=reference.chat_ids(QUESTION), max_tokens=10, seed=5, echo=True, logprobs=0
     )
@@ -290,6 +295,39 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
         assert "base, formal, rude" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"messages": QUESTION}, "missing_required_parameter"),
+        ({"model": "base", "messages": "hi"}, "invalid_type"),
+        ({"model": "base", "messages": QUESTION, "temperature": 3}, "invalid_value"),
+        ({"model": "base", "messages": QUESTION, "top_logprobs": 3}, "invalid_value"),
+    ],
+)
+def test_codes_of_errors_are_those_of_openai(http: httpx.Client, body: dict[str, Any], code: str) -> None:
+    answer = http.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+
+
+def test_every_answer_has_an_id_that_the_client_can_report(client: openai.OpenAI, http: httpx.Client) -> None:
+    answers = [client.completions.create(model="base", prompt="Paris", max_tokens=1) for _ in range(2)]
+    ids = {answer._request_id for answer in answers}
+    assert len(ids) == 2
+    assert all(each and each.startswith("req_") for each in ids)
+    for refused in (http.post("/v1/completions", content=b"{"), http.get("/v1/nothing")):
+        assert refused.headers["x-request-id"].startswith("req_")
+
+
+def test_the_system_fingerprint_says_which_weights_answered(client: openai.OpenAI) -> None:
+    def fingerprint(model: str) -> str | None:
+        return client.chat.completions.create(model=model, messages=QUESTION, max_tokens=1).system_fingerprint
+
+    assert len({fingerprint(model) for model in MODELS}) == 3
+    assert fingerprint("base") == fingerprint("base")
+    chunks = client.completions.create(model="base", prompt="Paris", max_tokens=2, stream=True)
+    assert {chunk.system_fingerprint for chunk in chunks} == {fingerprint("base")}
+
+
 def test_a_prompt_that_is_too_long_says_by_how_much(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="base", prompt=[5] * 500, max_tokens=13)
@@ -306,12 +344,13 @@ def test_a_prompt_that_is_too_long_says_by_how_much(client: openai.OpenAI) -> No
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "text"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, None, ""),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
-        ({"max_tokens": 0}, None, "use 1 or more"),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens: use 1 or more"),
         ({"max_tokens": 100_000}, "max_tokens", "4096 or less"),
         ({"n": 100}, "n", "32 answers"),
-        ({"tools": [{"type": "function"}]}, None, "tools: not supported"),
-        ({"response_format": {"type": "json_object"}}, None, "response_format: not supported"),
-        ({"top_logprobs": 3}, None, "logprobs to true"),
+        ({"max_completion_tokens": 100_000}, "max_completion_tokens", "max_completion_tokens is 100000"),
+        ({"tools": [{"type": "function"}]}, "tools", "tools: not supported"),
+        ({"top_logprobs": 3}, "top_logprobs", "logprobs to true"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
         ({"logit_bias": {"100000": 1}}, "logit_bias", "does not exist"),
         ({"stop": [""]}, "stop", "at least 1 character"),
         ({"seed": 2**63}, "seed", "less than or equal"),
