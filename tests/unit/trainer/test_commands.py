@@ -1,14 +1,21 @@
 """`python -m finetune_trainer …` as a person types it."""
 
+import json
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from training_runs import a_training_config, write_config
 
 from finetune_api.constants import ExitCode
-from finetune_trainer.__main__ import main
+from finetune_api.training import TrainingConfig
+from finetune_api.v1alpha1.finetune_job import DEFAULT_EPOCHS
+from finetune_trainer.__main__ import EXAMPLE, main
+from finetune_trainer.data.formats import detect_format
+from finetune_trainer.data.rows import Row
 from finetune_trainer.interruption import STOP, StopSignal
 
 pytestmark = pytest.mark.model
@@ -19,6 +26,22 @@ def _no_signal_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands install handlers for their process; this process belongs to pytest."""
     monkeypatch.setattr(StopSignal, "install", lambda _self: None)
     assert not STOP.requested
+
+
+def test_what_the_help_shows_can_be_copied() -> None:
+    blocks = [textwrap.dedent(block.partition("\n")[2]) for block in EXAMPLE.split("\n\n")[:3]]
+    smallest, rows, more = blocks
+    config = TrainingConfig.model_validate(yaml.safe_load(smallest + "\n" + more))
+    defaults = TrainingConfig.model_validate(yaml.safe_load(smallest))
+    assert config.lora == defaults.lora
+    assert config.hyperparameters == defaults.hyperparameters.model_copy(update={"epochs": DEFAULT_EPOCHS})
+    formats = [json.JSONDecoder().raw_decode(line)[0] for line in rows.splitlines()]
+    assert [detect_format(Row("line 1", row), None) for row in formats] == [
+        "messages",
+        "prompt-completion",
+        "text",
+        "preference",
+    ]
 
 
 def test_train_says_where_the_adapter_is(

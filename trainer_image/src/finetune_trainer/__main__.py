@@ -1,15 +1,11 @@
-"""Command line of the trainer.
-
-train     run a configuration by hand, without Kubernetes
-validate  check everything that can be known without training: dataset, model, memory, disk
-inspect   verify an adapter's files and say what made it
-work      what the pod runs: the mounted configuration, through Celery
-"""
+"""Fine-tunes a causal language model with LoRA, with or without Kubernetes: rows and a base model in, an adapter out."""
 
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any, Final
 
 from finetune_api.artifacts import FINGERPRINT_FILE, RUN_RECORD_FILE, ArtifactError, read_verified
 from finetune_api.constants import ExitCode
@@ -20,6 +16,33 @@ from finetune_trainer.environment import prepare_environment
 from finetune_trainer.errors import TrainingError, exit_code_of
 from finetune_trainer.interruption import STOP
 from finetune_trainer.log import configure_logging
+
+HELP_WIDTH: Final = 100
+"""Characters of a line of `--help`."""
+
+EXAMPLE: Final = """\
+the smallest config.yaml:
+  model: {path: /models/SmolLM2-135M-Instruct}          # a checkpoint folder, or ORG/NAME of a model hub
+  dataset: {path: train.jsonl}                          # also .json, .csv, .parquet; https://, s3://, hf://
+  output: {directory: adapters, adapterName: my-adapter}
+
+rows of train.jsonl, one of:
+  {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
+  {"prompt": "Hi", "completion": "Hello!"}
+  {"text": "Any text, all of which is learnt."}
+  {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}      (with dpo: {})
+
+more of it, all optional (shown: the defaults, but for evaluation):
+  evaluation: {path: held-out.jsonl}                    # or dataset.evaluationFraction: 0.1
+  hyperparameters: {epochs: 3, batchSize: 8, learningRate: 2.0e-4, maxLength: 1024}
+  lora: {rank: 8, alpha: 16}
+
+Fields are those of a FinetuneJob (crds/docs/finetunejob.md). MODEL_NAME_OR_PATH in the environment replaces model.path."""
+
+STATUSES: Final = f"""\
+exit status: {ExitCode.SUCCEEDED} done, {ExitCode.CONFIG_INVALID} config is wrong, {ExitCode.DATASET_INVALID} dataset is wrong, \
+{ExitCode.MODEL_INVALID} model is wrong, {ExitCode.STORAGE_FULL} disk is full,
+{ExitCode.INTERRUPTED} interrupted and can go on, {ExitCode.BUG} anything else"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,19 +60,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m finetune_trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m finetune_trainer",
+        description=__doc__,
+        epilog="begin with: validate CONFIG, then train CONFIG; COMMAND --help says more, with an example",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="run a configuration by hand, without Kubernetes")
-    train.add_argument("config", type=Path, help="TrainingConfig as YAML or JSON")
-    train.add_argument("--run-id", help="name of the adapter's folder; name an interrupted run here to go on with it")
+    train = _add_command(
+        commands,
+        "train",
+        "run a configuration by hand, without Kubernetes",
+        "Train an adapter and commit it to output.directory/adapterName/RUN_ID, with a record and a report of what made it. "
+        "Progress goes to stderr, the adapter's folder to stdout. A run that is interrupted (also by Ctrl-C) saves what it has, "
+        "and says how to go on; the adapter comes out the same.",
+        f"{EXAMPLE}\n\n{STATUSES}",
+    )
+    train.add_argument("config", type=Path, help="configuration, as YAML or JSON")
+    train.add_argument(
+        "--run-id", help="name of the adapter's folder (default: the time); that of an interrupted run goes on with it"
+    )
     train.set_defaults(run=_train)
 
-    validate = commands.add_parser(
-        "validate", help="check everything that can be known without training: dataset, model, memory, disk"
+    validate = _add_command(
+        commands,
+        "validate",
+        "check everything that can be known without training: dataset, model, memory, disk",
+        "Check a configuration without training and without a GPU, and list every mistake at once: fields, each row of the "
+        "dataset, the model, and whether memory and disk suffice. Shows what the dataset is like, and writes nothing.",
+        f"{EXAMPLE}\n\n{STATUSES}",
     )
-    validate.add_argument("config", type=Path, help="TrainingConfig as YAML or JSON")
+    validate.add_argument("config", type=Path, help="configuration, as YAML or JSON")
     validate.add_argument(
         "--gpu-memory",
         type=float,
@@ -58,12 +98,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     validate.set_defaults(run=_validate)
 
-    inspect = commands.add_parser("inspect", help="verify an adapter's files and say what made it")
-    inspect.add_argument("adapter", type=Path, help="folder of a committed adapter")
+    inspect = _add_command(
+        commands,
+        "inspect",
+        "verify an adapter's files and say what made it",
+        "Verify the files of an adapter against the digests of its manifest, and show its base model, how much it changes "
+        "answers, and the record of its run: configuration, versions, metrics.",
+        f"exit status: {ExitCode.SUCCEEDED} whole, {ExitCode.BUG} not",
+    )
+    inspect.add_argument("adapter", type=Path, help="folder of a committed adapter, as train prints it")
     inspect.set_defaults(run=_inspect)
 
-    work = commands.add_parser("work", help="what the pod runs: the mounted configuration, through Celery")
+    work = _add_command(
+        commands,
+        "work",
+        "what the pod runs: the mounted configuration, through Celery",
+        "Run the configuration that the operator mounted, as a Celery task, and leave the outcome in the termination message. "
+        "Nothing to be run by hand: use train.",
+        STATUSES,
+    )
     work.set_defaults(run=_work)
+    return parser
+
+
+def _add_command(commands: Any, name: str, summary: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(description, HELP_WIDTH),
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     return parser
 
 
