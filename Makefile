@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
+UV := bash tests/support/uv.sh
 CLUSTER := PYTHONPATH=tests/cluster $(PY) -m local_cluster
 
 # $(call timed,NAME,COMMAND): say what runs and how long it took.
@@ -15,8 +16,9 @@ endef
 help: ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
+# Compiled once here, because environments with PYTHONDONTWRITEBYTECODE would compile torch at every start.
 .venv/.ready: uv.lock pyproject.toml crds/pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml inference_image/pyproject.toml
-	$(call timed,Python environment (5.8 GB the first time: torch brings CUDA),bash tests/support/setup-python.sh && touch $@)
+	$(call timed,Python environment (5.8 GB the first time: torch brings CUDA),$(UV) sync --frozen --all-packages --compile-bytecode && touch $@)
 
 .PHONY: setup
 setup: .venv/.ready ## Make the Python environment in .venv
@@ -72,6 +74,14 @@ test-e2e: demo ## The demo and the failure cases on the local cluster with real 
 .PHONY: bench-training
 bench-training: setup ## Training speed, memory and parity against stock Trainer + peft (BENCH_ARGS=--help)
 	PYTHONPATH=tests/support:tests/cluster $(PY) tests/bench/training/bench.py $(BENCH_ARGS)
+
+.PHONY: bench-trl
+bench-trl: build/trl-venv/.ready ## What our adapter answers against one by TRL's SFTTrainer (BANKING77_CSV=FILE, BENCH_ARGS=--help)
+	PYTHONPATH=tests/support:tests/cluster $(PY) tests/bench/training/against_trl.py $(BENCH_ARGS)
+
+# TRL in an environment of its own, at the versions of uv.lock, without the project's code.
+build/trl-venv/.ready: .venv/.ready
+	$(call timed,environment of TRL,UV_PROJECT_ENVIRONMENT=build/trl-venv $(UV) sync --frozen --only-group trl && touch $@)
 
 .PHONY: bench-serving
 bench-serving: setup ## Serving speed, parity and adapter swaps against stock transformers + peft (BENCH_ARGS=--help)

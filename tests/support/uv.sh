@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv from uv.lock. Needs python3 >= 3.11; installs Debian's if the machine has none.
+# Runs uv at the project's version, in the checkout; installs it, and Debian's Python >= 3.11 if the machine has none, first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 UV_VERSION=0.13.9
@@ -16,5 +16,4 @@ if ! "$UV" --version >/dev/null 2>&1; then
     python3 -m venv "$CACHE/uv-$UV_VERSION"
     "$CACHE/uv-$UV_VERSION/bin/pip" install --quiet --disable-pip-version-check "uv==$UV_VERSION"
 fi
-# Compiled once here, because environments with PYTHONDONTWRITEBYTECODE would compile torch at every start.
-"$UV" sync --frozen --all-packages --compile-bytecode
+exec "$UV" "$@"
