@@ -55,6 +55,14 @@ lint: setup ## Formatting, lint, types, import contracts
 test-unit: setup ## Unit, golden and contract tests: need only Python
 	$(call timed,unit golden and contract tests,$(PY) -m pytest -m "not apiserver and not e2e" tests/unit tests/golden tests/contract tests/kill)
 
+.PHONY: test-trainer
+test-trainer: test-programs ## The trainer alone: units, commands, downloads from real servers, a few kills of each sort
+	$(call timed,tests of the trainer,$(PY) -m pytest --durations=10 tests/unit/trainer tests/kill)
+
+.PHONY: test-server
+test-server: setup ## The server alone: units, the OpenAI client, tokens against transformers and peft
+	$(call timed,tests of the server,$(PY) -m pytest --durations=10 tests/unit/inference)
+
 .PHONY: kill-test-trainer
 kill-test-trainer: setup ## Kill trainings a hundred times, also inside a save; prints a table and writes figures
 	$(call timed,kills of the trainer,$(PY) tests/kill/run.py $(KILL_ARGS))
