@@ -64,6 +64,10 @@ def a_training_job() -> Raw:
         "team-a",
         model={"source": "hf://o/m", "secretRef": {"name": "hub"}},
         dataset={"source": "s3://bucket/rows.jsonl", "secretRef": {"name": "rows"}},
+        tracking={
+            "mlflow": {"uri": "https://mlflow.example.com", "secretRef": {"name": "mlflow"}},
+            "wandb": {"secretRef": {"name": "wandb"}},
+        },
         evaluation={"source": "https://example.org/rows.jsonl"},
     )
     raw["metadata"]["uid"] = "0" * 36
@@ -224,6 +228,8 @@ def test_the_api_server_finds_no_fault_in_the_policies(plane: ControlPlane, inst
         "operator-configmaps",
         "secret-references",
         "dataset-secrets",
+        "mlflow-secrets",
+        "wandb-secrets",
     ):
 
         def checked(path: str = f"{root}/finetune-{suffix}") -> Raw:
@@ -261,6 +267,11 @@ def test_who_cannot_read_a_secret_cannot_name_it(plane: ControlPlane, api: Api, 
     assert "names the Secret hub" in refusal(author, "inferenceservices", service)
     rows = a_finetune_job("s", "secrets", dataset={"source": "s3://rows/k", "secretRef": {"name": "hub"}})
     dry_run(reader, "finetunejobs", rows)
+    for tracker, settings in {"mlflow": {"uri": "https://mlflow.example.com"}, "wandb": {}}.items():
+        tracked = a_finetune_job("s", "secrets", tracking={tracker: {**settings, "secretRef": {"name": "hub"}}})
+        assert f"spec.tracking.{tracker}.secretRef names the Secret hub, which" in refusal(
+            author, "finetunejobs", tracked
+        )
     assert "spec.dataset.secretRef names the Secret hub, which system:serviceaccount:secrets:author" in refusal(
         author, "finetunejobs", rows
     )

@@ -83,8 +83,14 @@ OBJECT_STORE_ENV: Final = (
     "AWS_ENDPOINT_URL",
 )
 """Environment variables of an s3:// dataset, each from the key of the same name in dataset.secretRef's Secret."""
+MLFLOW_TOKEN_ENV: Final = "MLFLOW_TRACKING_TOKEN"  # noqa: S105 - a name
+"""MLflow's own environment variable for a token, from the key that tracking.mlflow.secretRef names."""
+MLFLOW_LOGIN_ENV: Final = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+"""MLflow's own environment variables for a login, each from the key of the same name in that Secret."""
+WANDB_KEY_ENV: Final = "WANDB_API_KEY"
+"""Weights & Biases' own environment variable for the API key, from the key that tracking.wandb.secretRef names."""
 ALLOW_PRIVATE_SOURCES_ENV: Final = "FINETUNE_ALLOW_PRIVATE_SOURCES"
-"""Environment variable that lets datasets come from addresses that are not public."""
+"""Environment variable that lets datasets come from, and figures go to, addresses that are not public."""
 SERVER_PORT: Final = 8000
 """Port of the inference container and of its Service (named `http`)."""
 DEFAULT_ADAPTERS_CLAIM: Final = "finetune-adapters"

@@ -18,6 +18,7 @@ from finetune_api.v1alpha1.finetune_job import (
     EvaluationSettings,
     Hyperparameters,
     Lora,
+    Tracking,
 )
 
 
@@ -113,6 +114,12 @@ class TrainingConfig(SpecModel):
     checkpoint: Annotated[Checkpoint, Field(description="checkpoint says when work is saved.")] = Field(
         default_factory=Checkpoint
     )
+    tracking: Annotated[
+        Tracking | None,
+        Field(
+            description="tracking says where figures go; credentials come from the trackers' own environment variables."
+        ),
+    ] = None
     output: Annotated[OutputConfig, Field(description="output says where the adapter goes.")]
 
     @model_validator(mode="after")

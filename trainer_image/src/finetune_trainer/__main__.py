@@ -136,12 +136,14 @@ def _train(parsed: argparse.Namespace, settings: TrainerSettings) -> int:
     from finetune_trainer.kubeflow import kubeflow_reporters
     from finetune_trainer.progress import ConsoleReporter, LogReporter, Reporters
     from finetune_trainer.tasks.finetuning_task import run_finetuning
+    from finetune_trainer.tracking import tracking_reporters
     from finetune_trainer.training import new_run_id
 
     config = load_config(parsed.config, model_name_or_path=settings.model_name_or_path)
     run_id = config.job.uid if config.job else parsed.run_id or new_run_id()
     STOP.install()
-    reporter = Reporters([ConsoleReporter() if sys.stderr.isatty() else LogReporter(), *kubeflow_reporters()])
+    own = ConsoleReporter() if sys.stderr.isatty() else LogReporter()
+    reporter = Reporters([own, *kubeflow_reporters(), *tracking_reporters(config, run_id)])
     outcome = run_finetuning(config, reporter, STOP, run_id)
     reporter.close(outcome)
     if outcome.result is Result.SUCCEEDED and outcome.adapter:

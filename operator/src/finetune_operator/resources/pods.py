@@ -12,13 +12,17 @@ from finetune_api.constants import (
     DATASET_TOKEN_ENV,
     DATASETS_MOUNT,
     EVALUATION_MOUNT,
+    MLFLOW_LOGIN_ENV,
+    MLFLOW_TOKEN_ENV,
     MODELS_MOUNT,
     OBJECT_STORE_ENV,
     SCRATCH_MOUNT,
+    WANDB_KEY_ENV,
 )
 from finetune_api.sources import MOUNTED, parse_source
 from finetune_api.v1alpha1 import ModelReference, Resources
 from finetune_api.v1alpha1.common import LocalSecretReference
+from finetune_api.v1alpha1.finetune_job import Tracking
 from finetune_operator.resources import Manifest
 from finetune_operator.settings import Settings
 
@@ -106,11 +110,16 @@ def common_env(model: ModelReference, *, other_sources: Sequence[str] = ()) -> l
     return env
 
 
-def dataset_env(sources: Sequence[str], secret: LocalSecretReference | None, settings: Settings) -> list[Manifest]:
-    """Environment of a trainer that fetches its rows: credentials by reference, and where they may come from."""
+def dataset_env(
+    sources: Sequence[str], secret: LocalSecretReference | None, settings: Settings, *, tracked: bool = False
+) -> list[Manifest]:
+    """Environment of a trainer that fetches its rows: credentials by reference, and where they may come from.
+
+    `tracked` says that its figures go somewhere, to which the same limits apply.
+    """
     schemes = {parse_source(uri).scheme for uri in sources} - set(MOUNTED)
     env: list[Manifest] = []
-    if schemes and settings.allow_private_sources:
+    if (schemes or tracked) and settings.allow_private_sources:
         env.append({"name": ALLOW_PRIVATE_SOURCES_ENV, "value": "true"})
     if secret is None:
         return env
@@ -122,6 +131,21 @@ def dataset_env(sources: Sequence[str], secret: LocalSecretReference | None, set
         reference: Manifest = {"name": secret.name, "key": key, "optional": True}
         env.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
     return env
+
+
+def tracking_env(tracking: Tracking | None) -> list[Manifest]:
+    """Environment of a trainer whose figures go elsewhere: credentials by reference, under the libraries' own names."""
+    references: dict[str, tuple[str, str]] = {}
+    if tracking and tracking.mlflow and (secret := tracking.mlflow.secret_ref):
+        references[MLFLOW_TOKEN_ENV] = (secret.name, secret.key)
+        references |= {name: (secret.name, name) for name in MLFLOW_LOGIN_ENV}
+    if tracking and tracking.wandb and (secret := tracking.wandb.secret_ref):
+        references[WANDB_KEY_ENV] = (secret.name, secret.key)
+    # Optional: a tracker that is refused costs figures, a pod that waits for a Secret the training.
+    return [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret_name, "key": key, "optional": True}}}
+        for name, (secret_name, key) in references.items()
+    ]
 
 
 def container_resources(resources: Resources) -> Manifest:

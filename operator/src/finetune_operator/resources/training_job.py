@@ -29,6 +29,7 @@ from finetune_operator.resources.pods import (
     model_path,
     pod_spec,
     rows_path,
+    tracking_env,
 )
 from finetune_operator.settings import Settings
 
@@ -92,7 +93,8 @@ def build_training_pod_spec(job: FinetuneJob, settings: Settings) -> Manifest:
         "imagePullPolicy": settings.image_pull_policy,
         "env": [
             *common_env(job.spec.model, other_sources=sources),
-            *dataset_env(sources, job.spec.dataset.secret_ref, settings),
+            *dataset_env(sources, job.spec.dataset.secret_ref, settings, tracked=job.spec.tracking is not None),
+            *tracking_env(job.spec.tracking),
             {"name": BROKER_URL_ENV, "valueFrom": {"secretKeyRef": broker}},
         ],
         "resources": container_resources(job.spec.resources),
@@ -120,6 +122,7 @@ def build_training_config(job: FinetuneJob, attempt: int) -> TrainingConfig:
         dpo=spec.method.dpo,
         hyperparameters=spec.hyperparameters,
         checkpoint=spec.checkpoint,
+        tracking=spec.tracking,
         output=OutputConfig(directory=ADAPTERS_MOUNT, adapter_name=job.adapter_name, claim=spec.output.claim),
     )
 

@@ -26,6 +26,7 @@ from finetune_trainer.preflight.estimate import (
     gib,
 )
 from finetune_trainer.preflight.weights import count_weights
+from finetune_trainer.tracking import check_trackers
 
 MAX_LAYERS: Final = 1000
 """Layers of any model that exists, several times over: building a model takes time for each, even without weights."""
@@ -77,6 +78,7 @@ def run_preflight(config: TrainingConfig, *, gpu_memory: int | None = None) -> P
     found.examples = found.attempt(lambda: read_examples(config))
     found.shape = found.attempt(lambda: check_model(config))
     found.attempt(lambda: check_output(config))
+    found.attempt(lambda: check_trackers(config))
     if found.shape is None:
         return found
     shape = found.shape

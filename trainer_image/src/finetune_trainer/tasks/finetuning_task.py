@@ -20,6 +20,7 @@ from finetune_trainer.errors import TrainingError, as_training_error
 from finetune_trainer.interruption import STOP, StopSignal
 from finetune_trainer.kubeflow import kubeflow_reporters
 from finetune_trainer.progress import BackendReporter, LogReporter, Reporter, Reporters
+from finetune_trainer.tracking import check_trackers, tracking_reporters
 from finetune_trainer.training import FinetuningPipeline
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def finetuning_task(job_uid: str, attempt: int) -> dict[str, Any]:
 def run_attempt(settings: TrainerSettings, job_uid: str, attempt: int) -> Outcome:
     """Run the mounted configuration and leave its Outcome in the termination message."""
     config, job = load_pod_config(settings.config_path)
-    reporter = _pod_reporter(settings, job)
+    reporter = _pod_reporter(settings, config, job)
     if (job.uid, job.attempt) == (job_uid, attempt):
         outcome = run_finetuning(config, reporter, STOP)
     else:
@@ -50,6 +51,7 @@ def run_finetuning(config: TrainingConfig, reporter: Reporter, stop: StopSignal,
     """Run the pipeline; every end, planned or not, is an Outcome."""
     pipeline = FinetuningPipeline(config, reporter=reporter, stop=stop, run_id=run_id)
     try:
+        check_trackers(config)
         return pipeline.run()
     except Exception as caught:
         error = as_training_error(caught)
@@ -71,9 +73,9 @@ def write_termination_message(settings: TrainerSettings, outcome: Outcome) -> No
         logger.error("termination message not written path=%s problem=%s", settings.termination_log, error)  # noqa: TRY400
 
 
-def _pod_reporter(settings: TrainerSettings, job: JobIdentity) -> Reporter:
-    """The log, a TrainJob, and the state of the attempt's Celery task even when no message was ever received."""
-    reporters: list[Reporter] = [LogReporter(), *kubeflow_reporters()]
+def _pod_reporter(settings: TrainerSettings, config: TrainingConfig, job: JobIdentity) -> Reporter:
+    """All that listen, and the state of the attempt's Celery task even when no message was ever received."""
+    reporters: list[Reporter] = [LogReporter(), *kubeflow_reporters(), *tracking_reporters(config, job.uid)]
     if settings.broker_url:
         backend = create_app(settings.broker_url).backend
         store = functools.partial(backend.store_result, task_id(job.uid, job.attempt))
