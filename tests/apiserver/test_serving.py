@@ -7,8 +7,11 @@ import pytest
 from api import Raw, wait_for
 from factories import an_inference_service
 from fake_endpoint import BASE, FINGERPRINT, TUNED, Behaviour, failing, refusing, scores, serving, serving_versions
-from kubelet_actor import succeeding
+from kubelet_actor import Run, succeeding
 from world import World
+
+from finetune_api.outcome import CommittedAdapter, Outcome, Result
+from finetune_api.reasons import Reason
 
 
 def service_status(world: World, name: str = "tone") -> Raw:
@@ -241,6 +244,40 @@ def test_an_adapter_that_no_server_can_load_says_the_servers_reason(world: World
     adapter = served_adapter(world)
     assert (adapter["reason"], adapter["loadedReplicas"]) == ("AdapterIncompatible", 0)
     assert "its rank is 512" in adapter["message"]
+
+
+def a_measured_run(digit: str, eval_loss: float) -> Run:
+    adapter = CommittedAdapter(
+        path=f"tone/{digit}", digest=f"sha256:{digit * 64}", size_bytes=1, fingerprint=FINGERPRINT
+    )
+    metrics = {"eval_loss": eval_loss}
+    return Run(Outcome(result=Result.SUCCEEDED, reason=Reason.TRAINED, step=10, metrics=metrics, adapter=adapter))
+
+
+def test_jobs_bring_versions_into_one_endpoint_and_a_worse_one_is_stored_only(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = serving("tone")
+    serve(world, adaptersFrom="Jobs", adapterClaim="finetune-adapters")
+    template = template_of(world)
+
+    def bring(name: str, digit: str, eval_loss: float, phase: str) -> Raw:
+        world.kubelet.script(world.namespace, a_measured_run(digit, eval_loss))
+        gate = {"metric": "eval_loss", "maxRegression": 0.02}
+        spec = {"serve": {"into": "chat", "gate": gate}, "evaluation": {"fraction": 0.1}}
+        world.submit(name, output={"adapterName": "tone"}, **spec)
+        return world.wait_for_phase(phase, name=name, seconds=40)
+
+    first = bring("first", "1", 0.40, "Succeeded")
+    assert first["serving"]["name"] == "chat"
+    bring("second", "2", 0.41, "Succeeded")
+    assert served_adapter(world)["served"]["digest"] == f"sha256:{'2' * 64}"
+    worse = bring("worse", "3", 0.50, "Failed")
+    assert worse["reason"] == "EvalRegression"
+    assert worse["adapter"]["digest"] == f"sha256:{'3' * 64}"
+    assert listed(world) == {"tone": "/adapters/tone/2"}
+    assert template_of(world) == template
+    world.api.delete("finetunejobs", world.namespace, "second")
+    wait_for("the job to go", lambda: world.job("second") is None)
+    assert listed(world) == {"tone": "/adapters/tone/2"}, "the adapter stays when its job is gone"
 
 
 def test_a_deployment_of_somebody_else_is_a_conflict_that_is_left_alone(world: World) -> None:

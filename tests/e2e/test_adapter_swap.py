@@ -97,7 +97,7 @@ def endpoint(kubernetes: LocalKubernetes, demo_job: Raw) -> Iterator[Endpoint]:
         SERVICE,
         model=demo_job["spec"]["model"],
         adapterClaim=claim,
-        resources={"cpu": "50m", "memory": "3Gi"},
+        resources={"cpu": "200m", "memory": "3Gi"},
     )
     try:
         wait_for("the endpoint", lambda: is_ready(namespace), 300, 0.5)

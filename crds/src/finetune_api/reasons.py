@@ -143,6 +143,8 @@ class Reason(StrEnum):
     """The endpoint answers like the base model: the adapter is not applied, or training changed nothing."""
     ADAPTER_INCOMPATIBLE = "AdapterIncompatible"
     """The endpoint matches neither the tuned nor the base model of the training run, or refused the adapter."""
+    EVAL_REGRESSION = "EvalRegression"
+    """The adapter is worse than the served one by more than serve.gate allows: it is stored, and the served one stays."""
     ROLLOUT_TIMEOUT = "RolloutTimeout"
     """The endpoint did not become ready in time."""
     ADAPTER_SWITCHED = "AdapterSwitched"

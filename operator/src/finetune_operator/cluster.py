@@ -163,10 +163,13 @@ class Cluster:
                 return None
             raise
 
-    async def apply(self, manifest: Raw) -> Raw:
-        """Server-side apply: create the object, or take over the fields that the manifest names."""
+    async def apply(self, manifest: Raw, manager: str = FIELD_MANAGER) -> Raw:
+        """Server-side apply: create the object, or take over the fields that the manifest names.
+
+        What the same `manager` applied before and does not name any more is removed.
+        """
         resource, metadata = BY_KIND[manifest["kind"]], manifest["metadata"]
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        query = {"fieldManager": manager, "force": "true"}
         done = await self._request(
             "apply", resource, metadata["namespace"], metadata["name"], body=manifest, query=query
         )

@@ -108,10 +108,11 @@ async def probe_adapter(
     url: str, adapter: str, base: str, fingerprint: Fingerprint, timeout_seconds: float
 ) -> ProbeResult:
     """Replay a fingerprint against the server at `url`. Never raises for what the server does."""
+    # All sequences are sent at once, so each may have to wait for all others.
+    timeout = aiohttp.ClientTimeout(total=timeout_seconds * len(fingerprint.probes))
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_seconds)) as session:
+        async with aiohttp.ClientSession(timeout=timeout) as session:
             scores = [_score(session, url, model, probe) for probe in fingerprint.probes for model in (adapter, base)]
-            # At once: a server that works on several sequences in one step is done in the time of the longest.
             found = await asyncio.gather(*scores)
         observed = [Observation(tuned=t, base=b) for t, b in zip(found[::2], found[1::2], strict=True)]
         verdict, message = judge(fingerprint, observed)

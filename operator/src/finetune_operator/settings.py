@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     retry_seconds: float = 5.0
     """Delay before the second attempt of a job; doubles with each failure."""
     probe_timeout_seconds: float = 20.0
-    """Longest time for one request of the fingerprint probe; a CPU server may take seconds for a first prompt."""
+    """Longest time per prompt of the fingerprint probe; a CPU server may take seconds for a first one."""
     probe_retry_seconds: float = 5.0
     """Pause after a probe that got no answer."""
     workers: int = 16

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from factories import an_inference_service
 from operator_objects import (
     CREATED,
     FINGERPRINT,
@@ -25,9 +26,19 @@ from operator_objects import (
 )
 
 from finetune_api.reasons import ConditionType, Phase, Reason
-from finetune_api.v1alpha1 import AdapterReference, FinetuneJob, InferenceService
+from finetune_api.v1alpha1 import (
+    AdapterReference,
+    FinetuneJob,
+    Gate,
+    InferenceService,
+    InferenceServiceStatus,
+    Metric,
+    ServedAdapterStatus,
+    ServedVersion,
+)
 from finetune_operator.reconcile.decide import decide
 from finetune_operator.reconcile.finetune_job import observe
+from finetune_operator.reconcile.gate import find_regression
 from finetune_operator.reconcile.plan import Observed, Plan, Refusal
 from finetune_operator.settings import Settings
 
@@ -377,6 +388,113 @@ def test_an_endpoint_that_others_edit_is_repaired_and_still_has_to_be_ready_in_t
     late = NOW + timedelta(seconds=plan.requeue_after or 0)
     given_up = plan_for(with_status(job, plan.status), now=late, service=service)
     assert (given_up.apply, given_up.status.reason) == ((), Reason.ROLLOUT_TIMEOUT)
+
+
+SERVED = ServedVersion(
+    source="pvc://finetune-adapters/older", digest=f"sha256:{'b' * 64}", metrics=[Metric(name="eval_loss", value="0.4")]
+)
+INTO = {"serve": {"into": "chat"}, "evaluation": {"fraction": 0.1}}
+GATED = {**INTO, "serve": {"into": "chat", "gate": {"metric": "eval_loss", "maxRegression": 0.02}}}
+
+
+def chat(*adapters: dict[str, Any], served: ServedVersion | None = SERVED, **spec: Any) -> InferenceService:
+    """An endpoint of somebody else that serves a version of the job's adapter."""
+    raw = an_inference_service("chat", **{"adapters": [*adapters], "adaptersFrom": "Jobs", **spec})
+    status = ServedAdapterStatus(name="tone", digest=SERVED.digest, served=served, verified="True", reason="x")
+    raw["status"] = InferenceServiceStatus(observed_generation=1, adapters=[status]).to_dict()
+    raw["metadata"] |= {"uid": "chat", "generation": 1}
+    return InferenceService.model_validate(raw)
+
+
+def published_for(spec: dict[str, Any], eval_loss: float = 0.41) -> FinetuneJob:
+    job = running(a_job(**spec))
+    outcome = a_success(fingerprint=FINGERPRINT).model_copy(update={"metrics": {"eval_loss": eval_loss, "loss": 0.1}})
+    plan = plan_for(job, children=(a_child(outcome="Complete"),), pods=(a_finished_pod(outcome),))
+    return with_status(job, plan.status)
+
+
+def test_an_adapter_is_added_to_the_endpoint_of_somebody_else_with_what_it_is_compared_by() -> None:
+    plan = plan_for(published_for(GATED), service=chat())
+    (addition,) = plan.add
+    assert addition["metadata"] == {"name": "chat", "namespace": "ml"}
+    assert list(addition["spec"]) == ["adapters"]
+    (entry,) = addition["spec"]["adapters"]
+    assert (entry["name"], entry["metrics"]) == ("tone", [{"name": "eval_loss", "value": "0.41"}])
+
+
+def test_an_added_adapter_is_followed_until_it_is_verified_and_is_not_put_back_if_it_is_replaced() -> None:
+    job = published_for(INTO)
+    entry = plan_for(job, service=chat()).add[0]["spec"]["adapters"][0]
+    waiting = plan_for(job, service=chat(entry))
+    assert (waiting.status.phase, waiting.add, waiting.requeue_after) == (Phase.DEPLOYING, (), 1.0)
+    service = chat(entry)
+    verdict = ServedAdapterStatus(name="tone", digest=entry["digest"], verified="True", reason="FingerprintMatched")
+    done = service.model_copy(update={"status": service.status.model_copy(update={"adapters": [verdict]})})
+    assert plan_for(with_status(job, waiting.status), service=done).status.phase == Phase.SUCCEEDED
+    replaced = plan_for(with_status(job, waiting.status), service=chat())
+    assert (replaced.add, replaced.status.reason) == ((), Reason.CHILD_CONFLICT)
+
+
+@pytest.mark.parametrize(
+    ("gate", "eval_loss", "served", "words"),
+    [
+        ({"maxRegression": 0.02}, 0.43, SERVED, "eval_loss is 0.43, of the served version 0.4: worse by 0.03"),
+        ({}, 0.4001, SERVED, "worse by 0.0001"),
+        ({"maxRegression": 0.02}, 0.42, SERVED, None),
+        ({}, 0.3, SERVED, None),
+        ({}, 9.0, None, None),
+        ({}, 9.0, SERVED.model_copy(update={"metrics": []}), None),
+        (
+            {"metric": "exact_match"},
+            0.1,
+            SERVED.model_copy(update={"metrics": [Metric(name="exact_match", value="0.9")]}),
+            "did not measure",
+        ),
+    ],
+)
+def test_an_adapter_that_is_worse_than_the_served_one_is_stored_and_not_served(
+    gate: dict[str, Any], eval_loss: float, served: ServedVersion | None, words: str | None
+) -> None:
+    job = published_for({**GATED, "serve": {"into": "chat", "gate": gate}}, eval_loss)
+    plan = plan_for(job, service=chat(served=served))
+    if words is None:
+        assert plan.add
+        return
+    assert (plan.add, plan.status.phase, plan.status.reason) == ((), Phase.FAILED, Reason.EVAL_REGRESSION)
+    assert words in (plan.status.message or "")
+    assert condition(plan.status, ConditionType.ADAPTER_PUBLISHED) == ("True", "Trained")
+    assert condition(plan.status, ConditionType.SERVING_READY) == ("False", "EvalRegression")
+
+
+def test_of_exact_match_more_is_better() -> None:
+    served = [Metric(name="exact_match", value="0.9")]
+    gate = Gate(metric="exact_match", max_regression=0.05)
+    assert find_regression(gate, [Metric(name="exact_match", value="0.86")], served) is None
+    assert "worse by 0.1" in (find_regression(gate, [Metric(name="exact_match", value="0.8")], served) or "")
+
+
+@pytest.mark.parametrize(
+    ("service", "words"),
+    [
+        (None, "does not exist"),
+        (chat(adaptersFrom="Spec"), "set its spec.adaptersFrom to Jobs"),
+        (chat(model={"source": "pvc://models/other"}), "serves pvc://models/other"),
+        (chat(adapterClaim="elsewhere"), "claim elsewhere"),
+    ],
+)
+def test_an_endpoint_that_cannot_take_the_adapter_says_why(service: InferenceService | None, words: str) -> None:
+    plan = plan_for(published_for(INTO), service=service)
+    assert (plan.add, plan.status.phase) == ((), Phase.FAILED)
+    assert words in (plan.status.message or "")
+
+
+def test_a_cancelled_job_leaves_the_endpoint_of_somebody_else() -> None:
+    job = published_for(INTO)
+    entry = plan_for(job, service=chat()).add[0]["spec"]["adapters"][0]
+    cancelled = plan_for(a_job(job.status, **INTO, cancel=True), service=chat(entry))
+    assert (
+        plan_for(with_status(a_job(**INTO, cancel=True), cancelled.status), service=chat(entry)).delete_service is None
+    )
 
 
 def test_an_unreadable_object_of_the_endpoints_name_does_not_block_its_job() -> None:

@@ -132,6 +132,20 @@ class ModelReference(SpecModel):
     ] = None
 
 
+class Metric(SpecModel):
+    """One measured value that an adapter is compared by."""
+
+    name: Annotated[str, Field(description="name of the metric, for example eval_loss.", min_length=1, max_length=128)]
+    value: Annotated[
+        str,
+        Field(
+            description="value as text, for example 0.25.",
+            max_length=64,
+            pattern=r"^-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$",
+        ),
+    ]
+
+
 class Resources(SpecModel):
     """What each pod asks for. Memory is request and limit at once; CPU is a request only, so idle cores are usable."""
 

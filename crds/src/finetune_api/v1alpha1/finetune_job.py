@@ -450,8 +450,44 @@ class Output(SpecModel):
     ] = None
 
 
+GateMetric = Literal["eval_loss", "exact_match"]
+"""Metrics that can keep an adapter from being served; of eval_loss less is better, of exact_match more."""
+
+
+class Gate(SpecModel):
+    """What the new version of a served adapter must not be worse in."""
+
+    metric: Annotated[
+        GateMetric, Field(description="metric of the evaluation that is compared with the version served until now.")
+    ] = "eval_loss"
+    max_regression: Annotated[
+        float,
+        Field(
+            description="maxRegression is how much worse the metric may be, in its own unit: nats per token of eval_loss, a "
+            "share of rows of exact_match.",
+            ge=0,
+            le=100,
+        ),
+    ] = 0.0
+
+
 class Serve(SpecModel):
     """Roll the adapter out behind an OpenAI-compatible endpoint and prove it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            CEL: [
+                {
+                    "rule": "!(has(self.into) && has(self.name))",
+                    "message": "name is of an endpoint that the job makes and owns, into is of one that exists; give one",
+                },
+                {
+                    "rule": "!has(self.gate) || has(self.into)",
+                    "message": "gate compares with what is served already, so it needs into: a new endpoint serves nothing yet",
+                },
+            ]
+        }
+    )
 
     name: Annotated[
         str | None,
@@ -462,8 +498,27 @@ class Serve(SpecModel):
             pattern=SERVICE_NAME_PATTERN,
         ),
     ] = None
-    replicas: Annotated[int, Field(description="replicas is the number of server pods.", ge=1, le=64)] = 1
-    resources: Annotated[Resources, Field(description="resources of each server pod.")] = Field(
+    into: Annotated[
+        str | None,
+        Field(
+            description="into is the name of an InferenceService of this namespace, with adaptersFrom: Jobs, that the adapter is "
+            "added to; a version of the same name is replaced once the new one is proven. It stays there when the job is deleted.",
+            min_length=1,
+            max_length=50,
+            pattern=SERVICE_NAME_PATTERN,
+        ),
+    ] = None
+    gate: Annotated[
+        Gate | None,
+        Field(
+            description="gate keeps an adapter that is worse than the served one from replacing it: it is stored, and the job "
+            "fails with EvalRegression."
+        ),
+    ] = None
+    replicas: Annotated[
+        int, Field(description="replicas is the number of server pods of an own endpoint.", ge=1, le=64)
+    ] = 1
+    resources: Annotated[Resources, Field(description="resources of each server pod of an own endpoint.")] = Field(
         default_factory=Resources
     )
     timeout_seconds: Annotated[
@@ -475,6 +530,14 @@ class Serve(SpecModel):
         ),
     ] = 900
 
+    @model_validator(mode="after")
+    def _one_endpoint(self) -> Self:
+        if self.into is not None and self.name is not None:
+            raise ValueError("serve.name is of an endpoint that the job makes, serve.into of one that exists; give one")
+        if self.gate is not None and self.into is None:
+            raise ValueError("serve.gate compares with what is served already, so it needs serve.into")
+        return self
+
 
 class FinetuneJobSpec(SpecModel):
     """Desired state of a FinetuneJob. Immutable but for suspend, cancel and ttlSecondsAfterFinished."""
@@ -483,9 +546,13 @@ class FinetuneJobSpec(SpecModel):
         json_schema_extra={
             CEL: [
                 {
-                    "rule": "!(has(self.serve) && has(self.ttlSecondsAfterFinished))",
+                    "rule": "!(has(self.serve) && !has(self.serve.into) && has(self.ttlSecondsAfterFinished))",
                     "message": "ttlSecondsAfterFinished would remove the endpoint together with the job that owns it; "
                     "remove serve, or serve the adapter with an InferenceService of your own",
+                },
+                {
+                    "rule": "!has(self.serve) || !has(self.serve.gate) || has(self.evaluation)",
+                    "message": "serve.gate compares evaluations, so it needs evaluation",
                 },
                 {
                     "rule": "!oldSelf.cancel || self.cancel",
@@ -542,7 +609,7 @@ class FinetuneJobSpec(SpecModel):
 
     @model_validator(mode="after")
     def _ttl_without_endpoint(self) -> Self:
-        if self.serve is not None and self.ttl_seconds_after_finished is not None:
+        if self.serve is not None and self.serve.into is None and self.ttl_seconds_after_finished is not None:
             raise ValueError("ttlSecondsAfterFinished would remove the endpoint together with the job; remove serve")
         return self
 
@@ -692,5 +759,6 @@ class FinetuneJob(StatusModel):
 
     @property
     def service_name(self) -> str:
-        """Name of the InferenceService this job owns, if it serves."""
-        return (self.spec.serve.name if self.spec.serve else None) or self.metadata.name
+        """Name of the InferenceService that the adapter is served by, if it is: one of the job's own, or one that exists."""
+        serve = self.spec.serve
+        return (serve.into or serve.name if serve else None) or self.metadata.name

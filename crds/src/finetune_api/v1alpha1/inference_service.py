@@ -11,6 +11,7 @@ from finetune_api.v1alpha1.common import (
     DNS_LABEL_PATTERN,
     AdapterSource,
     Condition,
+    Metric,
     ModelReference,
     ObjectMeta,
     Resources,
@@ -44,6 +45,14 @@ class AdapterReference(SpecModel):
             description="fingerprint to replay against the endpoint; without it the adapter is never called verified."
         ),
     ] = None
+    metrics: Annotated[
+        list[Metric],
+        Field(
+            description="metrics of the version's evaluation, for serve.gate of the job that brings the next one.",
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = Field(default_factory=list)
 
 
 class InferenceServiceSpec(SpecModel):
@@ -75,6 +84,13 @@ class InferenceServiceSpec(SpecModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         ),
     ] = Field(default_factory=list)
+    adapters_from: Annotated[
+        Literal["Spec", "Jobs"],
+        Field(
+            description="adaptersFrom says who adds and replaces adapters: Spec, whoever edits this object; Jobs, FinetuneJobs "
+            "of this namespace as well whose serve.into names it."
+        ),
+    ] = "Spec"
     adapter_claim: Annotated[
         str | None,
         Field(
@@ -118,6 +134,9 @@ class ServedVersion(StatusModel):
     source: Annotated[str, Field(description="source of the version: pvc://CLAIM/PATH.")]
     digest: Annotated[str | None, Field(description="digest of the version; it never changes while it is served.")] = (
         None
+    )
+    metrics: Annotated[list[Metric], Field(description="metrics of the version's evaluation.")] = Field(
+        default_factory=list
     )
 
 

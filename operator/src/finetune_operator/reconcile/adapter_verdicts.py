@@ -79,6 +79,8 @@ def judge_adapter(
     verdicts = _verdicts(replicas.ready, known, fresh)
     truth, reason, message = _summary(replicas, known, verdicts, fresh)
     served = old.served if old is not None else None
+    if served is not None and name == adapter.name:
+        served = served.model_copy(update={"metrics": adapter.metrics})
     digest = adapter.digest or next((answer.digest for answer in fresh.values() if answer.digest), None)
     status = ServedAdapterStatus(
         name=adapter.name,
@@ -171,7 +173,7 @@ def _summary(
 def _switched(service: InferenceService, adapter: AdapterReference, status: ServedAdapterStatus) -> ServedAdapterStatus:
     """The name means the new version from now on; whether it does so on each replica is asked next."""
     update: dict[str, Any] = {
-        "served": ServedVersion(source=adapter.source, digest=status.digest),
+        "served": ServedVersion(source=adapter.source, digest=status.digest, metrics=adapter.metrics),
         "probed_hash": probed_hash(service, adapter, adapter.name),
         "loaded_replicas": 0,
         "verified_replicas": 0,

@@ -24,7 +24,7 @@ from finetune_operator.reconcile.attempts import (
 )
 from finetune_operator.reconcile.conditions import find_condition
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.endpoint import decide_endpoint, decide_refused, mirror_endpoint
+from finetune_operator.reconcile.endpoint import decide_endpoint, decide_refused, is_owned, lists, mirror_endpoint
 from finetune_operator.reconcile.failures import AttemptEnd
 from finetune_operator.reconcile.phase import is_terminal
 from finetune_operator.reconcile.plan import Observed, Plan
@@ -71,16 +71,18 @@ def _decide_finished(draft: Draft, seen: Observed) -> Plan:
     """Nothing is ever started again. What still runs is stopped, and the endpoint's state is kept true."""
     job = draft.job
     is_cancelled = job.status.reason == Reason.CANCELLED_BY_USER
-    is_served = seen.service is not None and any(
-        o.uid == job.metadata.uid for o in seen.service.metadata.owner_references
+    service = seen.service
+    is_own = service is not None and is_owned(service, job)
+    is_served = is_own or (
+        service is not None and job.status.adapter is not None and lists(service, job.status.adapter)
     )
     is_mirrored = job.status.serving is not None and seen.unreadable is None
     if job.spec.serve is not None and not is_cancelled and is_mirrored:
-        mirror_endpoint(draft, seen.service if is_served else None)
+        mirror_endpoint(draft, service if is_served else None)
     expires_in = _seconds_to_expiry(job, draft.now)
     return draft.plan(
         delete_jobs=_unfinished(seen),
-        delete_service=seen.service if is_cancelled and is_served else None,
+        delete_service=service if is_cancelled and is_own else None,
         delete_self=expires_in is not None and expires_in <= 0,
         requeue_after=expires_in,
     )

@@ -151,8 +151,8 @@ def _next_look(
     has_answers: bool,
 ) -> dict[str, Any]:
     """Whom to ask next, and when to look again."""
-    before = {a.name: a.served for a in service.status.adapters}
-    if any(a.served != before.get(a.name) for a in adapters):
+    before = {a.name: a for a in service.status.adapters}
+    if any(_version(a) != _version(before.get(a.name)) for a in adapters):
         # The new list follows once the status says which version was chosen.
         return {"requeue_after": 0.0}
     requests = [
@@ -223,10 +223,16 @@ def _events(old: InferenceServiceStatus, new: InferenceServiceStatus) -> tuple[E
         ):
             message = f"Adapter {adapter.name}: {adapter.message}"
             events.append(EventDraft(adapter.reason, message, is_warning=adapter.verified == "False"))
-        if before is not None and before.served is not None and adapter.served != before.served and adapter.served:
+        if _version(before) is not None and _version(adapter) != _version(before) and adapter.served is not None:
             version = (adapter.served.digest or adapter.served.source)[:SHOWN_DIGEST]
             events.append(EventDraft(Reason.ADAPTER_SWITCHED, f"Clients get version {version} of {adapter.name}."))
     return tuple(events)
+
+
+def _version(adapter: ServedAdapterStatus | None) -> tuple[str, str | None] | None:
+    """What clients get by the adapter's name."""
+    served = adapter.served if adapter is not None else None
+    return (served.source, served.digest) if served is not None else None
 
 
 def _decide_foreign(service: InferenceService, live: Manifest, now: datetime) -> ServicePlan:

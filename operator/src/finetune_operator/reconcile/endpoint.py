@@ -1,5 +1,9 @@
-"""The last part of a FinetuneJob with `serve`: its InferenceService is applied, and its state mirrored. Pure."""
+"""The last part of a FinetuneJob with `serve`: its InferenceService is applied, and its state mirrored. Pure.
 
+With `serve.into` the adapter goes into an InferenceService of somebody else, if that takes it and `serve.gate` lets it.
+"""
+
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -15,15 +19,20 @@ from finetune_api.v1alpha1 import (
 )
 from finetune_operator.reconcile.conditions import Truth, find_condition
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.gate import find_regression
+from finetune_operator.reconcile.phase import is_terminal
 from finetune_operator.reconcile.plan import Observed, Plan, Refusal
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.drift import covers
-from finetune_operator.resources.inference_service import build_inference_service
+from finetune_operator.resources.inference_service import build_addition, build_inference_service
+from finetune_operator.resources.serving import adapter_claim
 
 PREDECESSOR_SECONDS: Final = 2.0
 """How often to look whether the garbage collector has removed the endpoint of a deleted namesake."""
 REFUSED_SECONDS: Final = 15.0
 """How often a child is offered again that a quota or policy forbade."""
+FOLLOW_SECONDS: Final = 1.0
+"""How often to look at an endpoint that is not the job's own."""
 HOPELESS: Final = frozenset({Reason.CHILD_CONFLICT, Reason.SPEC_INVALID})
 """Reasons of an endpoint that waiting cannot mend."""
 
@@ -41,6 +50,8 @@ def decide_endpoint(draft: Draft, seen: Observed) -> Plan:
         name = f"InferenceService {job.service_name} in namespace {job.metadata.namespace}"
         draft.fail(Reason.CHILD_CONFLICT, f"{name} exists and cannot be read: {seen.unreadable}")
         return draft.plan()
+    if serve.into is not None:
+        return _decide_addition(draft, seen, serve, adapter)
     if seen.service is not None and not is_owned(seen.service, job):
         return _decide_foreign(draft, seen.service)
     desired = build_inference_service(job, serve, adapter)
@@ -53,6 +64,58 @@ def decide_endpoint(draft: Draft, seen: Observed) -> Plan:
         # Not what the job asked for, so its verdict proves nothing; but whoever edits it cannot stop the clock.
         return _wait(draft, serve, "Its spec was changed.", apply=(desired,))
     return _judge(draft, seen.service, serve, adapter)
+
+
+def _decide_addition(draft: Draft, seen: Observed, serve: Serve, adapter: AdapterStatus) -> Plan:
+    """Add the adapter once, then follow its state like that of an endpoint of the job's own."""
+    job, service = draft.job, seen.service
+    if seen.refusal is not None:
+        return decide_refused(draft, seen.refusal, ConditionType.SERVING_READY)
+    problem = _why_not_into(job, service)
+    if service is None or problem is not None:
+        draft.fail(Reason.CHILD_CONFLICT, problem or "")
+        return draft.plan()
+    if lists(service, adapter):
+        mirror_endpoint(draft, service)
+        plan = _judge(draft, service, serve, adapter)
+        # Its changes are not marked with this job's name.
+        return plan if is_terminal(plan.status) else replace(plan, requeue_after=FOLLOW_SECONDS)
+    if job.status.serving is not None:
+        message = (
+            f"InferenceService {service.metadata.name} was given another version of adapter {adapter.name} meanwhile."
+        )
+        draft.fail(Reason.CHILD_CONFLICT, message)
+        return draft.plan()
+    if serve.gate is not None:
+        served = next((a.served for a in service.status.adapters if a.name == adapter.name), None)
+        regression = find_regression(serve.gate, job.status.metrics, served.metrics) if served is not None else None
+        if regression is not None:
+            draft.condition(ConditionType.SERVING_READY, "False", Reason.EVAL_REGRESSION, regression)
+            draft.fail(Reason.EVAL_REGRESSION, regression)
+            return draft.plan()
+    return Plan(status=job.status, add=(build_addition(job, adapter),), requeue_after=FOLLOW_SECONDS)
+
+
+def lists(service: InferenceService, adapter: AdapterStatus) -> bool:
+    """Whether the service is to serve this very version."""
+    return any(
+        a.name == adapter.name and a.source == adapter.uri and a.digest == adapter.digest for a in service.spec.adapters
+    )
+
+
+def _why_not_into(job: FinetuneJob, service: InferenceService | None) -> str | None:
+    """Why the adapter cannot go into the service that serve.into names."""
+    name = f"serve.into: InferenceService {job.service_name} in namespace {job.metadata.namespace}"
+    if service is None:
+        return f"{name} does not exist; the adapter is stored."
+    if service.spec.adapters_from != "Jobs":
+        return f"{name} takes no adapters of jobs; set its spec.adaptersFrom to Jobs."
+    if service.spec.model != job.spec.model:
+        return f"{name} serves {service.spec.model.source}; the adapter is for {job.spec.model.source}."
+    claim = adapter_claim(service)
+    if claim not in (None, job.spec.output.claim):
+        return f"{name} serves adapters of claim {claim}; the adapter is on {job.spec.output.claim}."
+    return None
 
 
 def decide_refused(draft: Draft, refusal: Refusal, kind: ConditionType) -> Plan:

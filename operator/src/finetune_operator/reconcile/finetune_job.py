@@ -13,6 +13,7 @@ from finetune_api.v1alpha1 import FinetuneJob, InferenceService
 from finetune_operator.cluster import (
     BY_KIND,
     CLAIMS,
+    FIELD_MANAGER,
     FINETUNE_JOBS,
     INFERENCE_SERVICES,
     JOBS,
@@ -55,7 +56,7 @@ async def reconcile_finetune_job(context: Context, namespace: str, name: str) ->
     if plan.delete_self:
         logger.info("finished job has expired", extra={"job": f"{namespace}/{name}"})
         await context.cluster.delete(FINETUNE_JOBS, namespace, name, job.metadata.uid)
-    return Pass(acted=bool(plan.create or plan.apply), requeue_after=plan.requeue_after)
+    return Pass(acted=bool(plan.create or plan.apply or plan.add), requeue_after=plan.requeue_after)
 
 
 async def observe(cluster: Cluster, progress: ProgressReader, job: FinetuneJob) -> Observed:
@@ -112,6 +113,10 @@ async def _apply_children(cluster: Cluster, job: FinetuneJob, plan: Plan, seen: 
         for manifest in plan.apply:
             await cluster.apply(manifest)
             logger.info("applied", extra=_fields(job, manifest))
+        for manifest in plan.add:
+            adapter = manifest["spec"]["adapters"][0]["name"]
+            await cluster.apply(manifest, manager=f"{FIELD_MANAGER}/{adapter}")
+            logger.info("added", extra={**_fields(job, manifest), "adapter": adapter})
     except ClusterError as error:
         if not error.is_refusal:
             raise

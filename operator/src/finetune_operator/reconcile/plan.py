@@ -62,6 +62,8 @@ class Plan:
     """Children to POST; that one exists already is fine if it is ours."""
     apply: tuple[Manifest, ...] = ()
     """Children to apply server-side."""
+    add: tuple[Manifest, ...] = ()
+    """Adapters to apply to InferenceServices of others, each by a manager of its own."""
     delete_jobs: tuple[ChildJobView, ...] = ()
     """Child Jobs to delete; their pods get SIGTERM."""
     delete_service: InferenceService | None = None

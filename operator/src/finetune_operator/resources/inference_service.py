@@ -1,4 +1,7 @@
-"""The InferenceService that a FinetuneJob owns when it serves its adapter."""
+"""What a FinetuneJob that serves its adapter asks for: an InferenceService of its own, or an adapter more in one that exists."""
+
+import math
+from typing import Final, get_args
 
 from finetune_api.constants import (
     API_VERSION,
@@ -8,20 +11,52 @@ from finetune_api.constants import (
     LABEL_MANAGED_BY,
     MANAGED_BY,
 )
-from finetune_api.v1alpha1 import AdapterReference, AdapterStatus, FinetuneJob, InferenceServiceSpec, Serve
+from finetune_api.v1alpha1 import (
+    AdapterReference,
+    AdapterStatus,
+    FinetuneJob,
+    GateMetric,
+    InferenceServiceSpec,
+    Metric,
+    Serve,
+)
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.labels import owner_reference
+
+COMPARED: Final = get_args(GateMetric)
+"""Metrics that later versions may be compared by."""
+
+
+def build_adapter_reference(job: FinetuneJob, adapter: AdapterStatus) -> AdapterReference:
+    """The job's adapter, with the fingerprint that proves it and the metrics that the next version is compared by."""
+    return AdapterReference(
+        name=adapter.name,
+        source=adapter.uri,
+        digest=adapter.digest,
+        fingerprint=adapter.fingerprint,
+        metrics=[
+            Metric(name=m.name, value=m.value)
+            for m in job.status.metrics
+            if m.name in COMPARED and math.isfinite(float(m.value))
+        ],
+    )
+
+
+def build_addition(job: FinetuneJob, adapter: AdapterStatus) -> Manifest:
+    """The part of an InferenceService that is the job's adapter; to be applied by a manager of that adapter alone."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": INFERENCE_SERVICE_KIND,
+        "metadata": {"name": job.service_name, "namespace": job.metadata.namespace},
+        "spec": {"adapters": [build_adapter_reference(job, adapter).to_dict()]},
+    }
 
 
 def build_inference_service(job: FinetuneJob, serve: Serve, adapter: AdapterStatus) -> Manifest:
     """The endpoint for the job's adapter, with the fingerprint that proves it."""
     spec = InferenceServiceSpec(
         model=job.spec.model,
-        adapters=[
-            AdapterReference(
-                name=adapter.name, source=adapter.uri, digest=adapter.digest, fingerprint=adapter.fingerprint
-            )
-        ],
+        adapters=[build_adapter_reference(job, adapter)],
         replicas=serve.replicas,
         resources=serve.resources,
     )
@@ -39,5 +74,6 @@ def build_inference_service(job: FinetuneJob, serve: Serve, adapter: AdapterStat
             "labels": labels,
             "ownerReferences": [owner_reference(job)],
         },
-        "spec": spec.to_dict(),
+        # Whether later jobs may add adapters is not the business of the one that made it.
+        "spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"adapters_from"}),
     }
