@@ -246,6 +246,27 @@ def test_an_adapter_that_no_server_can_load_says_the_servers_reason(world: World
     assert "its rank is 512" in adapter["message"]
 
 
+def test_an_autoscaler_is_made_obeyed_and_removed(world: World) -> None:
+    serve(world, autoscaling={"minReplicas": 1, "maxReplicas": 3})
+    scaler = world.api.get("horizontalpodautoscalers", world.namespace, "chat-server")
+    assert scaler is not None
+    assert scaler["spec"]["maxReplicas"] == 3
+    # What the autoscaler does when there is load; there are no metrics in this ring.
+    world.api.patch("deployments", world.namespace, "chat-server", {"spec": {"replicas": 3}}, "scale")
+    wait_for("three replicas", lambda: service_status(world, "chat").get("readyReplicas") == 3)
+    world.api.patch("inferenceservices", world.namespace, "chat", {"spec": {"resources": {"cpu": "2"}}})
+    wait_for("the new template", lambda: requested_cpu(world) == "2")
+    assert replicas(world) == 3, "an edit of the service leaves the number of pods"
+    world.api.patch("inferenceservices", world.namespace, "chat", {"spec": {"autoscaling": None}})
+    wait_for("the old size", lambda: replicas(world) == 1)
+    wait_for("the autoscaler to go", lambda: not world.api.list("horizontalpodautoscalers", world.namespace))
+
+
+def requested_cpu(world: World) -> str:
+    cpu: str = template_of(world)["spec"]["containers"][0]["resources"]["requests"]["cpu"]
+    return cpu
+
+
 def a_measured_run(digit: str, eval_loss: float) -> Run:
     adapter = CommittedAdapter(
         path=f"tone/{digit}", digest=f"sha256:{digit * 64}", size_bytes=1, fingerprint=FINGERPRINT

@@ -55,6 +55,7 @@ PODS: Final = Resource("", "v1", "pods")
 DEPLOYMENTS: Final = Resource("apps", "v1", "deployments")
 SERVICES: Final = Resource("", "v1", "services")
 BUDGETS: Final = Resource("policy", "v1", "poddisruptionbudgets")
+AUTOSCALERS: Final = Resource("autoscaling", "v2", "horizontalpodautoscalers")
 CONFIG_MAPS: Final = Resource("", "v1", "configmaps")
 CLAIMS: Final = Resource("", "v1", "persistentvolumeclaims")
 EVENTS: Final = Resource("events.k8s.io", "v1", "events")
@@ -65,6 +66,7 @@ BY_KIND: Final[Mapping[str, Resource]] = {
     "Deployment": DEPLOYMENTS,
     "Service": SERVICES,
     "PodDisruptionBudget": BUDGETS,
+    "HorizontalPodAutoscaler": AUTOSCALERS,
     "ConfigMap": CONFIG_MAPS,
     "PersistentVolumeClaim": CLAIMS,
 }

@@ -40,6 +40,7 @@ APPLICATION: Final = (
     Rule("", "configmaps", ("get", "create", "patch"), "the list of an endpoint's adapters"),
     Rule("", "pods", ("patch",), "an annotation on server pods, so that they see a new list at once"),
     Rule("policy", "poddisruptionbudgets", ("get", "create", "patch", "delete"), "endpoints with several replicas"),
+    Rule("autoscaling", "horizontalpodautoscalers", ("get", "create", "patch", "delete"), "endpoints that scale"),
     Rule("", "persistentvolumeclaims", ("get", "create"), "missing claims are reported; the default one is made"),
     Rule("events.k8s.io", "events", ("create",), "what happened, for kubectl describe"),
 )

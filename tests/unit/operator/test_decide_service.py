@@ -345,6 +345,30 @@ def test_the_old_rollout_answers_while_the_new_one_starts() -> None:
     assert condition(plan.status, ConditionType.PROGRESSING) == ("True", "RollingOut")
 
 
+def test_an_autoscaler_decides_about_replicas_and_nobody_takes_them_back() -> None:
+    service = a_service(autoscaling={"minReplicas": 2, "maxReplicas": 5})
+    made = {child["kind"]: child for child in plan_for(service, {}).apply}
+    assert made["Deployment"]["spec"]["replicas"] == 2
+    assert made["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == "tone-server"
+    assert "PodDisruptionBudget" in made
+    objects = live(service, ready=4, replicas=4, updatedReplicas=4)
+    objects["Deployment"]["spec"]["replicas"] = 4
+    plan = plan_for(service, objects)
+    assert (plan.apply, plan.status.phase) == ((), "Ready")
+    objects["Deployment"]["spec"]["strategy"] = {"type": "Recreate"}
+    (repaired,) = plan_for(service, objects).apply
+    assert repaired["spec"]["replicas"] == 4
+
+
+def test_without_autoscaling_the_autoscaler_goes_and_replicas_count_again() -> None:
+    scaled = live(a_service(autoscaling={"maxReplicas": 5}))
+    scaled["Deployment"]["spec"]["replicas"] = 4
+    for service, size in ((a_service(), 1), (a_service(replicas=0, autoscaling={"maxReplicas": 5}), 0)):
+        plan = plan_for(service, scaled)
+        assert {child["kind"] for child in plan.delete} == {"HorizontalPodAutoscaler", "PodDisruptionBudget"}
+        assert {c["kind"]: c for c in plan.apply}["Deployment"]["spec"]["replicas"] == size
+
+
 def test_scaled_to_zero_is_neither_ready_nor_moving() -> None:
     service = a_service(replicas=0)
     plan = plan_for(service, live(service))

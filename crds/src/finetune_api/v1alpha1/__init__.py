@@ -33,6 +33,7 @@ from finetune_api.v1alpha1.finetune_job import (
 )
 from finetune_api.v1alpha1.inference_service import (
     AdapterReference,
+    Autoscaling,
     InferenceService,
     InferenceServiceSpec,
     InferenceServiceStatus,
@@ -44,6 +45,7 @@ from finetune_api.v1alpha1.inference_service import (
 __all__ = [
     "AdapterReference",
     "AdapterStatus",
+    "Autoscaling",
     "Checkpoint",
     "CheckpointStatus",
     "Condition",

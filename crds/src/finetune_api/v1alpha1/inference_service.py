@@ -55,6 +55,38 @@ class AdapterReference(SpecModel):
     ] = Field(default_factory=list)
 
 
+class Autoscaling(SpecModel):
+    """How many server pods there are, by their load."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            CEL: [
+                {
+                    "rule": "self.minReplicas <= self.maxReplicas",
+                    "message": "minReplicas must not be greater than maxReplicas",
+                }
+            ]
+        }
+    )
+
+    min_replicas: Annotated[int, Field(description="minReplicas is the least number of server pods.", ge=1, le=64)] = 1
+    max_replicas: Annotated[int, Field(description="maxReplicas is the greatest number of server pods.", ge=1, le=64)]
+    target_cpu_utilization: Annotated[
+        int,
+        Field(
+            description="targetCpuUtilization is the CPU time of all pods that is aimed at, in percent of what they request.",
+            ge=1,
+            le=6400,
+        ),
+    ] = 80
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"minReplicas {self.min_replicas} is greater than maxReplicas {self.max_replicas}")
+        return self
+
+
 class InferenceServiceSpec(SpecModel):
     """Desired state of an InferenceService."""
 
@@ -101,7 +133,20 @@ class InferenceServiceSpec(SpecModel):
             pattern=DNS_LABEL_PATTERN,
         ),
     ] = None
-    replicas: Annotated[int, Field(description="replicas is the number of server pods.", ge=0, le=64)] = 1
+    replicas: Annotated[
+        int,
+        Field(
+            description="replicas is the number of server pods; with autoscaling only 0 counts, which stops all.",
+            ge=0,
+            le=64,
+        ),
+    ] = 1
+    autoscaling: Annotated[
+        Autoscaling | None,
+        Field(
+            description="autoscaling makes a HorizontalPodAutoscaler decide the number of server pods; it needs a metrics server."
+        ),
+    ] = None
     resources: Annotated[Resources, Field(description="resources of each server pod.")] = Field(
         default_factory=Resources
     )

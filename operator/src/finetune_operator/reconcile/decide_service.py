@@ -24,7 +24,13 @@ from finetune_operator.reconcile.views import PodView
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.adapter_list import list_hash
 from finetune_operator.resources.drift import has_drifted, is_outdated
-from finetune_operator.resources.serving import build_serving_children, encoded_config, model_name, service_url
+from finetune_operator.resources.serving import (
+    build_serving_children,
+    encoded_config,
+    model_name,
+    service_url,
+    with_replicas,
+)
 from finetune_operator.settings import Settings
 
 PREDECESSOR_SECONDS: Final = 2.0
@@ -81,7 +87,12 @@ def decide_service(
         live = seen.live.get(child["kind"])
         if live is not None and not _is_owned(live, service):
             return _decide_foreign(service, live, now)
-    apply = tuple(c for c in children if c["kind"] not in seen.live or has_drifted(c, seen.live[c["kind"]]))
+    deployment = seen.live.get("Deployment")
+    apply = tuple(
+        with_replicas(child, service, deployment) if child["kind"] == "Deployment" else child
+        for child in children
+        if child["kind"] not in seen.live or has_drifted(child, seen.live[child["kind"]])
+    )
     wanted = {child["kind"] for child in children}
     surplus = tuple(o for kind, o in seen.live.items() if kind not in wanted and _is_owned(o, service))
     if surplus or any(c["kind"] != LIST_KIND and _is_new(c, seen) for c in apply):

@@ -14,6 +14,7 @@ from finetune_api.constants import ANNOTATION_ADAPTER_LIST, INFERENCE_SERVICE_KI
 from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import InferenceService
 from finetune_operator.cluster import (
+    AUTOSCALERS,
     BUDGETS,
     BY_KIND,
     CONFIG_MAPS,
@@ -78,6 +79,7 @@ async def observe(context: Context, service: InferenceService) -> ServiceObserve
         "Deployment": await cluster.get(DEPLOYMENTS, namespace, server_name),
         "Service": await cluster.get(SERVICES, namespace, service.metadata.name),
         "PodDisruptionBudget": await cluster.get(BUDGETS, namespace, server_name),
+        "HorizontalPodAutoscaler": await cluster.get(AUTOSCALERS, namespace, server_name),
     }
     live = {kind: {"kind": kind, **raw} for kind, raw in found.items() if raw is not None}
     if "Deployment" not in live:

@@ -7,6 +7,7 @@ from finetune_api.v1alpha1 import InferenceService
 from finetune_operator.reconcile.failures import CONFIG_REASONS, IMAGE_REASONS, redact
 from finetune_operator.reconcile.views import PodView
 from finetune_operator.resources import Manifest
+from finetune_operator.resources.serving import is_autoscaled
 
 MAX_DETAIL = 600
 """Characters of a crashed server's last words: the end of a traceback says what happened."""
@@ -30,6 +31,8 @@ class Rollout:
 def observe_rollout(service: InferenceService, deployment: Manifest, pods: tuple[PodView, ...]) -> Rollout:
     """Read the Deployment's status; `pods` explain what it is waiting for."""
     status, wanted = deployment.get("status") or {}, service.spec.replicas
+    if is_autoscaled(service):
+        wanted = deployment["spec"].get("replicas", 1)
     is_current = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
     total, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
     ready = status.get("readyReplicas", 0)

@@ -1,4 +1,4 @@
-"""Children of an InferenceService: its list of adapters, Deployment, Service, budget, and the ServingConfig of the pods."""
+"""Children of an InferenceService: adapter list, Deployment, Service, budget, autoscaler; the ServingConfig of the pods."""
 
 from typing import Final
 
@@ -11,7 +11,7 @@ from finetune_api.constants import (
 )
 from finetune_api.serving import ServedModel, ServingConfig
 from finetune_api.sources import parse_source
-from finetune_api.v1alpha1 import InferenceService
+from finetune_api.v1alpha1 import Autoscaling, InferenceService
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.adapter_list import build_adapter_list
 from finetune_operator.resources.child import build_child, with_hash
@@ -43,13 +43,19 @@ def build_serving_children(service: InferenceService, settings: Settings) -> lis
     The list of adapters comes first: pods that start then find it.
     """
     children = [build_adapter_list(service), build_deployment(service, settings), build_service(service)]
-    if needs_budget(service):
+    if max_replicas(service) > 1:
         children.append(build_budget(service))
+    if service.spec.autoscaling is not None and is_autoscaled(service):
+        children.append(build_autoscaler(service, service.spec.autoscaling))
     return [with_hash(child) for child in children]
 
 
 def build_deployment(service: InferenceService, settings: Settings) -> Manifest:
-    """The server pods. A rollout never takes away a ready pod before its successor is ready."""
+    """The server pods. A rollout never takes away a ready pod before its successor is ready.
+
+    Without `replicas` where an autoscaler decides about them.
+    """
+    size = {} if is_autoscaled(service) else {"replicas": service.spec.replicas}
     labels = serving_labels(service.metadata.name)
     return build_child(
         service,
@@ -57,7 +63,7 @@ def build_deployment(service: InferenceService, settings: Settings) -> Manifest:
         "Deployment",
         deployment_name(service.metadata.name),
         spec={
-            "replicas": service.spec.replicas,
+            **size,
             "selector": {"matchLabels": serving_selector(service.metadata.name)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "revisionHistoryLimit": 2,
@@ -113,9 +119,42 @@ def build_service(service: InferenceService) -> Manifest:
     )
 
 
-def needs_budget(service: InferenceService) -> bool:
-    """A budget on a single replica would only block the drain of its node."""
-    return service.spec.replicas > 1
+def is_autoscaled(service: InferenceService) -> bool:
+    """Whether an autoscaler decides about the number of pods; `replicas: 0` stops them whatever it says."""
+    return service.spec.autoscaling is not None and service.spec.replicas > 0
+
+
+def max_replicas(service: InferenceService) -> int:
+    """The most pods there can be. A budget on a single one would only block the drain of its node."""
+    if service.spec.autoscaling is not None and service.spec.replicas > 0:
+        return service.spec.autoscaling.max_replicas
+    return service.spec.replicas
+
+
+def with_replicas(deployment: Manifest, service: InferenceService, live: Manifest | None) -> Manifest:
+    """A Deployment to be applied, with the number of pods that an autoscaler chose.
+
+    Whoever applied the field once and leaves it out removes it, and the API server then makes it 1.
+    """
+    autoscaling = service.spec.autoscaling
+    if autoscaling is None or "replicas" in deployment["spec"]:
+        return deployment
+    now = live["spec"].get("replicas", 1) if live is not None else autoscaling.min_replicas
+    size = min(max(now, autoscaling.min_replicas), autoscaling.max_replicas)
+    return {**deployment, "spec": {"replicas": size, **deployment["spec"]}}
+
+
+def build_autoscaler(service: InferenceService, wanted: Autoscaling) -> Manifest:
+    """Decides how many server pods there are."""
+    name = deployment_name(service.metadata.name)
+    target = {"type": "Utilization", "averageUtilization": wanted.target_cpu_utilization}
+    spec = {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+        "minReplicas": wanted.min_replicas,
+        "maxReplicas": wanted.max_replicas,
+        "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
+    }
+    return build_child(service, "autoscaling/v2", "HorizontalPodAutoscaler", name, spec=spec)
 
 
 def build_budget(service: InferenceService) -> Manifest:
