@@ -131,20 +131,24 @@ class World:
         return {**self.live, "Deployment": {**self.live["Deployment"], "status": counts}}
 
 
-events = st.one_of(
-    st.sampled_from([("edit", version) for version in (None, *VERSIONS)]),
-    st.sampled_from([("add", None), ("remove", None), ("restart", None), ("lost", None), ("pass", None)]),
+actions = st.sampled_from(
+    [
+        *(("edit", version) for version in (None, *VERSIONS)),
+        *((what, None) for what in ("add", "remove", "restart", "pass")),
+    ]
 )
+events = st.tuples(actions, st.booleans())
+"""What happens, and whether answers are lost in the pass that follows."""
 
 
 @settings(max_examples=150, deadline=timedelta(seconds=10), suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(events, max_size=14))
 def test_a_name_never_means_what_was_not_proven_and_an_undisturbed_endpoint_costs_nothing(
-    script: list[tuple[str, str | None]],
+    script: list[tuple[tuple[str, str | None], bool]],
 ) -> None:
     world = World()
     world.add_pod()
-    for what, version in script:
+    for (what, version), is_lossy in script:
         names = sorted(world.pods)
         if what == "edit":
             world.edit(version)
@@ -154,7 +158,7 @@ def test_a_name_never_means_what_was_not_proven_and_an_undisturbed_endpoint_cost
             del world.pods[names[0]]
         elif what == "restart":
             world.restart(names[-1])
-        world.step(lost=what == "lost")
+        world.step(lost=is_lossy)
     for _ in range(6):
         world.step()
     writes, probes = world.writes, world.probes
