@@ -6,16 +6,22 @@ Every answer of ours is compared with `generate`'s, token by token.
 
 import argparse
 import asyncio
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import workload
 
 workload.prepare_environment()
 
+import first_tokens  # noqa: E402
 from engines import Answers, Ours, Peft  # noqa: E402 - torch reads the environment when it is imported
 from figures import Figure, record  # noqa: E402
-from over_http import Server, server  # noqa: E402
+from first_tokens import FirstTokens  # noqa: E402
+from over_http import server  # noqa: E402
 from swaps import Swaps, measure, median  # noqa: E402
 from workload import ADAPTERS, CONCURRENT, REPOSITORY, Ask, adapters, asks, real_model  # noqa: E402
 
@@ -23,7 +29,8 @@ SEQUENTIAL = "sequential peft generate"
 ONE, MIXED, HTTP = "ours, 1 adapter", f"ours, {ADAPTERS} adapters mixed", "ours, 1 adapter, over HTTP"
 SAMPLE = 5
 """Requests that `generate` answers one by one in a round: its rate does not depend on how many there are."""
-HALF_LOAD = CONCURRENT // 2
+PAIRS = 5
+"""Rounds of HTTP beside the engine alone: what HTTP costs is less than what one round differs from the next."""
 
 
 class Rates:
@@ -75,13 +82,13 @@ def main() -> None:
     ours = Ours(model, tuned)
     figures = _in_process(rates, ours, Peft(model, tuned["adapter-0"]), list(tuned), options.rounds)
     record("serving", [*figures, *rates.figures()], time.monotonic() - started)
+    figures.append(_over_http(rates, ours))
+    ours.service.close()
+    record("serving", [*figures, *rates.figures()], time.monotonic() - started)
     with server(model, tuned) as running:
         figures += _swap_figures(asyncio.run(measure(running, tuned)))
         record("serving", [*figures, *rates.figures()], time.monotonic() - started)
-        figures.append(_over_http(rates, running, ours, options.rounds))
-        record("serving", [*figures, *rates.figures()], time.monotonic() - started)
-        figures += _first_token_figures(running)
-    ours.service.close()
+        figures += _first_token_figures(asyncio.run(first_tokens.measure(running, "adapter-0")))
     figures += rates.figures()
     path = record("serving", figures, time.monotonic() - started)
     for figure in figures:
@@ -115,25 +122,40 @@ def _in_process(rates: Rates, ours: Ours, peft: Peft, names: list[str | None], r
     ]
 
 
-def _over_http(rates: Rates, running: Server, ours: Ours, rounds: int) -> Figure:
-    """What HTTP costs."""
-    one = asks(CONCURRENT, ["adapter-0"])
-    for _ in range(rounds):
-        started = time.perf_counter()
-        replies = asyncio.run(running.answer(one))
-        problems = [reply.problem for reply in replies if reply.problem]
-        assert not problems, problems
-        rates.take(HTTP, sum(reply.tokens for reply in replies), time.perf_counter() - started)
-        _timed(rates, ONE, ours.answer, one)
-    return rates.ratio(HTTP, ONE, 0.9, 0.97)
+def _over_http(rates: Rates, ours: Ours) -> Figure:
+    """What HTTP costs: the same engine with and without it, in turns; the median of the ratios."""
+    one, beside = asks(CONCURRENT, ["adapter-0"]), Rates()
+    ratios = []
+    with ours.over_http() as url:
+        for _ in range(PAIRS):
+            command = [sys.executable, str(Path(__file__).with_name("http_client.py")), url, "adapter-0"]
+            seen = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            assert not seen["problems"], seen["problems"]
+            tokens = sum(map(len, _timed(beside, ONE, ours.answer, one)))
+            rates.take(HTTP, tokens, seen["seconds"])
+            ratios.append(rates.rounds[HTTP][-1] / beside.rounds[ONE][-1])
+    spread = [round(min(ratios), 2), round(max(ratios), 2)]
+    return Figure(f"{HTTP} / {ONE}", round(median(ratios), 2), "x", "higher", 0.9, 0.97, ONE, spread)
 
 
-def _first_token_figures(running: Server) -> list[Figure]:
+def _first_token_figures(seen: FirstTokens) -> list[Figure]:
     """How long a first token takes: alone, and beside others."""
-    alone, loaded = asyncio.run(_first_tokens(running, asks(CONCURRENT, ["adapter-0"])))
+    assert not seen.problems, seen.problems
+    alone, count = median(seen.alone), len(seen.loaded)
     return [
-        Figure("time to first token p99 at half load / unloaded", round(loaded / alone, 2), "x", "lower", 4, 2),
+        Figure(
+            f"time to first token p99 of {count} at half load / unloaded",
+            round(seen.p99 / alone, 2),
+            "x",
+            "lower",
+            4,
+            2,
+        ),
+        Figure(
+            "time to first token median at half load / unloaded", round(median(seen.loaded) / alone, 2), "x", "lower"
+        ),
         Figure("time to first token, unloaded", round(alone, 3), "s", "lower"),
+        Figure("capacity, of requests with 64 tokens in and 16 out", round(seen.capacity, 2), "requests/s", "higher"),
     ]
 
 
@@ -148,13 +170,6 @@ def _timed(rates: Rates, name: str, answer: Callable[[Sequence[Ask]], Answers], 
     answers = answer(requests)
     rates.take(name, sum(map(len, answers)), time.perf_counter() - started, time.process_time() - used)
     return answers
-
-
-async def _first_tokens(running: Server, requests: Sequence[Ask]) -> tuple[float, float]:
-    """Seconds to the first token: the median of requests that come alone, and the slowest at half load."""
-    alone = await running.answer(requests[:4], concurrent=1)
-    loaded = await running.answer(requests, concurrent=HALF_LOAD)
-    return median([r.first_token_seconds for r in alone]), max(r.first_token_seconds for r in loaded)
 
 
 def _swap_figures(seen: Swaps) -> list[Figure]:

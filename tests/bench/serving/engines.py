@@ -1,13 +1,20 @@
 """The measured ways to answer the same requests: ours, and what transformers and peft offer. Each returns the answers' tokens."""
 
+import asyncio
 import queue
-from collections.abc import Sequence
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+from fastapi import FastAPI
 from workload import CONCURRENT, THREADS, Ask
 
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
+from finetune_inference.app import app_around
 from finetune_inference.config import Settings
 from finetune_inference.engine import Event, Failed, Finished, Generated, Sampling, TokenRequest
 from finetune_inference.inference import InferenceService
@@ -38,6 +45,19 @@ class Ours:
             left -= isinstance(event, Finished)
         return answers
 
+    @contextmanager
+    def over_http(self) -> Iterator[str]:
+        """The address of the application around the same service, in a thread of this process, until the block ends."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(_application(self.service), log_config=None, access_log=False))
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
     def _request(self, ask: Ask) -> TokenRequest:
         served = self.service.model(ask.adapter)
         return TokenRequest(
@@ -48,6 +68,18 @@ class Ours:
             sampling=Sampling(temperature=0),
             stop_ids=served.vocabulary.stop_ids,
         )
+
+
+def _application(service: InferenceService) -> FastAPI:
+    """The routes of the server around a service that runs already, and goes on running."""
+    app = app_around(service)
+    app.router.lifespan_context = _no_lifespan
+    return app
+
+
+@asynccontextmanager
+async def _no_lifespan(_: FastAPI) -> AsyncIterator[None]:
+    yield
 
 
 def _into(events: Any, index: int) -> Any:

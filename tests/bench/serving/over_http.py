@@ -35,7 +35,8 @@ class Server:
     """A running server."""
 
     url: str
-    process: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[bytes] | None"
+    """None if it is not ours to end."""
     client: httpx.AsyncClient = field(init=False)
 
     async def answer(self, requests: Sequence[Ask], concurrent: int = CONCURRENT) -> list[Reply]:
@@ -55,8 +56,8 @@ class Server:
         self.client = httpx.AsyncClient(base_url=self.url, timeout=600, limits=limits)
         return self.client
 
-    async def ask(self, ask: Ask) -> Reply:
-        """One streamed completion."""
+    async def ask(self, ask: Ask, since: float | None = None) -> Reply:
+        """One streamed completion; its time counts from `since` (of `time.perf_counter`), or from now."""
         body = {
             "model": ask.adapter or "base",
             "prompt": ask.prompt,
@@ -66,7 +67,7 @@ class Server:
             "stream_options": {"include_usage": True},
         }
         reply = Reply()
-        started = time.perf_counter()
+        started = time.perf_counter() if since is None else since
         async with self.client.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code != httpx.codes.OK:
                 await response.aread()
@@ -110,7 +111,7 @@ def server(model: Path, adapters: dict[str, Path]) -> Iterator[Server]:
         )
     try:
         found = Server(f"http://127.0.0.1:{port}", process)
-        _wait_ready(found)
+        _wait_ready(found.url, process)
         yield found
     finally:
         process.send_signal(signal.SIGINT)
@@ -125,15 +126,15 @@ def publish(adapters: dict[str, Path]) -> None:
     scratch.rename(LIST)
 
 
-def _wait_ready(found: Server) -> None:
+def _wait_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         try:
-            if httpx.get(f"{found.url}/readyz").status_code == httpx.codes.OK:
+            if httpx.get(f"{url}/readyz").status_code == httpx.codes.OK:
                 return
         except httpx.TransportError:
             pass
-        if found.process.poll() is not None:
+        if process.poll() is not None:
             raise SystemExit(f"the server ended; see {WORK / 'server.log'}")
         time.sleep(0.1)
     raise SystemExit("the server did not become ready")

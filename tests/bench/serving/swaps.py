@@ -90,6 +90,7 @@ async def _digest_other_than(server: Server, name: str, before: str | None) -> N
 
 
 async def _idle_share(server: Server) -> float:
+    assert server.process is not None
     process = psutil.Process(server.process.pid)
     before = sum(process.cpu_times()[:2])
     await asyncio.sleep(IDLE_SECONDS)
