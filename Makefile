@@ -53,7 +53,7 @@ lint: setup ## Formatting, lint, types, import contracts
 
 .PHONY: test-unit
 test-unit: setup ## Unit, golden and contract tests: need only Python
-	$(call timed,unit golden and contract tests,$(PY) -m pytest -m "not apiserver and not e2e" tests/unit tests/golden tests/contract tests/kill)
+	$(call timed,unit golden and contract tests,$(PY) -m pytest -m "not apiserver and not e2e" tests/unit tests/golden tests/contract tests/kill tests/soak)
 
 .PHONY: test-trainer
 test-trainer: test-programs ## The trainer alone: units, commands, downloads from real servers, a few kills of each sort
@@ -66,6 +66,10 @@ test-server: setup ## The server alone: units, the OpenAI client, tokens against
 .PHONY: kill-test-trainer
 kill-test-trainer: setup ## Kill trainings a hundred times, also inside a save; prints a table and writes figures
 	$(call timed,kills of the trainer,$(PY) tests/kill/run.py $(KILL_ARGS))
+
+.PHONY: soak-server
+soak-server: setup ## Overload, abandon and confuse a real server for some minutes; memory, refusals, draining
+	$(call timed,soak of the server,PYTHONPATH=tests/support:tests/cluster $(PY) tests/soak/run.py)
 
 .PHONY: binaries
 binaries: setup ## Build etcd, Kubernetes, CoreDNS and helm (once per version)
