@@ -80,8 +80,9 @@ class TransformersEngine:
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(self._device),
         )
-        self._loader = LoraLoader(model)
         self._model = self._piece_model(model)
+        # Last, because it imports peft beside whatever comes next.
+        self._loader = LoraLoader(model)
         return self._facts
 
     def load_adapter(self, adapter: VerifiedAdapter) -> LoadedLora:
