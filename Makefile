@@ -40,9 +40,10 @@ test: test-programs lint test-unit test-apiserver test-e2e ## Everything: lint, 
 	@$(PY) tests/support/figures.py show || true
 
 .PHONY: test-programs
-test-programs: # Programs that tests would otherwise skip for
+test-programs: setup # Programs that tests would otherwise skip for
 	@command -v redis-server >/dev/null || { echo 'installing redis-server'; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server >/dev/null; }
+	$(call timed,an S3 server for the tests,$(CLUSTER) binaries --only versitygw)
 
 .PHONY: lint
 lint: setup ## Formatting, lint, types, import contracts

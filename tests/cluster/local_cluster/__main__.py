@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from local_cluster.binaries import ensure_binaries
+from local_cluster.binaries import BINARIES, CLUSTER_BINARIES, ensure_binaries
 from local_cluster.cluster import Cluster, environment
 from local_cluster.errors import ClusterError
 from local_cluster.images import IMAGES, build_images, table, write_report
@@ -42,7 +42,8 @@ def _parse() -> argparse.Namespace:
     down.add_argument("--purge", action="store_true", help="remove images, models and build layers as well")
     commands.add_parser("status", help="what runs, and whether the node is Ready")
     commands.add_parser("env", help="print `export` lines for a shell")
-    commands.add_parser("binaries", help="compile what is not compiled yet, and nothing else")
+    binaries = commands.add_parser("binaries", help="compile what is not compiled yet, and nothing else")
+    binaries.add_argument("--only", action="append", choices=list(BINARIES), help="this one only; repeatable")
     images = commands.add_parser("images", help="build and push the project's images, and print their sizes")
     images.add_argument("--only", action="append", choices=sorted(IMAGES), help="build this one only; repeatable")
     images.add_argument("--json", type=Path, help="write the report to this file as well")
@@ -75,8 +76,8 @@ def _env(_: argparse.Namespace) -> None:
         print(f'export {name}="{value}"')
 
 
-def _binaries(_: argparse.Namespace) -> None:
-    ensure_binaries()
+def _binaries(arguments: argparse.Namespace) -> None:
+    ensure_binaries(arguments.only or CLUSTER_BINARIES)
 
 
 def _images(arguments: argparse.Namespace) -> None:

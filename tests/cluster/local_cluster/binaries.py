@@ -91,6 +91,7 @@ _HELM = Source(
 _KUBECONFORM = Source(
     name="kubeconform", module="github.com/yannh/kubeconform", version="v0.7.0", link_flags="-X main.version=v0.7.0"
 )
+_VERSITYGW = Source(name="versitygw", module="github.com/versity/versitygw", version="v1.8.0")
 
 BINARIES: dict[str, Binary] = {
     "etcd": Binary(_ETCD, "go.etcd.io/etcd/server/v3"),
@@ -103,8 +104,12 @@ BINARIES: dict[str, Binary] = {
     "coredns": Binary(_COREDNS, "github.com/coredns/coredns"),
     "helm": Binary(_HELM, "helm.sh/helm/v3/cmd/helm"),
     "kubeconform": Binary(_KUBECONFORM, "github.com/yannh/kubeconform/cmd/kubeconform"),
+    "versitygw": Binary(_VERSITYGW, "github.com/versity/versitygw/cmd/versitygw"),
 }
 """Everything that is compiled, in the order of the builds: what the API server tests need comes first."""
+
+CLUSTER_BINARIES = tuple(name for name in BINARIES if name != "versitygw")
+"""What the cluster and its tests need. versitygw is the S3 server of the trainer's tests."""
 
 
 def cache_directory() -> Path:
@@ -121,7 +126,7 @@ def binary_path(name: str) -> Path:
     return cache_directory() / "bin" / f"{source.name}-{source.version}" / name
 
 
-def missing_binaries(names: Iterable[str] = BINARIES) -> list[str]:
+def missing_binaries(names: Iterable[str] = CLUSTER_BINARIES) -> list[str]:
     return [name for name in names if not binary_path(name).exists()]
 
 
@@ -130,7 +135,7 @@ def binaries_available(names: Iterable[str] = CONTROL_PLANE_BINARIES) -> bool:
     return not missing_binaries(names)
 
 
-def ensure_binaries(names: Iterable[str] = BINARIES) -> None:
+def ensure_binaries(names: Iterable[str] = CLUSTER_BINARIES) -> None:
     """Compile what is not in the cache yet; minutes for the first run on a machine, no time after that."""
     wanted = list(names)
     if not missing_binaries(wanted):

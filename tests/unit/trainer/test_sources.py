@@ -28,6 +28,7 @@ from finetune_trainer.sources import fetch, web
 from finetune_trainer.sources.addresses import host_header, is_public
 from finetune_trainer.sources.hub import training_files
 from finetune_trainer.sources.s3 import s3_request
+from local_cluster.binaries import binary_path
 
 ROWS = b'{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
 
@@ -470,16 +471,26 @@ def test_without_a_key_the_request_is_anonymous() -> None:
 @pytest.fixture
 def object_store(tmp_path: Path) -> Iterator[SourceSettings]:
     """A real S3-compatible server with one bucket, `rows`."""
-    program = shutil.which("versitygw")
-    if not program:
-        pytest.skip("versitygw is not on PATH (go install github.com/versity/versitygw/cmd/versitygw@latest)")
+    program = binary_path("versitygw")
+    if not program.exists():
+        pytest.skip(f"{program} is not there: run `make test-programs`")
     (tmp_path / "store" / "rows" / "deep").mkdir(parents=True)
     (tmp_path / "store" / "rows" / "deep" / "train_+1.jsonl").write_bytes(ROWS)
     log = tmp_path / "store.log"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [program, "--access", "me", "--secret", "a-secret", "--port", address, "posix", str(tmp_path / "store")]
+    command = [
+        str(program),
+        "--access",
+        "me",
+        "--secret",
+        "a-secret",
+        "--port",
+        address,
+        "posix",
+        str(tmp_path / "store"),
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
