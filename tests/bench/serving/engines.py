@@ -105,6 +105,11 @@ class Peft:
         """`generate` for each request in turn."""
         return [self._generate([ask])[0] for ask in requests]
 
+    def without_adapter(self, requests: Sequence[Ask]) -> Answers:
+        """`generate` of the base model alone."""
+        with self.model.disable_adapter():
+            return self.one_by_one(requests)
+
     def static_batches(self, requests: Sequence[Ask]) -> Answers:
         """`generate` on padded batches; a batch ends with its longest answer."""
         batches = [requests[i : i + CONCURRENT] for i in range(0, len(requests), CONCURRENT)]
