@@ -31,6 +31,18 @@ class CommittedAdapter(StatusModel):
     fingerprint: Annotated[Fingerprint | None, Field(description="fingerprint of the tuned weights.")] = None
 
 
+class StepPasses(StatusModel):
+    """How a step's rows are cut into passes through the model, which changes memory and time, and not the result."""
+
+    micro_batch_size: Annotated[int, Field(description="microBatchSize is the number of rows per forward pass.", ge=1)]
+    gradient_checkpointing: Annotated[
+        bool, Field(description="gradientCheckpointing says whether activations are computed again instead of kept.")
+    ] = False
+    reductions: Annotated[
+        int, Field(description="reductions is how often memory ran out and passes were made smaller.", ge=0)
+    ] = 0
+
+
 class Outcome(StatusModel):
     """Why a trainer process ended. Written once, at the very end; at most 4096 bytes."""
 
@@ -44,6 +56,7 @@ class Outcome(StatusModel):
     ] = None
     trained_tokens: Annotated[int | None, Field(description="trainedTokens in this attempt.", ge=0)] = None
     metrics: Annotated[dict[str, float], Field(description="metrics by name.")] = Field(default_factory=dict)
+    passes: Annotated[StepPasses | None, Field(description="passes that the last steps were cut into.")] = None
     adapter: Annotated[CommittedAdapter | None, Field(description="adapter that was committed.")] = None
 
     def to_termination_message(self) -> str:
@@ -81,6 +94,7 @@ class Progress(StatusModel):
         int | None, Field(description="peakMemoryBytes of the accelerator, or of the process without one.")
     ] = None
     checkpoint_step: Annotated[int | None, Field(description="checkpointStep is the newest checkpoint.")] = None
+    passes: Annotated[StepPasses | None, Field(description="passes that steps are cut into.")] = None
     timestamp: Annotated[float, Field(description="timestamp (Unix seconds) of these figures.")]
 
 

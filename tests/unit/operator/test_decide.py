@@ -25,6 +25,7 @@ from operator_objects import (
     with_status,
 )
 
+from finetune_api.outcome import StepPasses
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.v1alpha1 import (
     AdapterReference,
@@ -339,6 +340,17 @@ def test_progress_is_reported_at_most_once_per_interval() -> None:
     second = plan_for(job, progress=later, **seen).status
     assert second.progress is not None
     assert second.progress.step == 6
+
+
+def test_memory_that_ran_out_is_an_event_and_stays_in_status() -> None:
+    passes = StepPasses(micro_batch_size=4, reductions=1)
+    seen = {"children": (a_child(),), "pods": (a_running_pod(),)}
+    first = plan_for(running(), progress=a_progress(5, passes=passes), **seen)
+    assert [(event.reason, event.is_warning) for event in first.events] == [("OutOfMemory", True)]
+    assert first.status.progress is not None
+    assert first.status.progress.passes == passes
+    later = a_progress(6, passes=passes, timestamp=NOW.timestamp() + 60)
+    assert plan_for(with_status(running(), first.status), progress=later, **seen).events == ()
 
 
 def test_a_job_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:

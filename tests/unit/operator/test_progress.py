@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 from operator_objects import NOW, UID, a_progress
 
-from finetune_api.outcome import Outcome
+from finetune_api.outcome import Outcome, StepPasses
 from finetune_operator.progress import PAUSE_SECONDS, ProgressReader, parse_result
-from finetune_operator.reconcile.progress_report import finished_progress, humanize, is_due, progress_status
+from finetune_operator.reconcile.progress_report import (
+    finished_progress,
+    humanize,
+    is_due,
+    new_reductions,
+    progress_status,
+)
 
 
 def meta(status: str, result: Any) -> bytes:
@@ -43,6 +49,22 @@ def test_figures_of_held_out_rows_are_text_as_the_loss_is() -> None:
     assert progress_status(a_progress(3, loss=0.5)).eval_loss is None
     status = progress_status(a_progress(3, loss=0.5).model_copy(update={"eval_loss": 0.25}))
     assert (status.loss, status.eval_loss) == ("0.5000", "0.2500")
+
+
+def test_memory_that_ran_out_is_told_once() -> None:
+    planned = StepPasses(micro_batch_size=8)
+    halved = StepPasses(micro_batch_size=4, reductions=1)
+    before = progress_status(a_progress(3, passes=planned))
+    assert new_reductions(None, planned) is None
+    assert new_reductions(before, None) is None
+    message = new_reductions(before, halved)
+    assert message is not None
+    assert "passes of 4 rows." in message
+    after = progress_status(a_progress(4, passes=halved))
+    assert after.passes == halved
+    assert new_reductions(after, halved) is None
+    least = StepPasses(micro_batch_size=1, gradient_checkpointing=True, reductions=3)
+    assert "1 row with gradient checkpointing" in str(new_reductions(after, least))
 
 
 def test_without_a_broker_nobody_is_asked() -> None:

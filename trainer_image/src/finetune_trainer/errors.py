@@ -36,6 +36,11 @@ NO_SPACE_PHRASES: Final = (
 )
 """safetensors and tokenizers write from native code and report a full disk as text only."""
 
+NO_HOST_MEMORY: Final = "can't allocate memory"
+"""What torch's allocator of main memory says, in a plain RuntimeError."""
+NO_HANDLE_MEMORY: Final = "CUBLAS_STATUS_ALLOC_FAILED"
+"""What cuBLAS says where torch's allocator left it nothing, in a plain RuntimeError too."""
+
 
 class TrainingError(Exception):
     """A run cannot go on, for a reason that a user or the operator can act upon."""
@@ -83,19 +88,24 @@ def as_training_error(error: BaseException) -> TrainingError:
             "goes on from the last checkpoint.",
             retryable=True,
         )
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if is_out_of_memory(error):
+        on_gpu = _is_of_accelerator(error)
         return TrainingError(
-            Reason.HOST_OUT_OF_MEMORY,
-            f"The trainer ran out of memory ({text}). Raise resources.memory, or lower hyperparameters.maxLength or "
-            "microBatchSize.",
-        )
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; comparing names keeps torch out of this module
-        return TrainingError(
-            Reason.CUDA_OUT_OF_MEMORY,
-            f"The accelerator ran out of memory ({text}). Lower hyperparameters.microBatchSize (the result of a step "
-            "stays the same) or maxLength.",
+            Reason.CUDA_OUT_OF_MEMORY if on_gpu else Reason.HOST_OUT_OF_MEMORY,
+            f"The {'accelerator' if on_gpu else 'trainer'} ran out of memory ({text}), in the smallest passes that there are. "
+            f"Lower hyperparameters.maxLength or method.lora.rank, or {'use a larger GPU' if on_gpu else 'raise resources.memory'}.",
         )
     return TrainingError(Reason.TRAINER_CRASHED, f"{type(error).__name__}: {text}", retryable=True)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is memory that does not suffice, of the accelerator or of the host."""
+    return isinstance(error, MemoryError) or NO_HOST_MEMORY in str(error) or _is_of_accelerator(error)
+
+
+def _is_of_accelerator(error: BaseException) -> bool:
+    # torch's class; comparing names keeps torch out of this module
+    return type(error).__name__ == "OutOfMemoryError" or NO_HANDLE_MEMORY in str(error)
 
 
 def is_storage_full(error: BaseException) -> bool:

@@ -86,9 +86,13 @@ class PreferenceTrainer(StepTrainer):
         super().__init__(**kwargs)
         self._beta = beta
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any) -> torch.Tensor:
-        """Pairs of the step, where stock counts tokens."""
-        return torch.tensor(sum(len(batch[TOKENS_OF_ROWS]) // 2 for batch in batch_samples), device=device)
+    def count_items(self, rows: Sequence[Pair]) -> int:
+        """Pairs of the step, where supervised training counts tokens."""
+        return len(rows)
+
+    def count_tokens(self, rows: Sequence[Pair]) -> int:
+        """Tokens of both answers of each pair, their prompt in each."""
+        return super().count_tokens(flattened(rows))
 
     def compute_loss(
         self,

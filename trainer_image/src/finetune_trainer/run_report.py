@@ -68,6 +68,11 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
         ("steps", f"{record['steps']} of {hyper['batchSize']} rows, learning rate {hyper['learningRate']:g}"),
         *([("method", f"DPO, beta {dpo['beta']:g}")] if (dpo := record["config"].get("dpo")) else []),
         *([("best step", str(record["bestStep"]))] if record["bestStep"] else []),
+        ("passes", _passes(record["passes"])),
+        *(
+            ("out of memory", f"step {r['step']}, taken again in passes of {_passes(r['passes'])}")
+            for r in record["outOfMemory"]
+        ),
         ("seed", str(record["seed"])),
     ]
     names = {
@@ -83,6 +88,12 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
 def _adapter(lora: dict[str, Any]) -> str:
     variations = [name for key, name in (("useRslora", "rsLoRA"), ("useDora", "DoRA")) if lora[key]]
     return ", ".join([f"rank {lora['rank']}, alpha {lora['alpha']}", *variations])
+
+
+def _passes(passes: dict[str, Any]) -> str:
+    rows = passes["microBatchSize"]
+    text = "1 row" if rows == 1 else f"{rows} rows"
+    return f"{text}, gradient checkpointing" if passes["gradientCheckpointing"] else text
 
 
 def _table(facts: Sequence[tuple[str, str]]) -> str:

@@ -3,12 +3,13 @@
 This module imports transformers at its top, so only `training` imports it, and only once training is about to start.
 """
 
+import contextlib
 import logging
 import math
 import resource
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,9 @@ from finetune_api.v1alpha1.finetune_job import DEFAULT_EPOCHS
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import StepSampler
 from finetune_trainer.checkpoints import CheckpointSaver
+from finetune_trainer.errors import is_out_of_memory
 from finetune_trainer.interruption import StopSignal
+from finetune_trainer.out_of_memory import PassSizes, RandomState, memory_refused_beyond, release_memory
 from finetune_trainer.progress import Reporter
 
 logger = logging.getLogger(__name__)
@@ -43,9 +46,7 @@ class Reached:
     """Real tokens (no padding) trained by this attempt."""
 
 
-def training_arguments(
-    config: TrainingConfig, base: BaseModel, micro_batch_size: int, folder: Path
-) -> TrainingArguments:
+def training_arguments(config: TrainingConfig, base: BaseModel, folder: Path) -> TrainingArguments:
     """What transformers is told; `folder` is emptied, and nothing is written there."""
     hyper = config.hyperparameters
     shutil.rmtree(folder, ignore_errors=True)
@@ -53,8 +54,8 @@ def training_arguments(
         output_dir=str(folder),
         num_train_epochs=hyper.epochs or DEFAULT_EPOCHS,
         max_steps=hyper.max_steps or -1,
-        per_device_train_batch_size=micro_batch_size,
-        gradient_accumulation_steps=hyper.batch_size // micro_batch_size,
+        # A batch of the Trainer's is the whole step: StepTrainer cuts it into passes.
+        per_device_train_batch_size=hyper.batch_size,
         learning_rate=hyper.learning_rate,
         lr_scheduler_type="constant_with_warmup" if hyper.schedule == "constant" else hyper.schedule,
         # A share of all steps as long as it is below 1.
@@ -66,7 +67,7 @@ def training_arguments(
         logging_steps=1,
         # The Trainer would hide a loss that is no number from divergence.DivergenceCallback.
         logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="non_padding",
+        include_num_input_tokens_seen="all",
         # Evaluation is EvaluationCallback's; the number thins the log.
         eval_steps=config.evaluation_settings.eval_steps,
         save_strategy="steps",
@@ -74,7 +75,8 @@ def training_arguments(
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=base.on_gpu,
+        # Batches are rows, which become tensors pass by pass.
+        dataloader_pin_memory=False,
     )
 
 
@@ -93,22 +95,73 @@ def thin_history(history: list[dict[str, float]], max_steps: int, eval_steps: in
 
 
 class StepTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
-    """A Trainer whose steps are made by `StepSampler`, saved by `CheckpointSaver`, and none after the last one."""
+    """A Trainer whose steps are made by `StepSampler`, saved by `CheckpointSaver`, and none after the last one.
 
-    def __init__(self, *, sampler: StepSampler, saver: CheckpointSaver, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    What it takes for a batch is the list of a step's rows. They go through the model in passes of the size that `PassSizes`
+    says, and a step that memory does not suffice for is taken again from its start.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampler: StepSampler,
+        saver: CheckpointSaver,
+        collate: Callable[[Sequence[Any]], dict[str, Any]],
+        sizes: PassSizes,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data_collator=list, **kwargs)
         self._sampler = sampler
         self._saver = saver
+        self._collate = collate
+        self._sizes = sizes
+
+    def count_items(self, rows: Sequence[Any]) -> int:
+        """What the loss of a step is a mean over: tokens with loss."""
+        return sum(row.loss_tokens for row in rows)
+
+    def count_tokens(self, rows: Sequence[Any]) -> int:
+        """Tokens of rows, each counted as often as it is in one."""
+        return sum(len(row.input_ids) for row in rows)
+
+    def training_step(self, model: Any, inputs: Sequence[Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Gradients of a step's rows, and its loss. Raises TrainingError if memory does not suffice for the smallest passes."""
+        random_state = RandomState.now()
+        while (loss := self._take(model, inputs, num_items_in_batch)) is None:
+            model.zero_grad()
+            release_memory()
+            random_state.restore()
+        return loss
+
+    def _take(self, model: Any, rows: Sequence[Any], items: Any) -> torch.Tensor | None:
+        """The loss of a step; None if memory ran out and the next try will be with less."""
+        try:
+            with memory_refused_beyond(self._sizes.limit):
+                return self._accumulate(model, rows, items)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._sizes.shrink(self.state, error)
+        return None
+
+    def _accumulate(self, model: Any, rows: Sequence[Any], items: Any) -> torch.Tensor:
+        size = self._sizes.now.micro_batch_size
+        loss = torch.tensor(0.0, device=self.args.device)
+        for start in range(0, len(rows), size):
+            is_last = start + size >= len(rows)
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
+                loss += super().training_step(model, self._collate(rows[start : start + size]), items)
+        return loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Sequence[Any]], device: Any) -> torch.Tensor:
+        """Stock counts labels of collated batches."""
+        return torch.tensor(sum(self.count_items(rows) for rows in batch_samples), device=device)
+
+    def _track_num_input_tokens(self, inputs: Sequence[Any]) -> None:
+        self.state.num_input_tokens_seen += self.count_tokens(inputs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         return self._sampler
-
-    def _track_num_input_tokens(self, inputs: Any) -> None:
-        """Count the tokens of all rows; packed, shared ones are there once and no mask tells them from padding."""
-        if "layout" in inputs:
-            self.state.num_input_tokens_seen += inputs["layout"].row_tokens
-        else:
-            super()._track_num_input_tokens(inputs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train an epoch, unless a checkpoint of the last step was resumed: stock would train one step more."""
@@ -129,9 +182,10 @@ class _Callback(TrainerCallback):  # type: ignore[misc] # transformers is untype
 class ProgressCallback(_Callback):
     """Tells a reporter about each step."""
 
-    def __init__(self, reporter: Reporter, reached: Reached) -> None:
+    def __init__(self, reporter: Reporter, reached: Reached, sizes: PassSizes) -> None:
         self._reporter = reporter
         self._reached = reached
+        self._sizes = sizes
         self._start_step = 0
         self._start_tokens = 0
         self._start_time = 0.0
@@ -164,6 +218,7 @@ class ProgressCallback(_Callback):
                 eta_seconds=(state.max_steps - state.global_step) * seconds / max(steps, 1),
                 peak_memory_bytes=_peak_memory(),
                 checkpoint_step=self._reached.checkpoint_step,
+                passes=self._sizes.now,
                 timestamp=time.time(),
             )
         )

@@ -34,7 +34,7 @@ from finetune_api.artifacts import (
 )
 from finetune_api.constants import MAX_TERMINATION_BYTES
 from finetune_api.fingerprint import Fingerprint
-from finetune_api.outcome import CommittedAdapter, Outcome, Result
+from finetune_api.outcome import CommittedAdapter, Outcome, Result, StepPasses
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
 from finetune_trainer import base_model
@@ -48,6 +48,7 @@ from finetune_trainer.errors import TrainingError
 from finetune_trainer.fingerprint import take_fingerprint
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.lora import build_lora_config
+from finetune_trainer.preflight.estimate import container_limit
 from finetune_trainer.progress import LogReporter, Reporter
 from finetune_trainer.run_report import render_model_card, render_page
 
@@ -77,6 +78,10 @@ class Trained:
     """Step and loss of the evaluations while training ran."""
     best_step: int | None
     """Step whose adapter was the best in these evaluations and is the one to be committed; None for the last step."""
+    passes: StepPasses
+    """How the last steps were cut into passes."""
+    reductions: list[dict[str, Any]]
+    """Each time that memory ran out: the step, and the passes that it was taken in then."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -207,6 +212,7 @@ class FinetuningPipeline:
         from finetune_trainer.divergence import DivergenceCallback
         from finetune_trainer.evaluation import BestAdapter, EvaluationCallback, held_out_curve
         from finetune_trainer.objectives import choose_objective
+        from finetune_trainer.out_of_memory import PassSizes
 
         hyper = self.config.hyperparameters
         objective = choose_objective(self.config, dataset, passes)
@@ -214,6 +220,10 @@ class FinetuningPipeline:
         micro = choose_micro_batch_size(
             passes.row_tokens(rows, hyper.batch_size), hyper.batch_size, hyper.micro_batch_size, on_gpu=base.on_gpu
         )
+        limit = None if base.on_gpu else container_limit()
+        recompute = hyper.gradient_checkpointing == "enabled"
+        planned = StepPasses(micro_batch_size=micro, gradient_checkpointing=recompute)
+        sizes = PassSizes(planned, hyper.gradient_checkpointing, model, limit=limit)
         self.reached = stock.Reached()
         best = BestAdapter()
         saver = CheckpointSaver(self.store, self.reached, self._manifest(base, 0), self.config.checkpoint.keep, best)
@@ -224,14 +234,16 @@ class FinetuningPipeline:
         loop = objective.trainer(
             sampler=StepSampler(passes.order(rows), hyper.batch_size, hyper.seed),
             saver=saver,
+            collate=passes.collate,
+            sizes=sizes,
             model=model,
-            args=stock.training_arguments(self.config, base, micro, self.store.checkpoint_staging),
-            data_collator=passes.collate,
+            args=stock.training_arguments(self.config, base, self.store.checkpoint_staging),
             train_dataset=rows,
             callbacks=[
+                sizes,
                 DivergenceCallback(),
                 *evaluations,
-                stock.ProgressCallback(self.reporter, self.reached),
+                stock.ProgressCallback(self.reporter, self.reached, sizes),
                 stock.StopCallback(self.stop),
                 stock.CheckpointCallback(saver, self.config.checkpoint.every_minutes * 60),
             ],
@@ -263,7 +275,14 @@ class FinetuningPipeline:
         if best.tensors:
             best.restore(model)
         losses = [(e["step"], e["loss"]) for e in state.log_history if "loss" in e]
-        return Trained(state.global_step, losses, held_out_curve(state.log_history), state.best_global_step)
+        return Trained(
+            state.global_step,
+            losses,
+            held_out_curve(state.log_history),
+            state.best_global_step,
+            passes=sizes.now,
+            reductions=sizes.reductions,
+        )
 
     def evaluate(self, model: Any, dataset: PreparedDataset, passes: "Passes", *, on_gpu: bool) -> dict[str, float]:
         """Mean loss per token of the held-out rows, and what else is asked for; empty without such rows."""
@@ -328,6 +347,8 @@ class FinetuningPipeline:
             step=record["steps"],
             trained_tokens=self.reached.trained_tokens if self.reached else None,
             metrics=record["metrics"],
+            # Absent from the record of an older release, whose adapter a later attempt may report.
+            passes=record.get("passes"),
             adapter=CommittedAdapter(
                 path=committed.path.relative_to(self.config.output.directory).as_posix(),
                 digest=committed.digest,
@@ -377,6 +398,8 @@ class FinetuningPipeline:
             "seed": self.config.hyperparameters.seed,
             "steps": trained.step,
             "bestStep": trained.best_step,
+            "passes": trained.passes.to_dict(),
+            "outOfMemory": trained.reductions,
             "metrics": metrics,
             "environment": {
                 "python": platform.python_version(),
@@ -390,7 +413,6 @@ class FinetuningPipeline:
 
 def _summary(record: dict[str, Any]) -> str:
     text = f"Trained {record['steps']} steps on {record['dataset']['rows']} rows."
-    # Absent from the record of an older release, whose adapter a later attempt may report.
     best = record.get("bestStep")
     return text if best is None else f"{text} Step {best} was the best on held-out rows."
 

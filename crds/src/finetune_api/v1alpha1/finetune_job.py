@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 from finetune_api.base import CEL, SpecModel, StatusModel
 from finetune_api.constants import API_VERSION, DEFAULT_ADAPTERS_CLAIM
 from finetune_api.fingerprint import Fingerprint
+from finetune_api.outcome import StepPasses
 from finetune_api.v1alpha1.common import (
     DNS_LABEL_PATTERN,
     SERVICE_NAME_PATTERN,
@@ -232,6 +233,8 @@ class Method(SpecModel):
     ] = None
 
 
+GradientCheckpointing = Literal["auto", "enabled", "disabled"]
+
 DEFAULT_EPOCHS = 3.0
 """Passes over the dataset when a job names neither epochs nor maxSteps; OpenAI's `auto` gives 3 for small sets too."""
 
@@ -266,11 +269,18 @@ class Hyperparameters(SpecModel):
         int | None,
         Field(
             description="microBatchSize is the number of rows per forward pass; unset lets the trainer choose. It never "
-            "changes the result of a step, only its memory and speed.",
+            "changes the result of a step, only its memory and speed, and is halved where memory runs out.",
             ge=1,
             le=4096,
         ),
     ] = None
+    gradient_checkpointing: Annotated[
+        GradientCheckpointing,
+        Field(
+            description="gradientCheckpointing computes activations again instead of keeping them: a step takes about a third "
+            "longer and much less memory, with the same result. auto enables it if memory would not suffice otherwise."
+        ),
+    ] = "auto"
     learning_rate: Annotated[
         float, Field(description="learningRate is the peak learning rate of AdamW.", gt=0, le=1)
     ] = 2e-4
@@ -630,6 +640,9 @@ class ProgressStatus(StatusModel):
     eta_seconds: Annotated[int | None, Field(description="etaSeconds until training ends, as estimated.", ge=0)] = None
     eta: Annotated[str | None, Field(description="eta is etaSeconds as people write it, for example 2m10s.")] = None
     tokens_per_second: Annotated[int | None, Field(description="tokensPerSecond of real training tokens.", ge=0)] = None
+    passes: Annotated[
+        StepPasses | None, Field(description="passes that steps are cut into, smaller once memory ran out.")
+    ] = None
     last_update_time: Annotated[Time | None, Field(description="lastUpdateTime of these figures.")] = None
 
 

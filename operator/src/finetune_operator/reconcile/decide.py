@@ -29,7 +29,7 @@ from finetune_operator.reconcile.failures import AttemptEnd
 from finetune_operator.reconcile.phase import is_terminal
 from finetune_operator.reconcile.plan import Observed, Plan
 from finetune_operator.reconcile.progress_report import finished_progress
-from finetune_operator.reconcile.running import report_attempt
+from finetune_operator.reconcile.running import report_attempt, report_reductions
 from finetune_operator.reconcile.views import ChildJobView
 from finetune_operator.resources.claim import build_adapters_claim
 from finetune_operator.resources.training_job import build_training_job
@@ -116,6 +116,7 @@ def _publish(draft: Draft, attempt: Attempt, end: AttemptEnd, settings: Settings
     draft.resume()
     message = f"Adapter {adapter.name} is at {adapter.uri} ({adapter.digest[:19]}…)."
     draft.condition(ConditionType.ADAPTER_PUBLISHED, "True", Reason.TRAINED, message)
+    report_reductions(draft, outcome.passes)
     draft.update(
         attempt=attempt.number,
         start_time=draft.status.start_time or end.started_at,

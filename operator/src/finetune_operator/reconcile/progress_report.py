@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from finetune_api.outcome import Outcome, Progress
+from finetune_api.outcome import Outcome, Progress, StepPasses
 from finetune_api.v1alpha1 import ProgressStatus
 
 
@@ -19,6 +19,7 @@ def progress_status(progress: Progress) -> ProgressStatus:
         eta_seconds=eta,
         eta=None if eta is None else humanize(eta),
         tokens_per_second=None if progress.tokens_per_second is None else max(0, round(progress.tokens_per_second)),
+        passes=progress.passes,
         last_update_time=datetime.fromtimestamp(int(progress.timestamp), UTC),
     )
 
@@ -44,7 +45,21 @@ def finished_progress(old: ProgressStatus | None, outcome: Outcome) -> ProgressS
             "eta_seconds": None,
             "eta": None,
             "tokens_per_second": None,
+            "passes": outcome.passes or base.passes,
         }
+    )
+
+
+def new_reductions(old: ProgressStatus | None, passes: StepPasses | None) -> str | None:
+    """What to tell people if memory ran out since `old`; None if it did not."""
+    known = old.passes.reductions if old and old.passes else 0
+    if passes is None or passes.reductions <= known:
+        return None
+    size = "1 row" if passes.micro_batch_size == 1 else f"{passes.micro_batch_size} rows"
+    how = " with gradient checkpointing" if passes.gradient_checkpointing else ""
+    return (
+        f"Memory ran out; training goes on in passes of {size}{how}. The result stays the same, steps take "
+        "longer. Set hyperparameters.microBatchSize, or raise resources.memory or use a larger GPU, to spare the next job this."
     )
 
 

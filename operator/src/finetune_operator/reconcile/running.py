@@ -3,13 +3,14 @@
 from datetime import datetime, timedelta
 from typing import Final
 
+from finetune_api.outcome import StepPasses
 from finetune_api.reasons import ConditionType, Reason
 from finetune_operator.reconcile.attempts import Attempt, checkpoint_statuses
 from finetune_operator.reconcile.conditions import Truth, find_condition, is_true
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.failures import CONFIG_REASONS, IMAGE_REASONS
 from finetune_operator.reconcile.plan import Observed, Plan
-from finetune_operator.reconcile.progress_report import is_due, progress_status
+from finetune_operator.reconcile.progress_report import is_due, new_reductions, progress_status
 from finetune_operator.reconcile.views import PodView
 from finetune_operator.settings import Settings
 
@@ -52,12 +53,19 @@ def _report_progress(draft: Draft, seen: Observed, settings: Settings) -> None:
     progress = seen.progress
     if progress is None or not is_due(draft.status.progress, progress, settings.progress_seconds):
         return
+    report_reductions(draft, progress.passes)
     draft.update(progress=progress_status(progress))
     if progress.checkpoint_step is None:
         return
     draft.update(checkpoints=checkpoint_statuses(draft.job, progress.checkpoint_step))
     if not is_true(draft.status.conditions, ConditionType.CHECKPOINT_AVAILABLE):
         draft.condition(ConditionType.CHECKPOINT_AVAILABLE, "True", Reason.TRAINING, "An attempt can be resumed.")
+
+
+def report_reductions(draft: Draft, passes: StepPasses | None) -> None:
+    """Tell people that memory ran out and was made do with, if status does not say so yet."""
+    if message := new_reductions(draft.status.progress, passes):
+        draft.event("OutOfMemory", message, is_warning=True)
 
 
 def _report_waiting(draft: Draft, pod: PodView | None) -> None:

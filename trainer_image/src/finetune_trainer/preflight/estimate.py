@@ -88,7 +88,13 @@ def estimate_disk(config: TrainingConfig, trainable: int, tokenizer_folder: Path
 
 def available_memory() -> int:
     """Bytes that this process may use: the machine's memory, or its container's limit."""
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(machine, container_limit() or machine)
+
+
+def container_limit() -> int | None:
+    """Bytes at which the kernel kills this container; None without a limit."""
+    found = []
     for name in MEMORY_LIMITS:
         try:
             text = Path(name).read_text().strip()
@@ -96,7 +102,7 @@ def available_memory() -> int:
             continue
         if text.isdecimal():
             found.append(int(text))
-    return min(found)
+    return min(found, default=None)
 
 
 def free_disk(folder: Path) -> int:
