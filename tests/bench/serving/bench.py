@@ -26,10 +26,11 @@ from swaps import Swaps, measure, median  # noqa: E402
 from workload import ADAPTERS, CONCURRENT, REPOSITORY, Ask, adapters, asks, real_model  # noqa: E402
 
 SEQUENTIAL = "sequential peft generate"
+SEQUENTIAL_BF16, ONE_BF16 = "sequential peft generate, bfloat16", "ours, 1 adapter, bfloat16"
 ONE, MIXED, HTTP = "ours, 1 adapter", f"ours, {ADAPTERS} adapters mixed", "ours, 1 adapter, over HTTP"
 SAMPLE = 5
 """Requests that `generate` answers one by one in a round: its rate does not depend on how many there are."""
-PAIRS = 5
+PAIRS = 3
 """Rounds of HTTP beside the engine alone: what HTTP costs is less than what one round differs from the next."""
 
 
@@ -62,7 +63,7 @@ class Rates:
             for name, rounds in self.rounds.items()
         ]
 
-    def ratio(self, name: str, over: str, must: float, aim: float) -> Figure:
+    def ratio(self, name: str, over: str, must: float | None = None, aim: float | None = None) -> Figure:
         """One over the other."""
         return Figure(f"{name} / {over}", round(self.best(name) / self.best(over), 2), "x", "higher", must, aim, over)
 
@@ -84,6 +85,7 @@ def main() -> None:
     record("serving", [*figures, *rates.figures()], time.monotonic() - started)
     figures.append(_over_http(rates, ours))
     ours.service.close()
+    figures.append(_bfloat16(rates, model, tuned))
     record("serving", [*figures, *rates.figures()], time.monotonic() - started)
     with server(model, tuned) as running:
         figures += _swap_figures(asyncio.run(measure(running, tuned)))
@@ -138,6 +140,16 @@ def _over_http(rates: Rates, ours: Ours) -> Figure:
     return Figure(f"{HTTP} / {ONE}", round(median(ratios), 2), "x", "higher", 0.9, 0.97, ONE, spread)
 
 
+def _bfloat16(rates: Rates, model: Path, tuned: dict[str, Path]) -> Figure:
+    """Both in the precision that CPUs with AVX512-BF16 or AMX have instructions for."""
+    one = asks(CONCURRENT, ["adapter-0"])
+    ours = Ours(model, tuned, precision="bfloat16")
+    _timed(rates, SEQUENTIAL_BF16, Peft(model, tuned["adapter-0"], precision="bfloat16").one_by_one, one[:SAMPLE])
+    _timed(rates, ONE_BF16, ours.answer, one)
+    ours.service.close()
+    return rates.ratio(ONE_BF16, SEQUENTIAL_BF16)
+
+
 def _first_token_figures(seen: FirstTokens) -> list[Figure]:
     """How long a first token takes: alone, and beside others."""
     assert not seen.problems, seen.problems
@@ -155,13 +167,13 @@ def _first_token_figures(seen: FirstTokens) -> list[Figure]:
             "time to first token median at half load / unloaded", round(median(seen.loaded) / alone, 2), "x", "lower"
         ),
         Figure("time to first token, unloaded", round(alone, 3), "s", "lower"),
-        Figure("capacity, of requests with 64 tokens in and 16 out", round(seen.capacity, 2), "requests/s", "higher"),
+        Figure("capacity, of requests with 64 tokens in and 40 out", round(seen.capacity, 2), "requests/s", "higher"),
     ]
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of each measurement (default: %(default)s)")
     return parser.parse_args()
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,14 +20,15 @@ from finetune_inference.engine import Event, Failed, Finished, Generated, Sampli
 from finetune_inference.inference import InferenceService
 
 Answers = list[list[int]]
+Precision = Literal["float32", "bfloat16"]
 
 
 class Ours:
     """Our service in this process, without HTTP."""
 
-    def __init__(self, model: Path, adapters: dict[str, Path]) -> None:
+    def __init__(self, model: Path, adapters: dict[str, Path], precision: Precision = "float32") -> None:
         served = [ServedAdapter(name=name, path=str(path)) for name, path in adapters.items()]
-        config = ServingConfig(model=ServedModel(name="base", path=str(model)), adapters=served)
+        config = ServingConfig(model=ServedModel(name="base", path=str(model)), adapters=served, precision=precision)
         self.service = InferenceService(config, Settings(threads=THREADS, max_running=CONCURRENT, max_waiting=1024))
         self.service.load()
 
@@ -89,14 +90,14 @@ def _into(events: Any, index: int) -> Any:
 class Peft:
     """The model with one adapter, unmerged, as peft makes it."""
 
-    def __init__(self, model: Path, adapter: Path) -> None:
+    def __init__(self, model: Path, adapter: Path, precision: Precision = "float32") -> None:
         import torch
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(THREADS)
         self.torch = torch
-        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, precision))
         self.model = PeftModel.from_pretrained(base, adapter).eval()
         self.ends = base.generation_config.eos_token_id
         self.pad = base.config.pad_token_id
