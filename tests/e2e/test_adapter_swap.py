@@ -20,7 +20,7 @@ SWAPS = 20
 IDLE_SWAPS = 5
 LOAD = 2
 """Streams that are always on their way: more than two cores can answer at once."""
-LONGEST_SECONDS = 60.0
+LONGEST_SECONDS = 120.0
 """A version that is not served by then never will be."""
 PROMPT = "My parcel has not arrived."
 

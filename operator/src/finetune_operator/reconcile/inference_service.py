@@ -14,15 +14,9 @@ from finetune_api.constants import ANNOTATION_ADAPTER_LIST, INFERENCE_SERVICE_KI
 from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import InferenceService
 from finetune_operator.cluster import (
-    AUTOSCALERS,
-    BUDGETS,
     BY_KIND,
-    CONFIG_MAPS,
-    DEPLOYMENTS,
     INFERENCE_SERVICES,
     PODS,
-    SERVICES,
-    Raw,
 )
 from finetune_operator.errors import ClusterError
 from finetune_operator.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter
@@ -66,7 +60,7 @@ async def reconcile_inference_service(context: Context, namespace: str, name: st
         context, INFERENCE_SERVICES, raw, INFERENCE_SERVICE_KIND, service.status, plan.status, plan.events
     )
     if plan.probes:
-        return await _verify(context, plan, namespace, name)
+        return await _verify(context, plan, service)
     return Pass(acted=bool(plan.apply) and not plan.adapter_list, requeue_after=plan.requeue_after)
 
 
@@ -74,19 +68,21 @@ async def observe(context: Context, service: InferenceService) -> ServiceObserve
     """The children of the service, and its pods."""
     cluster, namespace = context.cluster, service.metadata.namespace
     server_name = deployment_name(service.metadata.name)
-    found = {
-        "ConfigMap": await cluster.get(CONFIG_MAPS, namespace, adapter_list_name(service.metadata.name)),
-        "Deployment": await cluster.get(DEPLOYMENTS, namespace, server_name),
-        "Service": await cluster.get(SERVICES, namespace, service.metadata.name),
-        "PodDisruptionBudget": await cluster.get(BUDGETS, namespace, server_name),
-        "HorizontalPodAutoscaler": await cluster.get(AUTOSCALERS, namespace, server_name),
+    names = {
+        "ConfigMap": adapter_list_name(service.metadata.name),
+        "Deployment": server_name,
+        "Service": service.metadata.name,
+        "PodDisruptionBudget": server_name,
+        "HorizontalPodAutoscaler": server_name,
     }
-    live = {kind: {"kind": kind, **raw} for kind, raw in found.items() if raw is not None}
-    if "Deployment" not in live:
-        return ServiceObserved(live=live)
     selector = ",".join(f"{key}={value}" for key, value in serving_selector(service.metadata.name).items())
-    pods = tuple(parse_pod(raw, SERVER_CONTAINER) for raw in await cluster.list(PODS, namespace, selector))
-    return ServiceObserved(live=live, pods=pods)
+    # All at once: a new version of an adapter waits for each round trip.
+    pods, found = await asyncio.gather(
+        cluster.list(PODS, namespace, selector),
+        asyncio.gather(*(cluster.get(BY_KIND[kind], namespace, name) for kind, name in names.items())),
+    )
+    live = {kind: {"kind": kind, **raw} for kind, raw in zip(names, found, strict=True) if raw is not None}
+    return ServiceObserved(live=live, pods=tuple(parse_pod(raw, SERVER_CONTAINER) for raw in pods))
 
 
 async def _act(context: Context, service: InferenceService, plan: ServicePlan) -> None:
@@ -99,19 +95,16 @@ async def _act(context: Context, service: InferenceService, plan: ServicePlan) -
         metadata: dict[str, Any] = child["metadata"]
         await cluster.delete(BY_KIND[child["kind"]], namespace, metadata["name"], metadata["uid"])
         logger.info("deleted", extra={**fields, "child": f"{child['kind']}/{metadata['name']}"})
-    for pod in plan.refresh:
-        await cluster.annotate(PODS, namespace, pod.name, pod.uid, {ANNOTATION_ADAPTER_LIST: plan.adapter_list})
+    note = {ANNOTATION_ADAPTER_LIST: plan.adapter_list}
+    await asyncio.gather(*(cluster.annotate(PODS, namespace, pod.name, pod.uid, note) for pod in plan.refresh))
 
 
-async def _verify(context: Context, plan: ServicePlan, namespace: str, name: str) -> Pass:
+async def _verify(context: Context, plan: ServicePlan, service: InferenceService) -> Pass:
     """Ask the pods, then judge what is there *now*: that takes seconds, and the object may have changed."""
-    before = await context.cluster.get(INFERENCE_SERVICES, namespace, name)
-    if before is None:
-        return Pass()
-    service = InferenceService.model_validate(before)
+    asked = (service.metadata.uid, service.metadata.generation)
     answers = await _ask(context, service, plan.probes)
-    after: Raw | None = await context.cluster.get(INFERENCE_SERVICES, namespace, name)
-    if after is None or after["metadata"].get("generation") != before["metadata"].get("generation"):
+    after = await context.cluster.get(INFERENCE_SERVICES, service.metadata.namespace, service.metadata.name)
+    if after is None or (after["metadata"].get("uid"), after["metadata"].get("generation")) != asked:
         return Pass(requeue_after=0.0)
     service = InferenceService.model_validate(after)
     seen = await observe(context, service)
