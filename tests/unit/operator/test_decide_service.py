@@ -278,6 +278,8 @@ def test_a_name_keeps_its_meaning_while_pods_of_another_base_model_are_left() ->
     plan = plan_for(service, live(service, ready=1), answers, pods=pods)
     assert (plan.status.adapters[0].verified, plan.status.adapters[0].served) == ("True", None)
     service = with_status(service, plan.status)
+    joined = plan_for(service, live(service, ready=2), pods=servers(service, 2))
+    assert joined.status.adapters[0].served is None, "the second pod was not asked yet"
     assert plan_for(service).status.adapters[0].served is not None
 
 

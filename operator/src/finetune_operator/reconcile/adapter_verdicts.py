@@ -100,8 +100,9 @@ def judge_adapter(
     if truth == "False" and served is not None and fresh:
         kept = f" Clients still get version {(served.digest or served.source)[:SHOWN_DIGEST]}."
         return status.model_copy(update={"message": message[: MAX_MESSAGE - len(kept)] + kept})
-    is_proven = truth == "True" or reason == Reason.NO_FINGERPRINT
-    return _switched(service, adapter, status) if is_proven and not replicas.has_others else status
+    is_good = truth == "True" or reason == Reason.NO_FINGERPRINT
+    is_asked = bool(replicas.ready) and len(verdicts) == len(replicas.ready) and not replicas.has_others
+    return _switched(service, adapter, status) if is_good and is_asked else status
 
 
 def probe_requests(
