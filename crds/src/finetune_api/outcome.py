@@ -1,4 +1,4 @@
-"""What a trainer pod hands back: the Outcome in its termination message, and Progress through the Celery task's state."""
+"""What a trainer pod hands back: the Outcome in the termination message of each container, and Progress through the Celery task's state."""
 
 from bisect import bisect
 from enum import StrEnum
@@ -44,7 +44,10 @@ class StepPasses(StatusModel):
 
 
 class Outcome(StatusModel):
-    """Why a trainer process ended. Written once, at the very end; at most 4096 bytes."""
+    """Why a container of a training pod ended. Written once, at the very end; at most 4096 bytes.
+
+    `validate` succeeds with the reason Accepted and a message on rows, tokens and memory, the trainer with an adapter.
+    """
 
     result: Annotated[Result, Field(description="result of the attempt.")]
     reason: Annotated[Reason, Field(description="reason from the glossary.")]

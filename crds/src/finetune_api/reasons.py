@@ -49,6 +49,8 @@ class Reason(StrEnum):
     """Why a condition is what it is. Each member's docstring is its entry in the user-facing glossary."""
 
     # Ordinary course
+    VALIDATING = "Validating"
+    """The training pod checks spec, model and dataset before the trainer starts."""
     ACCEPTED = "Accepted"
     """The spec is valid and the inputs it names were resolved."""
     SCHEDULED = "Scheduled"

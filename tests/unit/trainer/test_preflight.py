@@ -17,8 +17,10 @@ from training_runs import a_training_config, write_config
 
 from finetune_api.constants import ExitCode
 from finetune_api.reasons import Reason
+from finetune_api.v1alpha1.finetune_job import Lora
 from finetune_trainer.__main__ import main
 from finetune_trainer.errors import TrainingError
+from finetune_trainer.lora import build_lora_config, count_trainable
 from finetune_trainer.preflight import run_preflight
 from finetune_trainer.preflight.checks import check_disk
 
@@ -201,11 +203,39 @@ def test_a_sound_run_is_estimated_and_what_is_probably_not_meant_is_said(tiny_mo
     assert not (tmp_path / "out").exists()
 
 
+ADAPTERS: list[dict[str, Any]] = [
+    {},
+    {"rank": 3, "useDora": True},
+    {"targetModules": ["q_proj", "embed_tokens"]},
+    {"targetModules": ["lm_head", "embed_tokens", "mlp.up_proj"], "useDora": True},
+]
+
+
+@pytest.mark.parametrize("lora", ADAPTERS)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_an_adapter_has_the_parameters_that_peft_gives_it(lora: dict[str, Any], architecture: str) -> None:
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if architecture == "gpt2":  # whose layers are Conv1D, with inputs and outputs the other way round
+        names = {"q_proj": "c_attn", "embed_tokens": "wte", "mlp.up_proj": "mlp.c_fc"}
+        lora = {**lora, "targetModules": [names.get(t, t) for t in lora.get("targetModules", ["all-linear"])]}
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, vocab_size=64, **sizes))
+        wanted = Lora.model_validate(lora)
+        counted = count_trainable(wanted, model)
+        config = build_lora_config(wanted, model, base_name="m", base_revision="r")
+        assert counted == get_peft_model(model, config).get_nb_trainable_parameters()[0]
+
+
 def test_a_model_that_is_larger_than_the_gpu_will_not_fit(tiny_model: Path, tmp_path: Path) -> None:
     config = a_training_config(tiny_model, tmp_path)
-    (failure,) = run_preflight(config, gpu_memory=1 << 20).failures
+    (failure,) = run_preflight(config, gpu_memory=1 << 17).failures
     assert failure.reason is Reason.WONT_FIT_GPU
-    assert "the accelerator has 1.0 MiB; use a smaller model" in failure.message
+    assert "the accelerator has 0.1 MiB; use a smaller model" in failure.message
     memory = run_preflight(config, gpu_memory=80 << 30).memory
     assert memory is not None
     tight = run_preflight(config, gpu_memory=memory.least + 1)

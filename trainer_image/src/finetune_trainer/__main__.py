@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
         "dataset, the model, and whether memory and disk suffice. Shows what the dataset is like, and writes nothing.",
         f"{EXAMPLE}\n\n{STATUSES}",
     )
-    validate.add_argument("config", type=Path, help="configuration, as YAML or JSON")
+    validate.add_argument(
+        "config", type=Path, nargs="?", help="configuration, as YAML or JSON; in a pod none: the mounted one is meant"
+    )
     validate.add_argument(
         "--gpu-memory",
         type=float,
@@ -158,27 +160,18 @@ def _train(parsed: argparse.Namespace, settings: TrainerSettings) -> int:
 
 
 def _validate(parsed: argparse.Namespace, settings: TrainerSettings) -> int:
-    from finetune_trainer.data.report import remarks, render_report
-    from finetune_trainer.preflight import run_preflight
-    from finetune_trainer.preflight.estimate import GIB, gib
-    from finetune_trainer.training import quiet_libraries
+    from finetune_trainer.preflight import describe, run_preflight, validate_attempt
+    from finetune_trainer.preflight.estimate import GIB
 
+    if parsed.config is None:
+        return validate_attempt(settings)
     config = load_config(parsed.config, model_name_or_path=settings.model_name_or_path)
-    quiet_libraries()
-    found = run_preflight(config, gpu_memory=int(parsed.gpu_memory * GIB) if parsed.gpu_memory else None)
+    found = run_preflight(config, gpu_memory=int(parsed.gpu_memory * GIB) if parsed.gpu_memory else settings.gpu_memory)
     print(f"config:     {parsed.config} is valid")
-    if found.shape:
-        shown = config.model.source or config.model.path
-        print(f"model:      {shown}, revision {found.shape.revision}, adapter of {found.shape.trainable} parameters")
-    if found.dataset:
-        print(render_report(found.dataset.report))
-    if found.memory and found.disk is not None:
-        print(f"memory:     about {found.memory}\ndisk:       about {gib(found.disk)} in {config.output.directory}")
-    for warning in [*found.warnings, *(remarks(found.dataset.report) if found.dataset else [])]:
-        print(f"warning:    {warning}")
+    print(describe(config, found))
     for failure in found.failures:
         print(f"{failure.reason}: {failure.message}", file=sys.stderr)
-    return found.failures[0].exit_code if found.failures else ExitCode.SUCCEEDED
+    return found.verdict.exit_code if found.verdict else ExitCode.SUCCEEDED
 
 
 def _inspect(parsed: argparse.Namespace, _settings: TrainerSettings) -> int:

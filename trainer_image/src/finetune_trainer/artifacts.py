@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from finetune_api.artifacts import (
     MANIFEST_FILE,
@@ -30,6 +30,7 @@ from finetune_api.artifacts import (
     sha256_of,
     to_manifest_bytes,
 )
+from finetune_api.training import JobIdentity, TrainingConfig
 from finetune_trainer.fence import Fence, fsync_directory
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,11 @@ class RunStore:
         self.attempt = attempt
         self.fence = Fence(output / JOBS_FOLDER / run_id / "attempt", attempt)
         self._checkpoints = output / JOBS_FOLDER / run_id / "checkpoints"
+
+    @classmethod
+    def of_job(cls, config: TrainingConfig, job: JobIdentity) -> Self:
+        """The store of an attempt."""
+        return cls(Path(config.output.directory), config.output.adapter_name, job.uid, job.attempt)
 
     @property
     def checkpoint_staging(self) -> Path:

@@ -252,6 +252,14 @@ def dtype_of(precision: str, *, on_gpu: bool) -> str:
     return precision
 
 
+def quiet_libraries() -> None:
+    """Log lines are ours: libraries' progress bars and advice would drown them. Errors still raise."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
 def model_invalid(shown: str, found: str) -> TrainingError:
     """The error of a model that is none that can be tuned."""
     return TrainingError(

@@ -39,6 +39,9 @@ class TrainerSettings(BaseSettings):
     """Seconds to wait for the pod's own message before it runs the task without it."""
     progress_interval: float = Field(default=2.0, ge=0, validation_alias="FINETUNE_PROGRESS_INTERVAL")
     """Seconds between two progress reports, at least."""
+    gpu_memory: int | None = Field(default=None, ge=0, validation_alias=constants.GPU_MEMORY_ENV)
+    """Bytes of the GPU that the run will have, 0 if it will have one of unknown size; unset if none. For `validate`, which
+    sees no GPU."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", validation_alias="FINETUNE_LOG_LEVEL"
     )
@@ -54,6 +57,11 @@ class SourceSettings(BaseSettings):
     """Whether https:// and s3:// may lead to addresses that are not public, and s3:// to plain HTTP."""
     timeout: float = Field(default=600.0, gt=0, validation_alias="FINETUNE_SOURCE_TIMEOUT")
     """Seconds that one download may take."""
+    downloads: Path | None = Field(default=None, validation_alias=constants.DOWNLOADS_ENV)
+    """Folder for downloaded rows; a temporary one by default. What one container of a pod keeps there, the next does not
+    download again."""
+    keep_downloads: bool = False
+    """Whether to leave them there."""
     token: SecretStr | None = Field(default=None, validation_alias=constants.DATASET_TOKEN_ENV)
     """Bearer token of https://, hub token of hf://."""
     aws_access_key_id: str | None = None

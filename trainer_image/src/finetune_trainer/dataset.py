@@ -1,11 +1,14 @@
 """The dataset of a run: `data` applied to a TrainingConfig, alike for training and for `validate`."""
 
+import contextlib
+import json
 import logging
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from finetune_api.reasons import Reason
 from finetune_api.training import RowsConfig, TrainingConfig
@@ -17,6 +20,11 @@ from finetune_trainer.errors import TrainingError
 from finetune_trainer.sources import fetch
 
 logger = logging.getLogger(__name__)
+
+CACHE_FOLDER: Final = ".cache/tokens"
+"""Folder of the output volume with tokenised datasets, shared by all jobs that write there."""
+DOWNLOADED: Final = "downloaded.json"
+"""List of the files that a folder of downloads holds; there once all of them are whole."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,11 @@ class PreparedDataset:
     report: DatasetReport
 
 
+def token_cache(config: TrainingConfig) -> data.TokenCache:
+    """The cache on the run's output volume."""
+    return data.TokenCache(Path(config.output.directory) / CACHE_FOLDER)
+
+
 def read_examples(config: TrainingConfig, settings: SourceSettings | None = None) -> Examples:
     """Read and check all rows, downloading them if need be; needs neither model nor torch.
 
@@ -63,8 +76,8 @@ def read_examples(config: TrainingConfig, settings: SourceSettings | None = None
 def _read_part(
     config: TrainingConfig, rows: RowsConfig, row_format: DatasetFormat, settings: SourceSettings, name: str
 ) -> tuple[list[data.Example], data.Format, str]:
-    with tempfile.TemporaryDirectory(prefix="finetune-rows-") as folder:
-        files = fetch(rows.path, Path(folder), settings, name=name) if rows.path else []
+    with _downloads(settings, name) as folder:
+        files = _fetched(rows.path, folder, settings, name) if rows.path else []
         digest = data.digest_rows(rows, files, name)
         examples, found = data.read_examples(
             rows,
@@ -80,6 +93,30 @@ def _read_part(
                 Reason.DATASET_INVALID, f"{name} was changed while it was read; leave it as it is", retryable=True
             )
         return examples, found, digest
+
+
+@contextlib.contextmanager
+def _downloads(settings: SourceSettings, name: str) -> Iterator[Path]:
+    """A folder for what is downloaded: a temporary one, or one in which another process may have downloaded it."""
+    if settings.downloads is None:
+        with tempfile.TemporaryDirectory(prefix="finetune-rows-") as folder:
+            yield Path(folder)
+        return
+    kept = settings.downloads / name
+    kept.mkdir(parents=True, exist_ok=True)
+    yield kept
+    if not settings.keep_downloads:
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def _fetched(path: str, folder: Path, settings: SourceSettings, name: str) -> list[Path]:
+    listing = folder / DOWNLOADED
+    if listing.is_file():
+        return [folder / file for file in json.loads(listing.read_text())]
+    files = fetch(path, folder, settings, name=name)
+    if settings.keep_downloads and "://" in path:
+        listing.write_text(json.dumps([str(file.relative_to(folder)) for file in files]))
+    return files
 
 
 def prepare_dataset(

@@ -13,6 +13,7 @@ from finetune_api.reasons import Reason
 
 EXIT_CODES: Final = {
     Reason.TRAINED: ExitCode.SUCCEEDED,
+    Reason.ACCEPTED: ExitCode.SUCCEEDED,
     Reason.SPEC_INVALID: ExitCode.CONFIG_INVALID,
     Reason.DATASET_INVALID: ExitCode.DATASET_INVALID,
     Reason.DATASET_NOT_FOUND: ExitCode.DATASET_INVALID,

@@ -41,13 +41,20 @@ from finetune_trainer import base_model
 from finetune_trainer.artifacts import Committed, RunStore
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import StepSampler, choose_micro_batch_size
-from finetune_trainer.data import TokenCache
 from finetune_trainer.data.report import DatasetReport
-from finetune_trainer.dataset import Examples, PreparedDataset, log_report, prepare_dataset, read_examples
+from finetune_trainer.dataset import (
+    Examples,
+    PreparedDataset,
+    log_report,
+    prepare_dataset,
+    read_examples,
+    token_cache,
+)
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.fingerprint import take_fingerprint
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.lora import build_lora_config
+from finetune_trainer.output import check_output
 from finetune_trainer.preflight.estimate import container_limit
 from finetune_trainer.progress import LogReporter, Reporter
 from finetune_trainer.run_report import render_model_card, render_page
@@ -60,8 +67,6 @@ logger = logging.getLogger(__name__)
 
 AVERAGED_STEPS: Final = 10
 """Last steps whose mean loss is the metric train_loss: one step's loss depends on its few rows too much."""
-CACHE_FOLDER: Final = ".cache/tokens"
-"""Folder of the output volume with tokenised datasets, shared by all jobs that write there."""
 OUTCOME_BYTES: Final = MAX_TERMINATION_BYTES - 512
 """Size that an Outcome with its fingerprint may have; what is left is room for longer names and numbers."""
 RECORDED_PACKAGES: Final = ("finetune-trainer", "torch", "transformers", "peft", "tokenizers", "accelerate")
@@ -121,6 +126,7 @@ class FinetuningPipeline:
             logger.info("adapter is committed already path=%s", committed.path)
             self.clear_away(sweep=True)
             return self.report(committed)
+        check_output(self.config)
         examples = self.read_examples()
         self.store.open()
         base = self.load_base_model()
@@ -155,7 +161,7 @@ class FinetuningPipeline:
         self._check_stop()
         started = time.monotonic()
         folder, revision = base_model.locate(self.config.model)
-        quiet_libraries()
+        base_model.quiet_libraries()
         base = base_model.load(self.config.model, folder, revision, self.config.hyperparameters.precision)
         logger.info(
             "base model loaded model=%s revision=%s dtype=%s device=%s parameters=%d seconds=%.1f",
@@ -171,9 +177,13 @@ class FinetuningPipeline:
     def tokenize(self, examples: Examples, base: BaseModel) -> PreparedDataset:
         """Render rows with the chat template, mark tokens with loss, and log what became of the dataset."""
         self._check_stop()
-        cache = TokenCache(Path(self.config.output.directory) / CACHE_FOLDER)
         dataset = prepare_dataset(
-            self.config, examples, base.tokenizer, base.model.config, cache=cache, between=self._check_stop
+            self.config,
+            examples,
+            base.tokenizer,
+            base.model.config,
+            cache=token_cache(self.config),
+            between=self._check_stop,
         )
         log_report(dataset.report)
         return dataset
@@ -434,14 +444,6 @@ def fit_termination_message(outcome: Outcome) -> Outcome:
         adapter = adapter.model_copy(update={"fingerprint": fewer})
         outcome = outcome.model_copy(update={"adapter": adapter})
     return outcome
-
-
-def quiet_libraries() -> None:
-    """Log lines are ours: libraries' progress bars and advice would drown them. Errors still raise."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

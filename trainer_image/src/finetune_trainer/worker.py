@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from finetune_api.constants import TASK_NAME, ExitCode, queue_name, task_id
 from finetune_api.outcome import Outcome
-from finetune_api.reasons import Reason
 from finetune_api.training import JobIdentity
 from finetune_trainer.config import TrainerSettings, load_pod_config
-from finetune_trainer.errors import as_training_error, exit_code_of
+from finetune_trainer.errors import exit_code_of
 from finetune_trainer.interruption import STOP
-from finetune_trainer.tasks.finetuning_task import run_attempt, write_termination_message
+from finetune_trainer.tasks.finetuning_task import run_attempt
+from finetune_trainer.termination import report_failure
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +32,8 @@ def work(settings: TrainerSettings) -> ExitCode:
     try:
         outcome = _work(settings)
     except Exception as caught:
-        outcome = _report_failure(settings, caught)
+        outcome = report_failure(settings, caught)
     return exit_code_of(outcome)
-
-
-def _report_failure(settings: TrainerSettings, caught: Exception) -> Outcome:
-    """Leave the Outcome of an attempt that ended without one."""
-    error = as_training_error(caught)
-    if error.reason is Reason.TRAINER_CRASHED:
-        logger.error("the trainer crashed", exc_info=caught)
-    outcome = error.to_outcome()
-    write_termination_message(settings, outcome)
-    return outcome
 
 
 def _work(settings: TrainerSettings) -> Outcome:
@@ -118,7 +108,7 @@ def _consume_one(app: Any, settings: TrainerSettings, job: JobIdentity) -> Outco
         if isinstance(retval, dict):
             outcomes.append(Outcome.model_validate(retval))
         elif isinstance(retval, Exception):
-            outcomes.append(_report_failure(settings, retval))
+            outcomes.append(report_failure(settings, retval))
         state.should_stop = ExitCode.SUCCEEDED
         # The attempt is over: what Celery has to say about a broker that it cannot say goodbye to is no news.
         for name in ("celery", "kombu"):

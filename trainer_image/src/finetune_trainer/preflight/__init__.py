@@ -1,5 +1,7 @@
 """What `validate` finds out before an accelerator is asked for."""
 
+from finetune_trainer.preflight.attempt import validate_attempt
 from finetune_trainer.preflight.checks import Preflight, run_preflight
+from finetune_trainer.preflight.summary import describe
 
-__all__ = ["Preflight", "run_preflight"]
+__all__ = ["Preflight", "describe", "run_preflight", "validate_attempt"]

@@ -4,7 +4,6 @@ Each check stands alone as far as it can, so that one mistake does not hide anot
 reported together.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +12,17 @@ from typing import Any, Final, TypeVar
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
 from finetune_trainer import base_model
+from finetune_trainer.config import SourceSettings
+from finetune_trainer.data import TokenCache
 from finetune_trainer.dataset import Examples, PreparedDataset, model_length, prepare_dataset, read_examples
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.lora import build_lora_config
+from finetune_trainer.lora import count_trainable
+from finetune_trainer.output import check_output, free_disk
 from finetune_trainer.preflight.estimate import (
     MemoryEstimate,
     available_memory,
     estimate_disk,
     estimate_memory,
-    existing_parent,
-    free_disk,
     gib,
 )
 from finetune_trainer.preflight.weights import count_weights
@@ -63,6 +63,16 @@ class Preflight:
     disk: int | None = None
     """Bytes that the run writes to the output volume."""
 
+    @property
+    def verdict(self) -> TrainingError | None:
+        """All failures as one, with the reason of the first that no other attempt can mend; None if the run may start."""
+        if not self.failures:
+            return None
+        first = next((failure for failure in self.failures if not failure.retryable), self.failures[0])
+        others = [f"Also {failure.reason}: {failure.message}" for failure in self.failures if failure is not first]
+        message = ". ".join(text.removesuffix(".") for text in [first.message, *others])
+        return TrainingError(first.reason, message, retryable=first.retryable)
+
     def attempt(self, check: Callable[[], Value]) -> Value | None:
         """The check's result, or None and its failure noted."""
         try:
@@ -72,10 +82,19 @@ class Preflight:
             return None
 
 
-def run_preflight(config: TrainingConfig, *, gpu_memory: int | None = None) -> Preflight:
-    """Run every check; `gpu_memory` is that of the accelerator that will train, in bytes, if there will be one."""
+def run_preflight(
+    config: TrainingConfig,
+    *,
+    gpu_memory: int | None = None,
+    sources: SourceSettings | None = None,
+    cache: TokenCache | None = None,
+) -> Preflight:
+    """Run every check; `gpu_memory` is that of the accelerator that will train, in bytes, if there will be one (0: unknown).
+
+    Writes nothing but downloads, and tokens into the cache, if there is one.
+    """
     found = Preflight()
-    found.examples = found.attempt(lambda: read_examples(config))
+    found.examples = found.attempt(lambda: read_examples(config, sources))
     found.shape = found.attempt(lambda: check_model(config))
     found.attempt(lambda: check_output(config))
     found.attempt(lambda: check_trackers(config))
@@ -91,12 +110,15 @@ def run_preflight(config: TrainingConfig, *, gpu_memory: int | None = None) -> P
     if found.examples is None:
         return found
     examples = found.examples
-    found.dataset = found.attempt(lambda: prepare_dataset(config, examples, shape.tokenizer, shape.model.config))
+    found.dataset = found.attempt(
+        lambda: prepare_dataset(config, examples, shape.tokenizer, shape.model.config, cache=cache)
+    )
     if found.dataset is None:
         return found
     found.memory, found.disk = _estimate(config, shape, found.dataset, gpu_memory)
     memory, disk = found.memory, found.disk
-    found.attempt(lambda: check_memory(memory, gpu_memory, found.warnings))
+    if gpu_memory != 0:
+        found.attempt(lambda: check_memory(memory, gpu_memory, found.warnings))
     found.attempt(lambda: check_disk(config, disk))
     return found
 
@@ -107,6 +129,7 @@ def check_model(config: TrainingConfig) -> ModelShape:
     Raises TrainingError (ModelNotFound, ModelAccessDenied, ModelInvalid, TargetModulesNotFound).
     """
     shown = config.model.source or config.model.path
+    base_model.quiet_libraries()
     folder = base_model.locate_files(config.model, weights=False)
     model_config = base_model.read_config(folder, shown)
     tokenizer = base_model.read_tokenizer(folder, shown)
@@ -114,26 +137,11 @@ def check_model(config: TrainingConfig) -> ModelShape:
     _check_tokenizer_fits(tokenizer, model, shown)
     _check_weights_complete(folder, model, shown)
     revision = base_model.revision_of(config.model, folder)
-    return ModelShape(model, tokenizer, folder, revision, _trainable(config, model))
-
-
-def check_output(config: TrainingConfig) -> None:
-    """Raise TrainingError (StorageFull, SpecInvalid) if the output directory cannot be written."""
-    parent = existing_parent(Path(config.output.directory))
-    if not parent.is_dir():
-        raise TrainingError(
-            Reason.SPEC_INVALID, f"output.directory {config.output.directory}: {parent} is a file, expected a folder"
-        )
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise TrainingError(
-            Reason.STORAGE_FULL,
-            f"output.directory {config.output.directory} cannot be written by uid {os.getuid()}, or its volume is "
-            "read-only; make it writable",
-        )
+    return ModelShape(model, tokenizer, folder, revision, count_trainable(config.lora, model))
 
 
 def check_memory(memory: MemoryEstimate, gpu_memory: int | None, warnings: list[str]) -> None:
-    """Raise TrainingError (WontFitGPU, HostOutOfMemory) if not even weights and adapter fit; warn if it is close."""
+    """Raise TrainingError (WontFitGPU, HostOutOfMemory) if not even weights and adapter fit; warn if all of it will not."""
     limit = available_memory() if gpu_memory is None else gpu_memory
     where = "this container or machine" if gpu_memory is None else "the accelerator"
     if memory.least > limit:
@@ -152,12 +160,15 @@ def check_memory(memory: MemoryEstimate, gpu_memory: int | None, warnings: list[
 
 def check_disk(config: TrainingConfig, needed: int) -> None:
     """Raise TrainingError (StorageFull) if adapter and checkpoints will not fit."""
+    if config.job is not None and config.job.attempt > 1:
+        return  # an earlier attempt's checkpoints are a part of what is needed
     free = free_disk(Path(config.output.directory))
     if needed > free:
         raise TrainingError(
             Reason.STORAGE_FULL,
             f"Adapter and checkpoints take about {gib(needed)}, {config.output.directory} has {gib(free)} free; enlarge "
             "output.claim, or lower lora.rank or checkpoint.keep",
+            retryable=True,
         )
 
 
@@ -200,13 +211,3 @@ def _check_weights_complete(folder: Path, model: Any, shown: str) -> None:
         raise base_model.model_invalid(
             shown, f"its safetensors hold {stored} numbers, its config.json describes a model of {expected}"
         )
-
-
-def _trainable(config: TrainingConfig, model: Any) -> int:
-    import torch
-    from peft import get_peft_model
-
-    lora = build_lora_config(config.lora, model, base_name=config.model.path, base_revision="")
-    with torch.device("meta"):
-        trainable, _ = get_peft_model(model, lora).get_nb_trainable_parameters()
-    return int(trainable)

@@ -1,7 +1,6 @@
 """How much memory and disk a training will take, from the shape of its model and rows."""
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -42,13 +41,13 @@ class MemoryEstimate:
 
     @property
     def least(self) -> int:
-        """What no setting but another model or rank lowers."""
-        return self.weights + self.adapter + self.runtime
+        """What no setting but another model or rank lowers, and no system does without: libraries can be paged in again."""
+        return self.weights + self.adapter
 
     @property
     def total(self) -> int:
         """The expected peak."""
-        return self.least + self.activations + self.logits
+        return self.least + self.activations + self.logits + self.runtime
 
     def __str__(self) -> str:
         parts = ("weights", "adapter", "activations", "logits", "runtime")
@@ -103,16 +102,6 @@ def container_limit() -> int | None:
         if text.isdecimal():
             found.append(int(text))
     return min(found, default=None)
-
-
-def free_disk(folder: Path) -> int:
-    """Bytes free where `folder` is or will be."""
-    return shutil.disk_usage(existing_parent(folder)).free
-
-
-def existing_parent(folder: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def gib(size: int) -> str:

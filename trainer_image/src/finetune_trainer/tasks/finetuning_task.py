@@ -20,6 +20,7 @@ from finetune_trainer.errors import TrainingError, as_training_error
 from finetune_trainer.interruption import STOP, StopSignal
 from finetune_trainer.kubeflow import kubeflow_reporters
 from finetune_trainer.progress import BackendReporter, LogReporter, Reporter, Reporters
+from finetune_trainer.termination import write_termination_message
 from finetune_trainer.tracking import check_trackers, tracking_reporters
 from finetune_trainer.training import FinetuningPipeline
 
@@ -62,15 +63,6 @@ def run_finetuning(config: TrainingConfig, reporter: Reporter, stop: StopSignal,
             step=pipeline.reached.step if pipeline.reached else 0,
             checkpoint_step=max(pipeline.store.checkpoint_steps(), default=None),
         )
-
-
-def write_termination_message(settings: TrainerSettings, outcome: Outcome) -> None:
-    """Leave the Outcome where the kubelet picks it up."""
-    try:
-        settings.termination_log.write_text(outcome.to_termination_message(), encoding="utf-8")
-    except OSError as error:
-        # The exit code still tells success from failure, and the adapter's manifest what was made.
-        logger.error("termination message not written path=%s problem=%s", settings.termination_log, error)  # noqa: TRY400
 
 
 def _pod_reporter(settings: TrainerSettings, config: TrainingConfig, job: JobIdentity) -> Reporter:

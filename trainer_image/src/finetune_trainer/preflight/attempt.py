@@ -1,0 +1,72 @@
+"""`validate` in a pod: the first container of an attempt, which has no GPU and says within seconds what is wrong.
+
+It leaves an Outcome as the trainer does and for the trainer's sake leaves more: tokens in the output volume's cache, and
+downloads on the scratch volume that the containers of the pod share. What both would do alike is thus done once.
+"""
+
+import logging
+import os
+import signal
+from types import FrameType
+from typing import Final
+
+from finetune_api.constants import ExitCode
+from finetune_api.outcome import Outcome, Result
+from finetune_api.reasons import Reason
+from finetune_trainer.artifacts import RunStore
+from finetune_trainer.config import SourceSettings, TrainerSettings, load_pod_config
+from finetune_trainer.dataset import token_cache
+from finetune_trainer.errors import TrainingError, exit_code_of
+from finetune_trainer.preflight.checks import run_preflight
+from finetune_trainer.preflight.summary import describe, summarize
+from finetune_trainer.termination import report_failure, write_termination_message
+
+logger = logging.getLogger(__name__)
+
+STOPPED: Final = TrainingError(Reason.INTERRUPTED, "Stopped before training; nothing was lost.", retryable=True)
+"""How a preflight ends that is told to."""
+
+
+def validate_attempt(settings: TrainerSettings) -> ExitCode:
+    """Check the mounted configuration, leave the Outcome in the termination message and return the exit code."""
+    _end_on_sigterm(settings)
+    try:
+        outcome = _validate(settings)
+        write_termination_message(settings, outcome)
+    except Exception as caught:
+        outcome = report_failure(settings, caught)
+    logger.info("outcome result=%s reason=%s message=%s", outcome.result, outcome.reason, outcome.message)
+    return exit_code_of(outcome)
+
+
+def _validate(settings: TrainerSettings) -> Outcome:
+    config, job = load_pod_config(settings.config_path)
+    run = RunStore.of_job(config, job)
+    run.fence.check()
+    if run.committed_adapter():
+        # The trainer will report it. What it was made from may be gone by now, and is not needed.
+        return _accepted("The adapter of an earlier attempt is committed already.")
+    found = run_preflight(
+        config,
+        gpu_memory=settings.gpu_memory,
+        sources=SourceSettings(keep_downloads=True),
+        cache=token_cache(config),
+    )
+    print(describe(config, found))
+    if found.verdict:
+        raise found.verdict
+    return _accepted(summarize(found))
+
+
+def _accepted(message: str) -> Outcome:
+    return Outcome(result=Result.SUCCEEDED, reason=Reason.ACCEPTED, message=message)
+
+
+def _end_on_sigterm(settings: TrainerSettings) -> None:
+    """Unlike the trainer, which has a step to finish and a checkpoint to commit, end at once."""
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        write_termination_message(settings, STOPPED.to_outcome())
+        os._exit(STOPPED.exit_code)
+
+    signal.signal(signal.SIGTERM, on_signal)
