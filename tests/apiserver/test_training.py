@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from api import Raw, wait_for
 from figures import Figure, record
-from kubelet_actor import DIGEST, FOREVER, Run, failing, succeeding
+from kubelet_actor import DIGEST, FOREVER, Run, failing, refusing, succeeding
 from world import World
 
 from finetune_api.outcome import Outcome, Result
@@ -58,6 +58,42 @@ def test_what_another_attempt_cannot_mend_fails_at_once(world: World) -> None:
     status = world.wait_for_phase("Failed")
     assert (status["reason"], status["message"], status["attempt"]) == ("DatasetInvalid", "row 3: no prompt", 1)
     assert world.condition("Succeeded") == {}
+
+
+def test_validation_is_seen_and_its_words_stay(world: World) -> None:
+    world.kubelet.script(world.namespace, replace(succeeding(), validation_seconds=1.5, seconds=1.5))
+    world.submit()
+    world.wait_for_phase("Validating")
+    assert (world.condition("Validated")["status"], world.condition("Validated")["reason"]) == ("Unknown", "Validating")
+    assert "startTime" not in world.status()
+    world.wait_for_phase("Running")
+    assert world.condition("Validated")["message"] == "Training: 8 rows, 120 tokens."
+    world.wait_for_phase("Succeeded")
+    assert world.condition("Validated")["status"] == "True"
+
+
+def test_what_validate_refuses_never_reaches_the_trainer(world: World) -> None:
+    refused = refusing(Reason.DATASET_INVALID, retryable=False, exit_code=3, message="row 3: no prompt")
+    world.kubelet.script(world.namespace, refused)
+    world.submit()
+    status = world.wait_for_phase("Failed")
+    assert (status["reason"], status["message"], status["attempt"]) == ("DatasetInvalid", "row 3: no prompt", 1)
+    assert (world.condition("Validated")["status"], world.condition("Validated")["reason"]) == (
+        "False",
+        "DatasetInvalid",
+    )
+    assert (status["lastFailure"]["exitCode"], status["usage"]["attemptSeconds"]) == (3, 0)
+    (pod,) = world.pods()
+    assert list(pod["status"]["containerStatuses"][0]["state"]) == ["waiting"]
+
+
+def test_a_pod_that_is_deleted_while_it_validates_costs_no_attempt(world: World) -> None:
+    world.kubelet.script(world.namespace, replace(succeeding(), validation_seconds=FOREVER), succeeding())
+    world.submit(policy={"maxAttempts": 1})
+    world.wait_for_phase("Validating")
+    world.api.delete("pods", world.namespace, world.pods()[0]["metadata"]["name"])
+    status = world.wait_for_phase("Succeeded")
+    assert (status["attempt"], status["failedAttempts"]) == (2, 0)
 
 
 def test_a_trainer_killed_at_its_memory_limit_is_host_out_of_memory(world: World) -> None:

@@ -87,6 +87,12 @@ def test_what_the_operator_makes_is_allowed(operator: Api) -> None:
     dry_run(operator, "deployments", a_deployment())
 
 
+def an_init_container(pod: Raw, **fields: Any) -> Raw:
+    """One with our image."""
+    main = pod["containers"][0]
+    return {"name": "i", "image": main["image"], "securityContext": main["securityContext"], **fields}
+
+
 ATTACKS: dict[str, tuple[Callable[[Raw, Raw], object], str]] = {
     "host network": (lambda _, pod: pod.update(hostNetwork=True), "namespaces of the host"),
     "host processes": (lambda _, pod: pod.update(hostPID=True), "namespaces of the host"),
@@ -112,11 +118,19 @@ ATTACKS: dict[str, tuple[Callable[[Raw, Raw], object], str]] = {
         lambda _, pod: pod.update(initContainers=[{"name": "i", "image": "evil.example/x:1"}]),
         "images must start with",
     ),
-    "a command": (lambda _, pod: pod["containers"][0].update(command=["sh"]), "command, args and lifecycle"),
-    "arguments": (lambda _, pod: pod["containers"][0].update(args=["-c"]), "command, args and lifecycle"),
+    "an init container of ours with other arguments": (
+        lambda _, pod: pod.update(initContainers=[an_init_container(pod, args=["train", "/datasets/x.yaml"])]),
+        "command, args",
+    ),
+    "an init container of ours without arguments": (
+        lambda _, pod: pod.update(initContainers=[an_init_container(pod)]),
+        "command, args",
+    ),
+    "a command": (lambda _, pod: pod["containers"][0].update(command=["sh"]), "command, args"),
+    "arguments": (lambda _, pod: pod["containers"][0].update(args=["validate"]), "command, args"),
     "a hook": (
         lambda _, pod: pod["containers"][0].update(lifecycle={"postStart": {"exec": {"command": ["sh"]}}}),
-        "command, args and lifecycle",
+        "command, args",
     ),
     "privileges": (
         lambda _, pod: pod["containers"][0].update(securityContext={"privileged": True}),

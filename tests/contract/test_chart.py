@@ -45,6 +45,7 @@ def test_helm_lint_finds_nothing(values: Raw) -> None:
         {"image": {"repository": "r.example/operator@sha256:0"}},
         {"image": {"digest": "sha256:0"}},
         {"image": {"tag": "latest"}},
+        {"trainer": {"gpuMemory": "80 GB"}},
         {"workloads": {"adapters": {"accessMode": "ReadOnlyMany"}}},
         {"admissionPolicy": {"extraImagePrefixes": ["x' || true || 'y"]}},
     ],
@@ -146,6 +147,7 @@ def test_the_operator_understands_every_variable_that_the_chart_sets(
     assert list(settings.image_pull_secrets) == wanted.get("imagePullSecrets", [])
     assert settings.runtime_class_name == wanted.get("runtimeClassName")
     assert settings.adapters_storage_class == wanted.get("adapters", {}).get("storageClass")
+    assert settings.gpu_memory == values.get("trainer", {}).get("gpuMemory")
 
 
 def test_unset_values_mean_the_operators_own_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

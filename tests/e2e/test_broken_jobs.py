@@ -1,4 +1,4 @@
-"""Twelve broken jobs, twelve exact answers: six from the API server, six from the trainer, and nobody else is harmed."""
+"""Twelve broken jobs, twelve exact answers: six from the API server, six from `validate`, and nobody else is harmed."""
 
 import time
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ VERDICT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Broken:
-    """A job that the API server accepts and the trainer cannot run."""
+    """A job that the API server accepts and `validate` does not."""
 
     spec: Raw
     reason: str
@@ -96,12 +96,15 @@ def test_a_running_job_cannot_be_edited(running: Running) -> None:
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_job_fails_once_and_says_what_to_change(running: Running, name: str) -> None:
     broken = BROKEN[name]
-    # One at a time: six trainers that import torch at once would measure the machine's cores, not the verdict.
+    # One at a time: six pods that import torch at once would measure the machine's cores, not the verdict.
     running.namespace.submit(name, **broken.spec)
     status = running.namespace.wait_for_phase(name, "Failed")
     assert status["reason"] == broken.reason, status["message"]
     assert [word for word in broken.words if word not in status["message"]] == [], status["message"]
     assert status["attempt"] <= 1
+    assert condition(status, "Validated")["reason"] == broken.reason
+    assert status.get("usage", {}).get("attemptSeconds", 0) == 0
+    assert [pod for pod in running.namespace.pods_of(name) if starts_of(pod, "containerStatuses")] == []
     seconds = running.seconds[name] = seconds_to_verdict(running.namespace, name, status)
     assert seconds <= VERDICT_SECONDS
 
@@ -109,23 +112,27 @@ def test_a_broken_job_fails_once_and_says_what_to_change(running: Running, name:
 def test_a_healthy_job_beside_them_succeeds(running: Running) -> None:
     status = running.namespace.wait_for_phase("healthy", "Succeeded")
     assert status["attempt"] == 1
+    validated = condition(status, "Validated")
+    assert (validated["status"], validated["reason"]) == ("True", "Accepted")
+    assert validated["message"].startswith("Training: 64 rows, ")
     assert len(running.namespace.adapter_folders("healthy")) == 1
 
 
 def seconds_to_verdict(namespace: Namespace, job: str, status: Raw) -> float:
-    """From the start of the trainer's container to the job's end; 0 if no container had to start."""
-    started = [container_start(pod) for pod in namespace.pods_of(job)]
-    if not any(started):
-        return 0.0
-    return (parse(status["completionTime"]) - parse(min(filter(None, started)))).total_seconds()
+    """From the start of the pod's first container to the job's end; 0 if no container had to start."""
+    starts = [start for pod in namespace.pods_of(job) for start in starts_of(pod, "initContainerStatuses")]
+    return (parse(status["completionTime"]) - parse(min(starts))).total_seconds() if starts else 0.0
 
 
-def container_start(pod: Raw) -> str | None:
-    for container in pod["status"].get("containerStatuses", []):
-        state: dict[str, Any] = container["state"].get("terminated") or container["state"].get("running") or {}
-        if "startedAt" in state:
-            return str(state["startedAt"])
-    return None
+def starts_of(pod: Raw, containers: str) -> list[str]:
+    """When the containers of this kind started, of those that did."""
+    states = [container["state"] for container in pod["status"].get(containers, [])]
+    ran: list[dict[str, Any]] = [state.get("terminated") or state.get("running") or {} for state in states]
+    return [str(state["startedAt"]) for state in ran if state.get("startedAt")]
+
+
+def condition(status: Raw, kind: str) -> Raw:
+    return next(c for c in status["conditions"] if c["type"] == kind)
 
 
 def parse(moment: str) -> datetime:

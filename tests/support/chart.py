@@ -37,7 +37,10 @@ VALUES: dict[str, Raw] = {
         "fullnameOverride": "tuning",
         "imagePullSecrets": [{"name": "registry"}],
         "image": {"repository": "r.example/operator", "digest": f"sha256:{'0' * 64}", "pullPolicy": "Always"},
-        "trainer": {"image": {"repository": "r.example/trainer", "digest": f"sha256:{'1' * 64}"}},
+        "trainer": {
+            "image": {"repository": "r.example/trainer", "digest": f"sha256:{'1' * 64}"},
+            "gpuMemory": "80Gi",
+        },
         "inference": {"image": {"repository": "r.example/inference", "tag": "1.2.3"}},
         "operator": {
             "logLevel": "DEBUG",

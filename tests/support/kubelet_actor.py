@@ -22,9 +22,12 @@ SELECTOR = "app.kubernetes.io/managed-by=finetune-operator"
 DIGEST = "sha256:" + "a" * 64
 
 
+ACCEPTED = Outcome(result=Result.SUCCEEDED, reason=Reason.ACCEPTED, message="Training: 8 rows, 120 tokens.")
+
+
 @dataclass
 class Run:
-    """How one training attempt goes."""
+    """How one training attempt goes: `validate` first, and the trainer if that accepts."""
 
     outcome: Outcome | None = None
     message: str = ""
@@ -40,6 +43,10 @@ class Run:
     """The pod never gets a node: the scheduler's message."""
     interrupted: Outcome | None = None
     """What the trainer says when its pod is deleted."""
+    validation: Outcome = ACCEPTED
+    """What `validate` says; anything but success is the end of the pod."""
+    validation_exit_code: int = 0
+    validation_seconds: float = 0.1
 
 
 FOREVER = float("inf")
@@ -50,6 +57,12 @@ def succeeding(**fields: Any) -> Run:
     return Run(
         Outcome(result=Result.SUCCEEDED, reason=Reason.TRAINED, step=10, metrics={"train_loss": 0.5}, adapter=adapter)
     )
+
+
+def refusing(reason: Reason, *, retryable: bool, exit_code: int, message: str = "what is wrong") -> Run:
+    """An attempt that ends in `validate`."""
+    outcome = Outcome(result=Result.FAILED, reason=reason, message=message, retryable=retryable)
+    return Run(validation=outcome, validation_exit_code=exit_code)
 
 
 def failing(reason: Reason, *, retryable: bool, exit_code: int = 1, message: str = "what happened") -> Run:
@@ -136,6 +149,10 @@ class KubeletActor:
             self._stop_pod(raw, pod, pod.run)
         elif pod.stage == "new":
             self._start(raw, pod, pod.run)
+        elif pod.stage == "validating" and time.monotonic() - pod.since >= pod.run.validation_seconds:
+            self._end_validation(raw, pod, pod.run.validation, pod.run.validation_exit_code)
+        elif pod.stage == "validated":
+            self._start_trainer(raw, pod)
         elif pod.stage == "running" and time.monotonic() - pod.since >= pod.run.seconds:
             self._finish(raw, pod, pod.run)
 
@@ -147,15 +164,29 @@ class KubeletActor:
             return
         self._bind(raw)
         scheduled = {"type": "PodScheduled", "status": "True"}
+        initial = {"conditions": [scheduled], "containerStatuses": [_container(raw, INITIALIZING)]}
         if run.waiting:
             state = {"waiting": {"reason": run.waiting[0], "message": run.waiting[1]}}
-            self._patch(raw, {"conditions": [scheduled], "containerStatuses": [_container(raw, state)]})
+            self._patch(raw, {**initial, "initContainerStatuses": [_init_container(raw, state)]})
             pod.stage = "waiting"
             return
         pod.started = _now()
         state = {"running": {"startedAt": pod.started}}
-        self._patch(raw, {"phase": "Running", "conditions": [scheduled], "containerStatuses": [_container(raw, state)]})
-        pod.stage, pod.since = "running", time.monotonic()
+        self._patch(raw, {**initial, "initContainerStatuses": [_init_container(raw, state)]})
+        pod.stage, pod.since = "validating", time.monotonic()
+
+    def _end_validation(self, raw: Raw, pod: _Pod, outcome: Outcome, exit_code: int) -> None:
+        """The trainer of a pod whose init container failed stays `PodInitializing` for ever."""
+        state = _terminated(pod.started, exit_code, "", outcome.to_termination_message())
+        phase = {"phase": "Failed"} if exit_code else {}
+        self._patch(raw, {**phase, "initContainerStatuses": [_init_container(raw, state)]})
+        pod.stage, pod.since = "finished" if exit_code else "validated", time.monotonic()
+
+    def _start_trainer(self, raw: Raw, pod: _Pod) -> None:
+        started = _now()
+        state = {"running": {"startedAt": started}}
+        self._patch(raw, {"phase": "Running", "containerStatuses": [_container(raw, state)]})
+        pod.stage, pod.since, pod.started = "running", time.monotonic(), started
 
     def _finish(self, raw: Raw, pod: _Pod, run: Run) -> None:
         message = run.outcome.to_termination_message() if run.outcome else run.message
@@ -163,20 +194,16 @@ class KubeletActor:
         pod.stage = "finished"
 
     def _terminate(self, raw: Raw, pod: _Pod, exit_code: int, reason: str, message: str) -> None:
-        state = {
-            "terminated": {
-                "exitCode": exit_code,
-                "reason": reason or ("Error" if exit_code else "Completed"),
-                "message": message,
-                "startedAt": pod.started or _now(),
-                "finishedAt": _now(),
-            }
-        }
+        state = _terminated(pod.started, exit_code, reason, message)
         phase = "Failed" if exit_code else "Succeeded"
         self._patch(raw, {"phase": phase, "containerStatuses": [_container(raw, state)]})
 
     def _stop_pod(self, raw: Raw, pod: _Pod, run: Run) -> None:
         """SIGTERM, a moment, the final status, and the object is gone."""
+        if pod.stage == "validating":
+            stopped = Outcome(result=Result.INTERRUPTED, reason=Reason.INTERRUPTED, message="stopped", retryable=True)
+            self._end_validation(raw, pod, stopped, 143)
+            return
         if pod.stage == "running":
             message = run.interrupted.to_termination_message() if run.interrupted else ""
             self._terminate(raw, pod, 143, "", message)
@@ -244,8 +271,31 @@ class KubeletActor:
         self.api.patch("leases", "kube-node-lease", NODE, {"spec": {"renewTime": now}})
 
 
+INITIALIZING = {"waiting": {"reason": "PodInitializing"}}
+"""State of a container that waits for an init container."""
+
+
 def _container(raw: Raw, state: Raw) -> Raw:
-    container = raw["spec"]["containers"][0]
+    return _status(raw["spec"]["containers"][0], state)
+
+
+def _init_container(raw: Raw, state: Raw) -> Raw:
+    return _status(raw["spec"]["initContainers"][0], state)
+
+
+def _terminated(started: str, exit_code: int, reason: str, message: str) -> Raw:
+    return {
+        "terminated": {
+            "exitCode": exit_code,
+            "reason": reason or ("Error" if exit_code else "Completed"),
+            "message": message,
+            "startedAt": started or _now(),
+            "finishedAt": _now(),
+        }
+    }
+
+
+def _status(container: Raw, state: Raw) -> Raw:
     return {
         "name": container["name"],
         "image": container["image"],

@@ -16,6 +16,8 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 CREATED = NOW - timedelta(minutes=5)
 UID = "0a1b2c3d-0000-4000-8000-000000000000"
 SETTINGS = Settings(_env_file=None)  # type: ignore[call-arg]
+INITIALIZING = ("PodInitializing", "")
+"""What a container waits for whose pod has init containers to run."""
 FINGERPRINT = Fingerprint(probes=[Probe(token_ids=[1, 2, 3], prompt_tokens=1, tuned=[-0.1, -0.2], base=[-1, -2])])
 
 
@@ -59,6 +61,24 @@ def a_finished_pod(outcome: Outcome | str = "", attempt: int = 1, exit_code: int
     end = ContainerEnd(exit_code=exit_code, reason=reason, message=message, **ended)
     phase = "Failed" if exit_code else "Succeeded"
     return a_pod(attempt, **{"phase": phase, "is_scheduled": True, "started_at": end.started_at, "end": end, **fields})
+
+
+def a_validating_pod(attempt: int = 1, **fields: Any) -> PodView:
+    return a_pod(attempt, **{"is_scheduled": True, "waiting": INITIALIZING, "validation_started_at": CREATED, **fields})
+
+
+def a_validated_pod(message: str = "Training: 8 rows.", attempt: int = 1, **fields: Any) -> PodView:
+    """Its trainer has not started yet."""
+    outcome = Outcome(result=Result.SUCCEEDED, reason=Reason.ACCEPTED, message=message)
+    end = ContainerEnd(0, "Completed", outcome.to_termination_message(), CREATED, CREATED + timedelta(seconds=5))
+    return a_validating_pod(attempt, **{"validation_end": end, **fields})
+
+
+def a_refused_pod(outcome: Outcome | str = "", attempt: int = 1, exit_code: int = 3, **fields: Any) -> PodView:
+    """It ended in `validate`."""
+    message = outcome if isinstance(outcome, str) else outcome.to_termination_message()
+    end = ContainerEnd(exit_code, fields.pop("ended_reason", "Error"), message, CREATED, NOW - timedelta(minutes=1))
+    return a_validating_pod(attempt, **{"phase": "Failed", "validation_end": end, **fields})
 
 
 def a_success(**fields: Any) -> Outcome:

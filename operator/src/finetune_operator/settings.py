@@ -3,7 +3,7 @@
 Builders and `decide` receive the frozen object as a parameter; nothing else reads the environment.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -16,6 +16,10 @@ def parse_namespaces(value: object) -> object:
     if not isinstance(value, str):
         return value
     return frozenset(part.strip() for part in value.split(",") if part.strip())
+
+
+BINARY_UNITS: Final = {"Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+GPU_MEMORY_PATTERN: Final = "^[0-9]+(Mi|Gi|Ti)$"
 
 
 class Settings(BaseSettings):
@@ -44,6 +48,10 @@ class Settings(BaseSettings):
     """Tolerations of both kinds of pods, as in a pod spec."""
     runtime_class_name: str | None = None
     """runtimeClassName of both kinds of pods, for example nvidia."""
+
+    gpu_memory: Annotated[str | None, Field(pattern=GPU_MEMORY_PATTERN)] = None
+    """Memory of one GPU of the training nodes, such as 80Gi: `validate` then refuses what cannot fit (WontFitGPU). Unset
+    means that only the trainer finds out."""
 
     broker_secret_name: str = "finetune-broker"  # noqa: S105 - a name, not a secret
     """Secret in the job's namespace with the Redis URL. Optional there: without it training runs without progress."""
@@ -89,3 +97,10 @@ class Settings(BaseSettings):
     """Address of that port."""
     log_level: str = "INFO"
     """Lowest level that is logged."""
+
+    @property
+    def gpu_memory_bytes(self) -> int:
+        """`gpu_memory` in bytes; 0 if nobody said it."""
+        if self.gpu_memory is None:
+            return 0
+        return int(self.gpu_memory[:-2]) * BINARY_UNITS[self.gpu_memory[-2:]]

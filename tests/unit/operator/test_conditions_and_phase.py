@@ -58,7 +58,8 @@ PUBLISHED = (C.ADAPTER_PUBLISHED, "True", Reason.TRAINED)
     [
         ([], Phase.PENDING),
         ([(C.VALIDATED, "True", Reason.ACCEPTED)], Phase.PENDING),
-        ([(C.VALIDATED, "Unknown", Reason.ACCEPTED)], Phase.VALIDATING),
+        ([(C.VALIDATED, "Unknown", Reason.VALIDATING)], Phase.PENDING),
+        ([(C.SCHEDULED, "True", Reason.SCHEDULED), (C.RUNNING, "False", Reason.VALIDATING)], Phase.VALIDATING),
         ([(C.SCHEDULED, "False", Reason.QUOTA_PENDING)], Phase.QUEUED),
         ([(C.SCHEDULED, "False", Reason.UNSCHEDULABLE)], Phase.SCHEDULING),
         ([(C.SCHEDULED, "True", Reason.SCHEDULED)], Phase.SCHEDULING),

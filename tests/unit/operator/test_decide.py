@@ -1,6 +1,7 @@
 """What happens next to a FinetuneJob, situation by situation."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -18,8 +19,11 @@ from operator_objects import (
     a_job,
     a_pod,
     a_progress,
+    a_refused_pod,
     a_running_pod,
     a_success,
+    a_validated_pod,
+    a_validating_pod,
     an_interruption,
     condition,
     with_status,
@@ -37,6 +41,7 @@ from finetune_api.v1alpha1 import (
     ServedAdapterStatus,
     ServedVersion,
 )
+from finetune_operator.reconcile.conditions import find_condition
 from finetune_operator.reconcile.decide import decide
 from finetune_operator.reconcile.finetune_job import observe
 from finetune_operator.reconcile.gate import find_regression
@@ -110,6 +115,7 @@ def test_a_missing_config_map_is_left_to_the_trainer_who_can_say_which_key() -> 
             Phase.SCHEDULING,
             "ModelAccessDenied",
         ),
+        ({}, {"is_scheduled": True, "validation_started_at": CREATED}, Phase.VALIDATING, "Validating"),
         ({}, {"is_scheduled": True, "started_at": CREATED}, Phase.RUNNING, "Training"),
         ({}, {"is_scheduled": True, "started_at": CREATED, "reason": "NodeLost"}, Phase.RUNNING, "NodeLost"),
     ],
@@ -119,6 +125,101 @@ def test_status_says_what_the_pod_is_doing(child: Any, pod: Any, phase: Phase, r
     plan = plan_for(a_job(), children=(a_child(**child),), pods=pods)
     assert (plan.status.phase, plan.status.reason, plan.status.attempt) == (phase, reason, 1)
     assert plan.create == plan.delete_jobs == ()
+
+
+def test_validated_is_unknown_then_true_in_the_words_of_validate() -> None:
+    job = a_job()
+    assert condition(plan_for(job, children=(a_child(),)).status, ConditionType.VALIDATED) == ("Unknown", "Validating")
+    validating = plan_for(job, children=(a_child(),), pods=(a_validating_pod(),)).status
+    assert (validating.phase, validating.start_time) == (Phase.VALIDATING, None)
+    assert condition(validating, ConditionType.VALIDATED) == ("Unknown", "Validating")
+    # The moment until the trainer starts is not worth a write.
+    job = with_status(job, validating)
+    between = a_validated_pod("Training: 8 rows.")
+    assert plan_for(job, children=(a_child(),), pods=(between,)).status == validating
+    trains = replace(between, phase="Running", started_at=NOW, waiting=None)
+    status = plan_for(job, children=(a_child(),), pods=(trains,)).status
+    assert (status.phase, status.start_time) == (Phase.RUNNING, NOW)
+    validated = find_condition(status.conditions, ConditionType.VALIDATED)
+    assert validated is not None
+    assert (validated.status, validated.reason, validated.message) == ("True", "Accepted", "Training: 8 rows.")
+
+
+def test_a_trainer_that_cannot_start_after_validation_says_why_and_has_its_time_from_there() -> None:
+    pod = a_validated_pod(waiting=("CreateContainerError", "no runtime nvidia"))
+    validated = CREATED + timedelta(seconds=5)
+    early = plan_for(a_job(), now=validated + timedelta(seconds=599), children=(a_child(),), pods=(pod,))
+    assert (early.status.phase, early.requeue_after) == (Phase.SCHEDULING, 1.0)
+    assert condition(early.status, ConditionType.VALIDATED) == ("True", "Accepted")
+    late = plan_for(a_job(), now=validated + timedelta(seconds=600), children=(a_child(),), pods=(pod,))
+    assert (late.status.phase, late.status.reason) == (Phase.FAILED, "StartDeadlineExceeded")
+    assert "no runtime nvidia" in (late.status.message or "")
+
+
+def test_a_long_validation_is_no_late_start() -> None:
+    late = CREATED + timedelta(hours=1)
+    assert plan_for(a_job(), now=late, children=(a_child(),), pods=(a_validating_pod(),)).status.phase == "Validating"
+    timed = a_job(policy={"activeDeadlineSeconds": 300})
+    plan = plan_for(timed, now=late, children=(a_child(),), pods=(a_validating_pod(),))
+    assert (plan.status.phase, plan.status.reason) == (Phase.FAILED, "DeadlineExceeded")
+
+
+def test_what_validate_refuses_ends_the_job_without_usage() -> None:
+    pod = a_refused_pod(a_failure(Reason.DATASET_INVALID, retryable=False, message="line 3: no prompt"))
+    plan = plan_for(a_job(), children=(a_child(outcome="Failed"),), pods=(pod,))
+    assert (plan.status.phase, plan.status.reason, plan.status.message) == (
+        Phase.FAILED,
+        "DatasetInvalid",
+        "line 3: no prompt",
+    )
+    assert condition(plan.status, ConditionType.VALIDATED) == ("False", "DatasetInvalid")
+    assert plan.status.usage is not None
+    assert (plan.status.usage.attempt_seconds, plan.status.usage.wasted_seconds) == (0, 0)
+    assert plan.status.last_failure is not None
+    assert (plan.status.last_failure.exit_code, plan.status.start_time) == (3, None)
+    settled = with_status(a_job(), plan.status)
+    assert plan_for(settled, children=(a_child(outcome="Failed"),), pods=(pod,)).status == settled.status
+
+
+def test_what_validate_could_not_find_out_is_tried_again() -> None:
+    pod = a_refused_pod(a_failure(Reason.MODEL_NOT_FOUND, message="the hub cannot be reached"), exit_code=4)
+    plan = plan_for(a_job(), children=(a_child(outcome="Failed"),), pods=(pod,))
+    assert (plan.status.phase, plan.status.failed_attempts) == (Phase.RETRYING, 1)
+    assert condition(plan.status, ConditionType.VALIDATED) is None
+
+
+def test_a_validation_that_was_interrupted_costs_no_attempt() -> None:
+    job = a_job(policy={"maxAttempts": 1})
+    pod = a_refused_pod(an_interruption(), exit_code=143)
+    plan = plan_for(job, children=(a_child(outcome="Failed"),), pods=(pod,))
+    assert (plan.status.phase, plan.status.failed_attempts) == (Phase.RETRYING, 0)
+
+
+def test_what_was_validated_once_stays_so_while_another_attempt_validates() -> None:
+    job = running()
+    failed = plan_for(job, children=(a_child(outcome="Failed"),), pods=(a_finished_pod(a_failure(), exit_code=1),))
+    again = plan_for(with_status(job, failed.status), children=(a_child(2),), pods=(a_validating_pod(2),))
+    assert again.status.phase == Phase.VALIDATING
+    assert condition(again.status, ConditionType.VALIDATED) == ("True", "Accepted")
+
+
+def test_validate_is_told_of_the_gpu_and_gets_none() -> None:
+    def containers(memory: str | None, gpu: int) -> tuple[Any, Any]:
+        plan = plan_for(a_job(resources={"gpu": gpu}), settings=Settings(gpu_memory=memory))
+        pod = plan.create[0]["spec"]["template"]["spec"]
+        (validate,), (trainer,) = pod["initContainers"], pod["containers"]
+        assert validate["args"] == ["validate"]
+        assert "args" not in trainer
+        assert "nvidia.com/gpu" not in validate["resources"]["limits"]
+        assert trainer["resources"]["limits"].get("nvidia.com/gpu") == (str(gpu) if gpu else None)
+        return validate, trainer
+
+    def gpu_memory(container: Any) -> str | None:
+        return next((e["value"] for e in container["env"] if e["name"] == "FINETUNE_GPU_MEMORY"), None)
+
+    assert [gpu_memory(c) for c in containers("80Gi", 2)] == [str(80 << 30), None]
+    assert [gpu_memory(c) for c in containers(None, 1)] == ["0", None]
+    assert [gpu_memory(c) for c in containers("80Gi", 0)] == [None, None]
 
 
 def test_the_kubelets_changing_words_about_an_image_do_not_change_status() -> None:

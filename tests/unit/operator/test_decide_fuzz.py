@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from operator_objects import (
     CREATED,
     FINGERPRINT,
+    INITIALIZING,
     NOW,
     SETTINGS,
     UID,
@@ -21,8 +22,11 @@ from operator_objects import (
     a_job,
     a_pod,
     a_progress,
+    a_refused_pod,
     a_running_pod,
     a_success,
+    a_validated_pod,
+    a_validating_pod,
     an_interruption,
     with_status,
 )
@@ -87,6 +91,22 @@ pods = st.one_of(
         ended_reason=st.sampled_from(["", "OOMKilled", "Error"]),
     ),
     st.builds(lambda attempt, **f: a_running_pod(attempt, **f), ATTEMPTS, is_deleting=st.booleans()),
+    st.builds(
+        lambda attempt, **f: a_validated_pod("8 rows", attempt, **f),
+        ATTEMPTS,
+        phase=st.sampled_from(["Pending", "Failed"]),
+        waiting=st.sampled_from([INITIALIZING, ("CreateContainerError", "x")]),
+        is_deleting=st.booleans(),
+    ),
+    st.builds(lambda attempt, **f: a_validating_pod(attempt, **f), ATTEMPTS, is_deleting=st.booleans()),
+    st.builds(
+        lambda attempt, outcome, code, **fields: a_refused_pod(outcome, attempt, code, **fields),
+        ATTEMPTS,
+        OUTCOMES,
+        st.sampled_from([1, 2, 3, 28, 75, 137, 143, -1]),
+        is_deleting=st.booleans(),
+        ended_reason=st.sampled_from(["OOMKilled", "Error"]),
+    ),
     st.builds(
         lambda attempt, **f: a_pod(attempt, **f),
         ATTEMPTS,
@@ -182,12 +202,18 @@ class World:
             if not pod.is_finished:
                 self.pods[attempt] = a_finished_pod(outcome, attempt, code, is_deleting=pod.is_deleting)
 
+    def refuse(self, outcome: Outcome, code: int) -> None:
+        """`validate` ends; a trainer that runs already has passed it."""
+        for attempt, pod in list(self.pods.items()):
+            if not pod.is_finished and pod.started_at is None:
+                self.pods[attempt] = a_refused_pod(outcome, attempt, code, is_deleting=pod.is_deleting)
+
     def control(self) -> None:
         """What the Job controller and the garbage collector do."""
         for attempt, child in list(self.children.items()):
             pod = self.pods.get(attempt)
             if pod is None and not child.outcome:
-                self.pods[attempt] = a_running_pod(attempt, created=self.now, started_at=self.now)
+                self.pods[attempt] = a_validating_pod(attempt, created=self.now, validation_started_at=self.now)
             elif pod is not None and pod.is_finished and not child.outcome:
                 done = "Complete" if pod.phase == "Succeeded" else "Failed"
                 self.children[attempt] = replace(child, outcome=done)
@@ -199,6 +225,13 @@ class World:
         match event:
             case "succeed":
                 self.end_pod(a_success(fingerprint=FINGERPRINT), 0)
+            case "start":
+                pods = self.pods.items()
+                self.pods = {a: p if p.is_finished else a_running_pod(a, is_deleting=p.is_deleting) for a, p in pods}
+            case "refuse":
+                self.refuse(a_failure(Reason.DATASET_INVALID, retryable=False), 3)
+            case "interrupt validation":
+                self.refuse(an_interruption(), 143)
             case "fail":
                 self.end_pod(a_failure(), 1)
             case "interrupt":
@@ -223,8 +256,19 @@ class World:
                 self.reconcile()
 
 
-EVENTS = ["succeed", "fail", "interrupt", "delete pod", "delete job", "suspend", "resume", "wait"]
-STEPS = st.sampled_from([*EVENTS, "cancel", *["controller"] * 6, *["reconcile"] * 10])
+EVENTS = [
+    "start",
+    "succeed",
+    "fail",
+    "interrupt",
+    "interrupt validation",
+    "delete pod",
+    "delete job",
+    "suspend",
+    "resume",
+    "wait",
+]
+STEPS = st.sampled_from([*EVENTS, "cancel", "refuse", *["controller"] * 6, *["reconcile"] * 10])
 
 
 @settings(max_examples=400, deadline=None)

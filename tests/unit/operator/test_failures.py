@@ -1,12 +1,23 @@
 """Every way a pod can end has one reason, and says whether it counts and whether another attempt can help."""
 
 import pytest
-from operator_objects import a_child, a_failure, a_finished_pod, a_pod, a_running_pod, a_success, an_interruption
+from operator_objects import (
+    NOW,
+    a_child,
+    a_failure,
+    a_finished_pod,
+    a_pod,
+    a_refused_pod,
+    a_running_pod,
+    a_success,
+    a_validated_pod,
+    an_interruption,
+)
 
 from finetune_api.constants import ExitCode
 from finetune_api.reasons import Reason
 from finetune_operator.reconcile.failures import classify_pod, find_end, redact
-from finetune_operator.reconcile.views import PodView, parse_child_job, parse_pod
+from finetune_operator.reconcile.views import ContainerEnd, PodView, parse_child_job, parse_pod
 
 FAILED = {"counts": True, "retryable": False}
 RETRY = {"counts": True, "retryable": True}
@@ -56,6 +67,54 @@ def test_how_a_pod_ended(pod: PodView, reason: str, expected: dict[str, bool]) -
     assert not end.is_success
     assert {"counts": not end.is_interruption, "retryable": end.is_retryable} == expected
     assert end.message
+
+
+UNKNOWN_END = ContainerEnd(137, "ContainerStatusUnknown")
+"""What the kubelet says of a container that it never started, in a pod that it had to end."""
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "expected"),
+    [
+        (a_refused_pod(a_failure(Reason.DATASET_INVALID, retryable=False)), "DatasetInvalid", FAILED),
+        (a_refused_pod(a_failure(Reason.MODEL_NOT_FOUND, retryable=True), exit_code=4), "ModelNotFound", RETRY),
+        (a_refused_pod(a_failure(Reason.DATASET_INVALID, retryable=False), end=UNKNOWN_END), "DatasetInvalid", FAILED),
+        (a_refused_pod(an_interruption(), exit_code=143), "Interrupted", INTERRUPTED),
+        (a_refused_pod("", exit_code=137, ended_reason="OOMKilled"), "HostOutOfMemory", FAILED),
+        (a_refused_pod("", exit_code=ExitCode.DATASET_INVALID), "DatasetInvalid", FAILED),
+        (a_refused_pod("", exit_code=ExitCode.FENCED), "Fenced", INTERRUPTED),
+        (a_refused_pod("Traceback", exit_code=ExitCode.BUG), "TrainerCrashed", RETRY),
+        (a_refused_pod("", exit_code=137, is_deleting=True), "PodDeleted", INTERRUPTED),
+        (a_refused_pod("", exit_code=137, disruption=("EvictionByEvictionAPI", "")), "Preempted", INTERRUPTED),
+        (a_refused_pod("", exit_code=137, reason="Evicted", message="emptyDir"), "StorageFull", RETRY),
+    ],
+)
+def test_how_an_attempt_ended_before_its_trainer_started(pod: PodView, reason: str, expected: dict[str, bool]) -> None:
+    end = classify_pod(pod)
+    assert end.reason == reason
+    assert {"counts": not end.is_interruption, "retryable": end.is_retryable} == expected
+    assert end.is_validation
+    assert end.started_at is None, "no trainer, no usage"
+    assert pod.validation_end is not None
+    assert (end.exit_code, end.finished_at) == (pod.validation_end.exit_code, pod.validation_end.finished_at)
+    assert end.log_tail == ("Traceback" if reason == "TrainerCrashed" else None)
+
+
+def test_who_ran_out_of_memory_is_said() -> None:
+    killed = {"exit_code": 137, "ended_reason": "OOMKilled"}
+    assert classify_pod(a_refused_pod("", **killed)).message.startswith("The validation before training needed more")  # type: ignore[arg-type]
+    assert classify_pod(a_finished_pod("", **killed)).message.startswith("The trainer needed more")  # type: ignore[arg-type]
+
+
+def test_a_pod_that_ended_between_validation_and_training_was_deleted() -> None:
+    end = classify_pod(a_validated_pod(phase="Failed"))
+    assert (end.reason, end.is_interruption, end.is_validation) == (Reason.POD_DELETED, True, False)
+
+
+def test_a_trainer_that_failed_was_validated_before() -> None:
+    validation_end = a_validated_pod().validation_end
+    pod = a_finished_pod(a_failure(Reason.LOSS_DIVERGED), exit_code=1, validation_end=validation_end)
+    assert (classify_pod(pod).reason, classify_pod(pod).is_validation) == (Reason.LOSS_DIVERGED, False)
 
 
 def test_an_adapter_that_was_committed_counts_whatever_happened_to_the_pod_afterwards() -> None:
@@ -112,6 +171,22 @@ def test_raw_objects_are_read_at_the_border() -> None:
     pod = parse_pod(raw)
     assert (pod.attempt, pod.unschedulable, pod.is_scheduled) == (3, ("Unschedulable", "no GPU"), False)
     assert (pod.disruption, pod.waiting) == (("PreemptionByScheduler", "m"), ("ErrImagePull", "x"))
+
+
+def test_the_container_before_the_trainer_is_read_as_the_kubelet_writes_it() -> None:
+    ended = {"exitCode": 3, "reason": "Error", "message": "{}", "startedAt": "2026-01-02T03:04:05Z"}
+    raw = {
+        "metadata": {"name": "p"},
+        "status": {
+            "phase": "Failed",
+            "initContainerStatuses": [{"name": "validate", "state": {"terminated": ended}}],
+            "containerStatuses": [{"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}],
+        },
+    }
+    pod = parse_pod(raw)
+    assert (pod.started_at, pod.end, pod.waiting) == (None, None, ("PodInitializing", ""))
+    assert pod.validation_started_at == NOW
+    assert pod.validation_end == ContainerEnd(3, "Error", "{}", NOW)
 
 
 @pytest.mark.parametrize("label", ["", "x", "-1", "٣", "1e9", "99999999999"])

@@ -710,7 +710,11 @@ class Usage(StatusModel):
     """What the job has used."""
 
     attempt_seconds: Annotated[
-        int, Field(description="attemptSeconds is the running time of all pods of the job.", ge=0)
+        int,
+        Field(
+            description="attemptSeconds is the running time of all trainers of the job; validation, which uses no GPU, is not counted.",
+            ge=0,
+        ),
     ] = 0
     wasted_seconds: Annotated[
         int, Field(description="wastedSeconds is the part of attemptSeconds spent in failed attempts.", ge=0)
@@ -734,7 +738,7 @@ class FinetuneJobStatus(StatusModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = Field(default_factory=list)
-    start_time: Annotated[Time | None, Field(description="startTime of the first attempt's pod.")] = None
+    start_time: Annotated[Time | None, Field(description="startTime of the first trainer.")] = None
     completion_time: Annotated[Time | None, Field(description="completionTime of the job.")] = None
     attempt: Annotated[int, Field(description="attempt is the number of the latest attempt, from 1.", ge=0)] = 0
     failed_attempts: Annotated[int, Field(description="failedAttempts counts towards policy.maxAttempts.", ge=0)] = 0

@@ -4,6 +4,10 @@
   value: {{ join "," .Values.watchNamespaces | quote }}
 - name: FINETUNE_OPERATOR_TRAINER_IMAGE
   value: {{ include "finetune.image" (list . .Values.trainer.image) | quote }}
+{{- with .Values.trainer.gpuMemory }}
+- name: FINETUNE_OPERATOR_GPU_MEMORY
+  value: {{ . | quote }}
+{{- end }}
 - name: FINETUNE_OPERATOR_INFERENCE_IMAGE
   value: {{ include "finetune.image" (list . .Values.inference.image) | quote }}
 - name: FINETUNE_OPERATOR_LOG_LEVEL

@@ -29,7 +29,7 @@ from finetune_operator.reconcile.failures import AttemptEnd
 from finetune_operator.reconcile.phase import is_terminal
 from finetune_operator.reconcile.plan import Observed, Plan
 from finetune_operator.reconcile.progress_report import finished_progress
-from finetune_operator.reconcile.running import report_attempt, report_reductions
+from finetune_operator.reconcile.running import accept, report_attempt, report_reductions
 from finetune_operator.reconcile.views import ChildJobView
 from finetune_operator.resources.claim import build_adapters_claim
 from finetune_operator.resources.training_job import build_training_job
@@ -110,7 +110,8 @@ def _publish(draft: Draft, attempt: Attempt, end: AttemptEnd, settings: Settings
             finished_at=end.finished_at,
         )
         return _record_failure(draft, attempt, crash, settings)
-    draft.condition(ConditionType.VALIDATED, "True", Reason.ACCEPTED)
+    if attempt.pod is not None:
+        accept(draft, attempt.pod)
     draft.condition(ConditionType.SCHEDULED, "True", Reason.SCHEDULED)
     draft.condition(ConditionType.RUNNING, "False", Reason.TRAINED)
     draft.resume()
@@ -140,7 +141,10 @@ def _record_failure(draft: Draft, attempt: Attempt, end: AttemptEnd, settings: S
     """Close an attempt that failed or was interrupted: counted and explained before another one is made."""
     job, status = draft.job, draft.status
     failed = status.failed_attempts + (0 if end.is_interruption else 1)
-    draft.condition(ConditionType.VALIDATED, "True", Reason.ACCEPTED)
+    if attempt.pod is not None and attempt.pod.started_at is not None:
+        accept(draft, attempt.pod)
+    elif end.is_validation and not end.is_retryable:
+        draft.condition(ConditionType.VALIDATED, "False", end.reason, end.message)
     if not job.spec.suspend:
         draft.resume()
     draft.update(

@@ -1,7 +1,7 @@
 """How an attempt ended, from what its pod and Job say. Pure; the only place that knows exit codes and kubelet reasons.
 
 The order matters: what the kernel or the control plane did to the pod is believed first, then what the trainer said
-(its Outcome), then its exit code.
+(its Outcome), then its exit code. An attempt may end before its trainer starts, in `validate`, which says so in the same way.
 """
 
 import re
@@ -46,11 +46,14 @@ class AttemptEnd:
     is_interruption: bool = False
     """Not the trainer's fault: does not count towards policy.maxAttempts."""
     is_retryable: bool = False
+    is_validation: bool = False
+    """It ended in `validate`: the trainer never started."""
     exit_code: int | None = None
     pod: str | None = None
     outcome: Outcome | None = None
     log_tail: str | None = None
     started_at: datetime | None = None
+    """When the trainer started, if it did."""
     finished_at: datetime | None = None
 
 
@@ -74,14 +77,17 @@ def find_end(child: ChildJobView | None, pod: PodView | None, was_created: bool)
 
 def classify_pod(pod: PodView) -> AttemptEnd:
     """How a finished pod ended."""
-    end = pod.end or ContainerEnd(exit_code=-1)
+    failed_validation = _failed_validation(pod)
+    last = failed_validation or pod.end
+    end = last or ContainerEnd(exit_code=-1)
     outcome = parse_outcome(end.message)
+    who = "The validation before training" if failed_validation else "The trainer"
     verdict = (
-        _from_kernel(end)
+        _from_kernel(end, who)
         or (_from_success(outcome) if outcome and outcome.result == Result.SUCCEEDED else None)
-        or _from_disruption(pod)
+        or _from_disruption(pod, last)
         or (_from_outcome(outcome) if outcome else None)
-        or _from_exit(pod, end)
+        or _from_exit(pod, last, who)
     )
     is_crash = outcome is None and not verdict.is_interruption
     return AttemptEnd(
@@ -90,17 +96,18 @@ def classify_pod(pod: PodView) -> AttemptEnd:
         is_success=verdict.is_success,
         is_interruption=verdict.is_interruption,
         is_retryable=verdict.is_retryable,
-        exit_code=pod.end.exit_code if pod.end else None,
+        is_validation=failed_validation is not None,
+        exit_code=last.exit_code if last else None,
         pod=pod.name,
         outcome=outcome,
         log_tail=redact(end.message)[-LOG_TAIL_CHARACTERS:] or None if is_crash else None,
-        started_at=end.started_at,
+        started_at=pod.started_at,
         finished_at=end.finished_at,
     )
 
 
 def parse_outcome(message: str) -> Outcome | None:
-    """The trainer's Outcome, or None if the termination message is something else (a log, nothing, a torn write)."""
+    """A container's Outcome, or None if the termination message is something else (a log, nothing, a torn write)."""
     if not message.lstrip().startswith("{"):
         return None
     try:
@@ -114,12 +121,17 @@ def redact(text: str) -> str:
     return _SECRETS.sub("[redacted]", text)
 
 
-def _from_kernel(end: ContainerEnd) -> AttemptEnd | None:
+def _failed_validation(pod: PodView) -> ContainerEnd | None:
+    end = pod.validation_end
+    return end if pod.started_at is None and end is not None and end.exit_code != ExitCode.SUCCEEDED else None
+
+
+def _from_kernel(end: ContainerEnd, who: str) -> AttemptEnd | None:
     if end.reason != "OOMKilled":
         return None
     return AttemptEnd(
         Reason.HOST_OUT_OF_MEMORY,
-        "The trainer needed more memory than resources.memory allows and was killed; raise resources.memory, "
+        f"{who} needed more memory than resources.memory allows and was killed; raise resources.memory, "
         "or lower hyperparameters.maxLength or microBatchSize.",
     )
 
@@ -130,7 +142,7 @@ def _from_success(outcome: Outcome) -> AttemptEnd:
     return AttemptEnd(Reason.TRAINED, outcome.message, is_success=True)
 
 
-def _from_disruption(pod: PodView) -> AttemptEnd | None:
+def _from_disruption(pod: PodView, last: ContainerEnd | None) -> AttemptEnd | None:
     if pod.disruption is not None:
         reason, message = pod.disruption
         lost = reason == "DeletionByTaintManager"
@@ -140,7 +152,7 @@ def _from_disruption(pod: PodView) -> AttemptEnd | None:
         return AttemptEnd(Reason.STORAGE_FULL, f"The pod was evicted: {pod.message}", is_retryable=True)
     if pod.reason in ("NodeLost", "Shutdown", "Terminated"):
         return _interrupted(Reason.NODE_LOST, f"{pod.reason}: {pod.message}")
-    if pod.end is None and pod.reason:
+    if last is None and pod.reason:
         # OutOfcpu, UnexpectedAdmissionError, NodeAffinity, ...: the kubelet refused what the scheduler chose.
         return _interrupted(Reason.PREEMPTED, f"The node refused the pod: {pod.reason}: {pod.message}")
     return None
@@ -152,24 +164,24 @@ def _from_outcome(outcome: Outcome) -> AttemptEnd:
     return AttemptEnd(outcome.reason, outcome.message, is_retryable=outcome.retryable)
 
 
-def _from_exit(pod: PodView, end: ContainerEnd) -> AttemptEnd:
-    if pod.end is None:
+def _from_exit(pod: PodView, end: ContainerEnd | None, who: str) -> AttemptEnd:
+    if end is None:
         return _interrupted(Reason.POD_DELETED, f"The pod ended before the trainer started. {pod.message}".strip())
     if pod.is_deleting:
         return _interrupted(Reason.POD_DELETED, "The training pod was deleted.")
     if end.exit_code == ExitCode.INTERRUPTED:
-        return _interrupted(Reason.INTERRUPTED, "The trainer received SIGTERM.")
+        return _interrupted(Reason.INTERRUPTED, f"{who} received SIGTERM.")
     if end.exit_code == ExitCode.FENCED:
-        return _interrupted(Reason.FENCED, "The trainer noticed a newer attempt.")
+        return _interrupted(Reason.FENCED, f"{who} noticed a newer attempt.")
     code = next((known for known in BY_EXIT_CODE if known == end.exit_code), None)
     if code is not None:
         reason, retryable = BY_EXIT_CODE[code]
-        return AttemptEnd(reason, f"The trainer exited with code {int(code)}; see logTail.", is_retryable=retryable)
+        return AttemptEnd(reason, f"{who} exited with code {int(code)}; see logTail.", is_retryable=retryable)
     if end.exit_code == ExitCode.SUCCEEDED:
         return AttemptEnd(
             Reason.TRAINER_CRASHED, "The trainer exited without handing back a result.", is_retryable=True
         )
-    message = f"The trainer exited with code {end.exit_code} without saying why; see logTail."
+    message = f"{who} exited with code {end.exit_code} without saying why; see logTail."
     return AttemptEnd(Reason.TRAINER_CRASHED, message, is_retryable=True)
 
 

@@ -38,15 +38,14 @@ def _training_phase(conditions: list[Condition]) -> tuple[Phase, Condition | Non
         return Phase.RUNNING, running
     if running is not None and running.reason == Reason.RETRYING:
         return Phase.RETRYING, running
+    if running is not None and running.reason == Reason.VALIDATING:
+        return Phase.VALIDATING, running
     scheduled = find_condition(conditions, ConditionType.SCHEDULED)
     if scheduled is not None and scheduled.status != "True":
         return (Phase.QUEUED if scheduled.reason == Reason.QUOTA_PENDING else Phase.SCHEDULING), scheduled
     if scheduled is not None:
         return Phase.SCHEDULING, running or scheduled
-    validated = find_condition(conditions, ConditionType.VALIDATED)
-    if validated is not None and validated.status == "Unknown":
-        return Phase.VALIDATING, validated
-    return Phase.PENDING, validated
+    return Phase.PENDING, find_condition(conditions, ConditionType.VALIDATED)
 
 
 def is_terminal(status: FinetuneJobStatus) -> bool:

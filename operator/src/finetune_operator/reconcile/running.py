@@ -8,23 +8,28 @@ from finetune_api.reasons import ConditionType, Reason
 from finetune_operator.reconcile.attempts import Attempt, checkpoint_statuses
 from finetune_operator.reconcile.conditions import Truth, find_condition, is_true
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.failures import CONFIG_REASONS, IMAGE_REASONS
+from finetune_operator.reconcile.failures import CONFIG_REASONS, IMAGE_REASONS, parse_outcome, redact
 from finetune_operator.reconcile.plan import Observed, Plan
 from finetune_operator.reconcile.progress_report import is_due, new_reductions, progress_status
 from finetune_operator.reconcile.views import PodView
 from finetune_operator.settings import Settings
 
+ORDINARY_WAITING: Final = frozenset({"PodInitializing", "ContainerCreating"})
+"""Waiting reasons of a container whose turn comes."""
 KUEUE_WAITING: Final = "Kueue has not admitted the training Job yet."
 
 
 def report_attempt(draft: Draft, attempt: Attempt, seen: Observed, settings: Settings) -> Plan:
     """Say what the attempt's pod is doing; give up on a pod that does not start in time."""
     draft.update(attempt=attempt.number)
-    draft.condition(ConditionType.VALIDATED, "True", Reason.ACCEPTED)
     draft.resume()
     pod = attempt.pod
     if pod is not None and not pod.is_finished and pod.started_at is not None:
         return _report_running(draft, pod, seen, settings)
+    if find_condition(draft.status.conditions, ConditionType.VALIDATED) is None:
+        draft.condition(ConditionType.VALIDATED, "Unknown", Reason.VALIDATING)
+    if pod is not None and not pod.is_finished and pod.validation_started_at is not None:
+        return _report_validating(draft, attempt, pod)
     if attempt.child is not None and attempt.child.is_suspended:
         draft.condition(ConditionType.SCHEDULED, "False", Reason.QUOTA_PENDING, KUEUE_WAITING)
         draft.stop_running(Reason.QUOTA_PENDING)
@@ -35,6 +40,7 @@ def report_attempt(draft: Draft, attempt: Attempt, seen: Observed, settings: Set
 
 def _report_running(draft: Draft, pod: PodView, seen: Observed, settings: Settings) -> Plan:
     draft.update(start_time=draft.status.start_time or pod.started_at)
+    accept(draft, pod)
     draft.condition(ConditionType.SCHEDULED, "True", Reason.SCHEDULED)
     is_lost = pod.reason == "NodeLost" or (pod.disruption is not None and pod.disruption[0] == "DeletionByTaintManager")
     status: Truth = "Unknown" if is_lost else "True"
@@ -47,6 +53,24 @@ def _report_running(draft: Draft, pod: PodView, seen: Observed, settings: Settin
     draft.condition(ConditionType.RUNNING, status, reason, message)
     _report_progress(draft, seen, settings)
     return draft.plan(requeue_after=settings.progress_seconds if settings.broker_url is not None else None)
+
+
+def _report_validating(draft: Draft, attempt: Attempt, pod: PodView) -> Plan:
+    """The first container runs, or has ended and the trainer is about to start: a moment that is not worth a write."""
+    draft.condition(ConditionType.SCHEDULED, "True", Reason.SCHEDULED)
+    if pod.validation_end is not None and pod.waiting is not None and pod.waiting[0] not in ORDINARY_WAITING:
+        accept(draft, pod)
+        draft.condition(ConditionType.RUNNING, "False", *_starting_reason(draft, pod))
+    else:
+        message = f"Pod {pod.name} checks the spec, the model and the dataset."
+        draft.condition(ConditionType.RUNNING, "False", Reason.VALIDATING, message)
+    return draft.plan() if pod.validation_end is None else _plan_with_start_deadline(draft, attempt)
+
+
+def accept(draft: Draft, pod: PodView) -> None:
+    """Validated becomes True, with what the pod's `validate` had to say."""
+    outcome = parse_outcome(pod.validation_end.message) if pod.validation_end is not None else None
+    draft.condition(ConditionType.VALIDATED, "True", Reason.ACCEPTED, redact(outcome.message) if outcome else "")
 
 
 def _report_progress(draft: Draft, seen: Observed, settings: Settings) -> None:
@@ -126,8 +150,11 @@ def _plan_with_start_deadline(draft: Draft, attempt: Attempt) -> Plan:
 
 
 def _waiting_since(attempt: Attempt) -> datetime | None:
-    if attempt.pod is not None and attempt.pod.created is not None:
-        return attempt.pod.created
+    pod = attempt.pod
+    if pod is not None and pod.validation_end is not None and pod.validation_end.finished_at is not None:
+        return pod.validation_end.finished_at
+    if pod is not None and pod.created is not None:
+        return pod.created
     if attempt.child is None:
         return None
     return attempt.child.started or attempt.child.created

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api.constants import LABEL_ATTEMPT
-from finetune_operator.resources.training_job import TRAINER_CONTAINER
+from finetune_operator.resources.training_job import TRAINER_CONTAINER, VALIDATE_CONTAINER
 
 Raw = Mapping[str, Any]
 
@@ -49,6 +49,10 @@ class PodView:
     """When the main container started, if it runs or ran."""
     end: ContainerEnd | None = None
     """How the main container ended, if it did."""
+    validation_started_at: datetime | None = None
+    """When `validate`, which runs before the main container, started (training pods only)."""
+    validation_end: ContainerEnd | None = None
+    """How it ended, if it did."""
     last_end: ContainerEnd | None = None
     """How the previous run of a restarted container ended (server pods only)."""
     is_ready: bool = False
@@ -92,6 +96,9 @@ def parse_pod(raw: Raw, container: str = TRAINER_CONTAINER) -> PodView:
     main: Raw = next((s for s in states if s.get("name") == container), {})
     state = main.get("state") or {}
     end = _parse_end(state.get("terminated"))
+    before = status.get("initContainerStatuses") or []
+    validation: Raw = next((s.get("state") or {} for s in before if s.get("name") == VALIDATE_CONTAINER), {})
+    validation_end = _parse_end(validation.get("terminated"))
     return PodView(
         name=metadata["name"],
         attempt=parse_attempt(metadata),
@@ -106,9 +113,11 @@ def parse_pod(raw: Raw, container: str = TRAINER_CONTAINER) -> PodView:
         unschedulable=_when(conditions.get("PodScheduled"), "False"),
         is_scheduled=(conditions.get("PodScheduled") or {}).get("status") == "True",
         disruption=_when(conditions.get("DisruptionTarget"), "True"),
-        waiting=_waiting([*(status.get("initContainerStatuses") or []), *states]),
-        started_at=parse_time((state.get("running") or {}).get("startedAt")) or (end.started_at if end else None),
+        waiting=_waiting([*before, *states]),
+        started_at=_started_at(state, end),
         end=end,
+        validation_started_at=_started_at(validation, validation_end),
+        validation_end=validation_end,
         last_end=_parse_end((main.get("lastState") or {}).get("terminated")),
         is_ready=(conditions.get("Ready") or {}).get("status") == "True",
         restarts=int(main.get("restartCount") or 0),
@@ -155,6 +164,10 @@ def _parse_end(terminated: Raw | None) -> ContainerEnd | None:
         started_at=parse_time(terminated.get("startedAt")),
         finished_at=parse_time(terminated.get("finishedAt")),
     )
+
+
+def _started_at(state: Raw, end: ContainerEnd | None) -> datetime | None:
+    return parse_time((state.get("running") or {}).get("startedAt")) or (end.started_at if end else None)
 
 
 def _when(condition: Raw | None, status: str) -> tuple[str, str] | None:

@@ -11,6 +11,7 @@ from finetune_api.constants import (
     CONFIG_PATH,
     DATASET_TOKEN_ENV,
     DATASETS_MOUNT,
+    DOWNLOADS_ENV,
     EVALUATION_MOUNT,
     MLFLOW_LOGIN_ENV,
     MLFLOW_TOKEN_ENV,
@@ -113,12 +114,12 @@ def common_env(model: ModelReference, *, other_sources: Sequence[str] = ()) -> l
 def dataset_env(
     sources: Sequence[str], secret: LocalSecretReference | None, settings: Settings, *, tracked: bool = False
 ) -> list[Manifest]:
-    """Environment of a trainer that fetches its rows: credentials by reference, and where they may come from.
+    """Environment of a trainer that fetches its rows: credentials by reference, where they may come from and go to.
 
     `tracked` says that its figures go somewhere, to which the same limits apply.
     """
     schemes = {parse_source(uri).scheme for uri in sources} - set(MOUNTED)
-    env: list[Manifest] = []
+    env: list[Manifest] = [{"name": DOWNLOADS_ENV, "value": f"{SCRATCH_MOUNT}/downloads"}] if schemes else []
     if (schemes or tracked) and settings.allow_private_sources:
         env.append({"name": ALLOW_PRIVATE_SOURCES_ENV, "value": "true"})
     if secret is None:
@@ -178,9 +179,15 @@ POD_SECURITY: Final[Mapping[str, Any]] = {
 
 
 def pod_spec(
-    settings: Settings, container: Manifest, volumes: Volumes, *, grace_seconds: int, tolerations: list[Manifest]
+    settings: Settings,
+    container: Manifest,
+    volumes: Volumes,
+    *,
+    grace_seconds: int,
+    tolerations: list[Manifest],
+    before: Manifest | None = None,
 ) -> Manifest:
-    """Pod spec around one container; `tolerations` come before those of the settings."""
+    """Pod spec around one container, and one that runs `before` it; `tolerations` come before those of the settings."""
     spec: Manifest = {
         "serviceAccountName": settings.service_account,
         "automountServiceAccountToken": False,
@@ -190,6 +197,8 @@ def pod_spec(
         "containers": [container],
         "volumes": volumes.volumes,
     }
+    if before is not None:
+        spec["initContainers"] = [before]
     if settings.node_selector:
         spec["nodeSelector"] = dict(settings.node_selector)
     if all_tolerations := [*tolerations, *settings.tolerations]:

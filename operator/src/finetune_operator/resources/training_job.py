@@ -1,5 +1,6 @@
 """The Kubernetes Job of one attempt, and the TrainingConfig that its pod is given."""
 
+import copy
 from typing import Final
 
 from finetune_api.constants import (
@@ -8,13 +9,14 @@ from finetune_api.constants import (
     BROKER_URL_ENV,
     DATASETS_MOUNT,
     EVALUATION_MOUNT,
+    GPU_MEMORY_ENV,
     LABEL_QUEUE_NAME,
     MAX_CONFIG_BYTES,
     TERMINATION_LOG,
 )
 from finetune_api.reasons import Reason
 from finetune_api.training import DatasetConfig, JobIdentity, ModelConfig, OutputConfig, RowsConfig, TrainingConfig
-from finetune_api.v1alpha1 import Evaluation, FinetuneJob
+from finetune_api.v1alpha1 import Evaluation, FinetuneJob, Resources
 from finetune_api.v1alpha1.finetune_job import EvaluationSettings
 from finetune_operator.errors import StalledError
 from finetune_operator.resources import Manifest
@@ -34,6 +36,10 @@ from finetune_operator.resources.pods import (
 from finetune_operator.settings import Settings
 
 TRAINER_CONTAINER: Final = "trainer"
+VALIDATE_CONTAINER: Final = "validate"
+"""Runs first and says what is wrong with spec, model or dataset before a GPU is in use."""
+VALIDATE_ARGS: Final = ("validate",)
+"""Its command of the trainer's image; the chart's admission policy allows no other arguments."""
 GRACE_SECONDS: Final = 60
 """Time to commit a checkpoint after SIGTERM."""
 NODE_LOSS_TOLERATIONS: Final = tuple(
@@ -75,7 +81,7 @@ def build_training_job(job: FinetuneJob, attempt: int, settings: Settings) -> Ma
 
 
 def build_training_pod_spec(job: FinetuneJob, settings: Settings) -> Manifest:
-    """The pod of an attempt: one container that reads everything else from its configuration."""
+    """The pod of an attempt: `validate`, then the trainer, which both read everything else from the configuration."""
     volumes = Volumes()
     evaluation = job.spec.evaluation.source if job.spec.evaluation else None
     # The writable mount first: it gives its name to a claim that holds the model too.
@@ -87,25 +93,42 @@ def build_training_pod_spec(job: FinetuneJob, settings: Settings) -> Manifest:
     volumes.scratch(settings.scratch_size)
     sources = [uri for uri in (job.spec.dataset.source, evaluation) if uri]
     broker = {"name": settings.broker_secret_name, "key": settings.broker_secret_key, "optional": True}
-    container = {
-        "name": TRAINER_CONTAINER,
+    env = [
+        *common_env(job.spec.model, other_sources=sources),
+        *dataset_env(sources, job.spec.dataset.secret_ref, settings, tracked=job.spec.tracking is not None),
+    ]
+    without_gpu = job.spec.resources.model_copy(update={"gpu": 0})
+    validate = {
+        **_container(VALIDATE_CONTAINER, [*env, *_gpu_env(job, settings)], without_gpu, volumes, settings),
+        "args": list(VALIDATE_ARGS),
+    }
+    broker_env = {"name": BROKER_URL_ENV, "valueFrom": {"secretKeyRef": broker}}
+    trainer_env = [*env, *tracking_env(job.spec.tracking), broker_env]
+    trainer = _container(TRAINER_CONTAINER, trainer_env, job.spec.resources, volumes, settings)
+    tolerations = [dict(toleration) for toleration in NODE_LOSS_TOLERATIONS]
+    return pod_spec(settings, trainer, volumes, grace_seconds=GRACE_SECONDS, tolerations=tolerations, before=validate)
+
+
+def _container(name: str, env: list[Manifest], resources: Resources, volumes: Volumes, settings: Settings) -> Manifest:
+    return {
+        "name": name,
         "image": settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
-        "env": [
-            *common_env(job.spec.model, other_sources=sources),
-            *dataset_env(sources, job.spec.dataset.secret_ref, settings, tracked=job.spec.tracking is not None),
-            *tracking_env(job.spec.tracking),
-            {"name": BROKER_URL_ENV, "valueFrom": {"secretKeyRef": broker}},
-        ],
-        "resources": container_resources(job.spec.resources),
-        "securityContext": dict(CONTAINER_SECURITY),
+        "env": copy.deepcopy(env),
+        "resources": container_resources(resources),
+        "securityContext": copy.deepcopy(dict(CONTAINER_SECURITY)),
         "terminationMessagePath": TERMINATION_LOG,
         # A trainer that was killed leaves no Outcome; the end of its log is better than nothing.
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": volumes.mounts,
+        "volumeMounts": copy.deepcopy(volumes.mounts),
     }
-    tolerations = [dict(toleration) for toleration in NODE_LOSS_TOLERATIONS]
-    return pod_spec(settings, container, volumes, grace_seconds=GRACE_SECONDS, tolerations=tolerations)
+
+
+def _gpu_env(job: FinetuneJob, settings: Settings) -> list[Manifest]:
+    """What `validate` is told of the GPU that it does not have: its memory, or that nobody knows it."""
+    if not job.spec.resources.gpu:
+        return []
+    return [{"name": GPU_MEMORY_ENV, "value": str(settings.gpu_memory_bytes)}]
 
 
 def build_training_config(job: FinetuneJob, attempt: int) -> TrainingConfig:
