@@ -114,6 +114,17 @@ def too_large(shown: str) -> TrainingError:
     return invalid(f"{shown} has more than {MAX_DATASET_BYTES // MIB} MiB of rows; use fewer rows")
 
 
+def check_unpacked(unpacked: int, packed: int, shown: str) -> None:
+    """Raise TrainingError (DatasetInvalid) for content that is, or grows out of its file, beyond reason; sizes in bytes."""
+    if unpacked > MAX_DATASET_BYTES:
+        raise too_large(shown)
+    if unpacked > max(RATIO_FREE_BYTES, MAX_RATIO * packed):
+        raise invalid(
+            f"{shown} unpacks to more than {MAX_RATIO} times its size, as text never does; upload it as JSON Lines, not "
+            "compressed, if it is a dataset all the same"
+        )
+
+
 class _Unpacked(io.RawIOBase):
     """A compressed file as a stream of its content, which ends with an error as soon as it grows beyond reason."""
 
@@ -137,13 +148,7 @@ class _Unpacked(io.RawIOBase):
                 raise
             raise invalid(f"{self._shown} is broken {self._codec} ({error}); upload it again") from None
         self._unpacked += count
-        if self._unpacked > MAX_DATASET_BYTES:
-            raise too_large(self._shown)
-        if self._unpacked > max(RATIO_FREE_BYTES, MAX_RATIO * self._packed):
-            raise invalid(
-                f"{self._shown} unpacks to more than {MAX_RATIO} times its size, as text never does; upload it unpacked "
-                "if it is a dataset all the same"
-            )
+        check_unpacked(self._unpacked, self._packed, self._shown)
         return count
 
 

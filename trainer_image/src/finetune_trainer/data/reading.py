@@ -18,6 +18,7 @@ from finetune_trainer.data.files import (
     MAX_ROW_BYTES,
     MIB,
     check_file,
+    check_unpacked,
     lines_of,
     open_text,
     suffix_of,
@@ -29,8 +30,9 @@ from finetune_trainer.errors import TrainingError, one_line
 
 MAX_JSON_BYTES: Final = 256 * MIB
 """A JSON document is parsed as a whole and takes several times its size in memory; JSON Lines has no such limit."""
-PARQUET_BATCH_ROWS: Final = 256
-"""Rows that are turned into Python objects at a time; a file can repeat one large value a million times at no cost."""
+PARQUET_BATCH_ROWS: Final = 16
+"""Rows that are unpacked at a time: a file can repeat one large value a million times at no cost, and each may be as large as
+a row may be."""
 
 
 def read_rows(config: RowsConfig, problems: Problems, files: Sequence[Path] = ()) -> Iterator[Row]:
@@ -226,19 +228,44 @@ def _read_parquet(path: Path, shown: str) -> Iterator[Row]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    number = 0
+    number = unpacked = 0
     try:
         file = parquet.ParquetFile(path)
         groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
         if sum(groups) > MAX_DATASET_BYTES:
             raise too_large(shown)
         for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-            for value in batch.to_pylist():
+            unpacked += batch.nbytes
+            check_unpacked(unpacked, path.stat().st_size, shown)
+            if batch.nbytes > MAX_ROW_BYTES * batch.num_rows:
+                raise invalid(
+                    f"{shown} has rows of more than {MAX_ROW_BYTES // MIB} MiB after row {number}; split them"
+                )
+            for value in _without_times(batch).to_pylist():
                 number += 1
                 yield Row(f"row {number}", value)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError) as error:
         # Arrow's own errors have no errno; one with an errno is the volume's.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         where = f"after row {number} " if number else ""
         raise invalid(f"{shown} is not a whole Parquet file {where}({one_line(error)}); write it again") from None
+    except (ValueError, OverflowError) as error:
+        # Of single values: text that is not UTF-8, a time inside of a list or object.
+        raise invalid(
+            f"{shown} after row {number} has a value that Python cannot hold ({one_line(error)}); write it as text"
+        ) from None
+
+
+def _without_times(batch: Any) -> Any:
+    """The rows with points in time and durations as the numbers they are stored as.
+
+    Python has no nanoseconds and no year 10000, and nobody trains on a time: a column beside the text must not be in its way.
+    """
+    import pyarrow as pa
+
+    for place, column in enumerate(batch.schema):
+        if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
+            stored = pa.int32() if column.type.bit_width == 32 else pa.int64()
+            batch = batch.set_column(place, column.name, batch.column(place).view(stored))
+    return batch
