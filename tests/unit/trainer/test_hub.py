@@ -51,5 +51,8 @@ def test_a_full_volume_is_not_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fill)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        TrainingError, match="The scratch volume, or its node's disk, is full with model org/name"
+    ) as caught:
         base_model.locate(ModelConfig(path="org/name", revision="main"))
+    assert (caught.value.reason, caught.value.retryable) == (Reason.STORAGE_FULL, True)

@@ -3,8 +3,11 @@
 The volume is a real one, a small tmpfs: what fails is what the kernel makes fail, in whatever library writes just then.
 """
 
+import contextlib
 import os
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from finetune_api.artifacts import MANIFEST_FILE, read_verified
 from finetune_api.fingerprint import Fingerprint
 from finetune_api.outcome import Outcome
 from finetune_api.reasons import Reason
+from finetune_trainer.dataset import read_examples
+from finetune_trainer.errors import TrainingError
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.progress import LogReporter, Reporter
 from finetune_trainer.tasks.finetuning_task import run_finetuning
@@ -98,6 +103,38 @@ def test_a_full_volume_is_named_and_costs_nothing_once_there_is_space(
     assert second.reason is Reason.TRAINED
     assert weights(volume) == undisturbed
     assert_nothing_is_torn(volume)
+
+
+def test_a_full_scratch_volume_is_not_blamed_on_the_output(
+    volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = b"\n" * (2 * VOLUME_KIB * KIB)
+    monkeypatch.setenv("FINETUNE_DOWNLOADS", str(volume))
+    monkeypatch.setenv("FINETUNE_ALLOW_PRIVATE_SOURCES", "true")
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.getsockname()[1]}")
+        threading.Thread(target=serve, args=(store, rows), daemon=True).start()
+        config = a_training_config(tmp_path, tmp_path, dataset={"path": "s3://rows/train.jsonl"})
+        with pytest.raises(TrainingError, match=r"is full with dataset s3://rows/train\.jsonl") as caught:
+            read_examples(config)
+    assert (caught.value.reason, caught.value.retryable) == (Reason.STORAGE_FULL, True)
+    assert "output" not in caught.value.message
+
+
+def serve(listener: socket.socket, body: bytes) -> None:
+    connection, _ = listener.accept()
+    with connection, contextlib.suppress(OSError):  # the other end gives up
+        connection.recv(1 << 16)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+
+def test_an_output_below_a_file_is_a_mistake_of_the_spec_for_the_trainer_as_for_validate(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    outcome = run(tiny_model, tmp_path / "file/out", 1)
+    assert (outcome.reason, outcome.retryable) == (Reason.SPEC_INVALID, False)
+    assert f"{tmp_path}/file is a file, expected a folder" in outcome.message
 
 
 @pytest.mark.parametrize("kib", [0, 12, 36, 52, 60], ids=lambda kib: f"{kib} KiB are free")

@@ -17,7 +17,7 @@ from typing import Any, Final
 from finetune_api.artifacts import sha256_of
 from finetune_api.reasons import Reason
 from finetune_api.training import ModelConfig
-from finetune_trainer.errors import TrainingError, is_storage_full, one_line
+from finetune_trainer.errors import TrainingError, is_storage_full, on_scratch, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,8 @@ def locate_files(config: ModelConfig, *, weights: bool = True) -> Path:
     """
     shown = config.source or config.path
     if not _is_path(config.path):
-        folder = _download(config, weights=weights)
+        with on_scratch(f"model {shown}"):
+            folder = _download(config, weights=weights)
         _check_folder(folder, shown, weights=weights)
         return folder
     folder = Path(config.path).expanduser()

@@ -16,7 +16,7 @@ from finetune_api.v1alpha1.finetune_job import DatasetFormat
 from finetune_trainer import data
 from finetune_trainer.config import SourceSettings
 from finetune_trainer.data.report import DatasetReport, build_report, remarks
-from finetune_trainer.errors import TrainingError
+from finetune_trainer.errors import TrainingError, on_scratch
 from finetune_trainer.sources import fetch
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,8 @@ def _fetched(path: str, folder: Path, settings: SourceSettings, name: str) -> li
     listing = folder / DOWNLOADED
     if listing.is_file():
         return [folder / file for file in json.loads(listing.read_text())]
-    files = fetch(path, folder, settings, name=name)
+    with on_scratch(f"{name} {path}"):
+        files = fetch(path, folder, settings, name=name)
     if settings.keep_downloads and "://" in path:
         listing.write_text(json.dumps([str(file.relative_to(folder)) for file in files]))
     return files

@@ -4,7 +4,9 @@
 and what to do. It is translated once, in `tasks.finetuning_task.run_finetuning`.
 """
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from typing import Final
 
 from finetune_api.constants import ExitCode
@@ -107,6 +109,25 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _is_of_accelerator(error: BaseException) -> bool:
     # torch's class; comparing names keeps torch out of this module
     return type(error).__name__ == "OutOfMemoryError" or NO_HANDLE_MEMORY in str(error)
+
+
+@contextlib.contextmanager
+def on_scratch(what: str) -> Iterator[None]:
+    """Around what is written to the scratch volume: that it is full is not the output claim's fault.
+
+    Raises TrainingError (StorageFull).
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, TrainingError) or not is_storage_full(error):
+            raise
+        raise TrainingError(
+            Reason.STORAGE_FULL,
+            f"The scratch volume, or its node's disk, is full with {what} ({one_line(error)}); use a smaller one, put it on a "
+            "claim, or have the administrator raise workloads.scratchSize",
+            retryable=True,  # another node may have the space
+        ) from error
 
 
 def is_storage_full(error: BaseException) -> bool:
