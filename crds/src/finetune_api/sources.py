@@ -17,13 +17,15 @@ MAX_SOURCE_LENGTH: Final = 512
 """Characters; also bounds the cost of the CEL rules on the field."""
 
 _DNS_LABEL = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+_HUB_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_PORT = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*"
 _GRAMMAR: Final = {
     "pvc": re.compile(rf"pvc://(?P<name>{_DNS_LABEL})/(?P<path>{_SEGMENT}(/{_SEGMENT})*)"),
     "configmap": re.compile(rf"configmap://(?P<name>{_DNS_LABEL})/(?P<path>[A-Za-z0-9_.-]+)"),
-    "hf": re.compile(rf"hf://(?P<name>{_SEGMENT})/(?P<path>{_SEGMENT})"),
+    "hf": re.compile(rf"hf://(?P<name>{_HUB_NAME})/(?P<path>{_HUB_NAME}(@{_SEGMENT})?)"),
     # No query and no user: both often hold a credential, and a spec is no place for one.
-    "https": re.compile(r"https://(?P<name>[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?)/(?P<path>[A-Za-z0-9_.~%+=@,/-]+)"),
+    "https": re.compile(rf"https://(?P<name>[A-Za-z0-9][A-Za-z0-9.-]*(:{_PORT})?)/(?P<path>[A-Za-z0-9_.~%+=@,/-]+)"),
     "s3": re.compile(rf"s3://(?P<name>[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9])/(?P<path>{_SEGMENT}(/{_SEGMENT})*)"),
 }
 _EXAMPLES: Final = {
