@@ -152,7 +152,7 @@ def test_loss_and_gradients_are_those_of_padded_rows(
     from finetune_trainer.fused_lora import fused_lora
 
     if fused_attention:
-        monkeypatch.setattr(attention, "PLAIN_SCORES", 0)
+        monkeypatch.setattr(attention, "SHORT_KEYS", 0)
     rows = rows_with_common_beginnings(seed)
     model = tiny("Llama", **LLAMA_LIKE)
     expected = loss_and_gradients(model, Collator(0)(rows))
@@ -251,5 +251,7 @@ def test_a_layout_goes_to_a_device_with_its_batch() -> None:
 
     batch = send_to_device(PackedCollator()(rows_with_common_beginnings(0)), "meta")
     layout = batch["layout"]
-    tensors = [layout.restore, *(t for b in layout.buckets for t in (b.queries, b.keys, b.mask) if t is not None)]
+    tensors = [layout.restore, *(t for part in layout.parts for t in (part.positions, part.restore))]
+    for bucket in (bucket for part in layout.parts for bucket in part.buckets):
+        tensors += [bucket.queries, bucket.keys, *([] if bucket.mask is None else [bucket.mask])]
     assert {str(tensor.device) for tensor in tensors} == {"meta"}

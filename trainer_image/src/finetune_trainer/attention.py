@@ -10,7 +10,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 IMPLEMENTATION: Final = "finetune_packed"
 """Name under which transformers knows this attention."""
-PLAIN_SCORES: Final = 256
+SHORT_KEYS: Final = 256
 """Keys up to which a CPU keeps the scores: torch's fused kernel is slower there (backward in bfloat16: ten times)."""
 OTHER_ATTENTION: Final = ("softcap", "s_aux", "sliding_window")
 """Arguments by which a model asks for another attention than this one: capped scores, sinks, windows."""
@@ -53,29 +53,42 @@ class Bucket:
     """L"""
     mask: Any | None
     """[1, 1, L, S], true where a query sees a key; None for a causal mask."""
+    contexts: list[tuple[Any, Any]]
+    """For each context in it its flat positions [C], and the numbers of the blocks that see it."""
+    cache: dict[Any, Any] = field(default_factory=dict)
+    """What `short_attention` makes of it, once for all layers."""
+
+    @property
+    def seen(self) -> int:
+        """Keys of a block, S."""
+        return len(self.keys) // self.count
 
     def bias(self, like: Any) -> Any:
         """[L, S] what is added to scores: 0 where a query sees a key, minus infinity elsewhere."""
         import torch
 
-        bias = torch.zeros(self.length, len(self.keys) // self.count, dtype=like.dtype, device=like.device)
+        bias = torch.zeros(self.length, self.seen, dtype=like.dtype, device=like.device)
         seen = torch.ones_like(bias, dtype=torch.bool).tril() if self.mask is None else self.mask[0, 0]
         return bias.masked_fill_(~seen, -math.inf)
 
 
 @dataclass
-class AttentionLayout:
-    """Who sees whom in one flat sequence."""
+class Part:
+    """The blocks of some tokens of a flat sequence, P of them."""
 
     buckets: list[Bucket]
+    positions: Any
+    """[P] flat positions, ascending."""
     restore: Any
-    """[T] for each flat position the row of the concatenated results of all buckets."""
-    row_tokens: int
-    """Tokens of all rows, shared ones counted in each of them."""
+    """[P] for each of them the row of the concatenated results of all buckets."""
+    short: bool
+    """Whether these blocks have at most `SHORT_KEYS` keys, and the other part's more."""
+    cache: dict[Any, Any] = field(default_factory=dict)
+    """What `short_attention` makes of it, once for all layers."""
 
     @classmethod
-    def of(cls, blocks: Sequence[Block], row_tokens: int) -> "AttentionLayout":
-        """Lay out blocks that together cover every position of the flat sequence once."""
+    def of(cls, blocks: Sequence[Block], *, short: bool) -> "Part":
+        """Lay out blocks none of whose tokens is in two of them."""
         import torch
 
         buckets, places = [], []
@@ -88,12 +101,11 @@ class AttentionLayout:
                 places.append(np.stack([block.queries, rows]))
             offset += bucket.count * bucket.length
         positions, rows = np.concatenate(places, axis=1)
-        restore = np.empty_like(rows)
-        restore[positions] = rows
-        return cls(buckets, torch.from_numpy(restore), row_tokens)
+        order = np.argsort(positions)
+        return cls(buckets, torch.from_numpy(positions[order]), torch.from_numpy(rows[order]), short)
 
-    def to(self, device: Any, **options: Any) -> "AttentionLayout":
-        """The same on another device; accelerate calls this with the rest of a batch."""
+    def to(self, device: Any, **options: Any) -> "Part":
+        """The same on another device."""
         buckets = [
             Bucket(
                 bucket.queries.to(device, **options),
@@ -101,10 +113,42 @@ class AttentionLayout:
                 bucket.count,
                 bucket.length,
                 None if bucket.mask is None else bucket.mask.to(device, **options),
+                [
+                    (positions.to(device, **options), blocks.to(device, **options))
+                    for positions, blocks in bucket.contexts
+                ],
             )
             for bucket in self.buckets
         ]
-        return AttentionLayout(buckets, self.restore.to(device, **options), self.row_tokens)
+        return Part(buckets, self.positions.to(device, **options), self.restore.to(device, **options), self.short)
+
+
+@dataclass
+class AttentionLayout:
+    """Who sees whom in one flat sequence."""
+
+    parts: list[Part]
+    """Blocks with few keys, and those with many; together they cover every position once."""
+    restore: Any
+    """[T] for each flat position the row of the concatenated results of all parts."""
+    row_tokens: int
+    """Tokens of all rows, shared ones counted in each of them."""
+
+    @classmethod
+    def of(cls, blocks: Sequence[Block], row_tokens: int) -> "AttentionLayout":
+        """Lay out blocks that together cover every position of the flat sequence once."""
+        import torch
+
+        divided: dict[bool, list[Block]] = {True: [], False: []}
+        for block in blocks:
+            divided[len(block.context) + len(block.queries) <= SHORT_KEYS].append(block)
+        parts = [Part.of(some, short=short) for short, some in divided.items() if some]
+        return cls(parts, torch.cat([part.positions for part in parts]).argsort(), row_tokens)
+
+    def to(self, device: Any, **options: Any) -> "AttentionLayout":
+        """The same on another device; accelerate calls this with the rest of a batch."""
+        parts = [part.to(device, **options) for part in self.parts]
+        return AttentionLayout(parts, self.restore.to(device, **options), self.row_tokens)
 
 
 def _alike(blocks: Sequence[Block]) -> Iterator[list[Block]]:
@@ -139,7 +183,23 @@ def _bucket(blocks: Sequence[Block]) -> Bucket:
     if context:
         own = torch.ones(length, length, dtype=torch.bool).tril()
         mask = torch.cat([torch.ones(length, context, dtype=torch.bool), own], dim=1)[None, None]
-    return Bucket(torch.from_numpy(queries.ravel()), torch.from_numpy(keys.ravel()), count, length, mask)
+    return Bucket(
+        torch.from_numpy(queries.ravel()),
+        torch.from_numpy(keys.ravel()),
+        count,
+        length,
+        mask,
+        _contexts(blocks) if context else [],
+    )
+
+
+def _contexts(blocks: Sequence[Block]) -> list[tuple[Any, Any]]:
+    import torch
+
+    seers: dict[bytes, list[int]] = {}
+    for i, block in enumerate(blocks):
+        seers.setdefault(block.context.tobytes(), []).append(i)
+    return [(torch.from_numpy(blocks[found[0]].context), torch.tensor(found)) for found in seers.values()]
 
 
 def attend(
@@ -167,19 +227,28 @@ def attend(
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
     # Tokens first: that is how they lie in memory, so that a token is gathered as one piece.
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    results = [_attend_part(part, query, key, value, scaling, dropout) for part in layout.parts]
+    result = results[0] if len(results) == 1 else torch.cat(results).index_select(0, layout.restore)
+    return result[None], None
+
+
+def _attend_part(part: Part, query: Any, key: Any, value: Any, scaling: float, dropout: float) -> Any:
+    """[P, H, D] results of the tokens of a part, in their order."""
+    import torch
+
+    if part.short and query.device.type == "cpu" and not dropout:
+        from finetune_trainer.short_attention import ShortAttention
+
+        return ShortAttention.apply(query, key, value, part, scaling)
     results = []
-    for bucket in layout.buckets:
+    for bucket in part.buckets:
         queries, keys, values = (
             states.index_select(0, positions).unflatten(0, (bucket.count, -1))
             for states, positions in ((query, bucket.queries), (key, bucket.keys), (value, bucket.keys))
         )
-        if query.device.type == "cpu" and keys.shape[1] <= PLAIN_SCORES and not dropout:
-            attended = _plain(queries, keys, values, bucket, scaling)
-        else:
-            attended = _fused(queries, keys, values, bucket, scaling, dropout)
-        results.append(attended.flatten(0, 1))
+        results.append(_fused(queries, keys, values, bucket, scaling, dropout).flatten(0, 1))
     result = results[0] if len(results) == 1 else torch.cat(results)
-    return result.index_select(0, layout.restore)[None], None
+    return result.index_select(0, part.restore)
 
 
 def _fused(query: Any, key: Any, value: Any, bucket: Bucket, scaling: float, dropout: float) -> Any:
@@ -200,19 +269,6 @@ def _fused(query: Any, key: Any, value: Any, bucket: Bucket, scaling: float, dro
         scale=scaling,
         enable_gqa=bucket.mask is None,
     ).transpose(1, 2)
-
-
-def _plain(query: Any, key: Any, value: Any, bucket: Bucket, scaling: float) -> Any:
-    """The same by two batched products. Queries that share a key are rows of one product, so keys are not repeated."""
-    import torch
-
-    (n, length, heads, size), (_, seen, groups, _) = query.shape, key.shape
-    rows = query.view(n, length, groups, -1, size).permute(0, 2, 3, 1, 4).reshape(n * groups, -1, size)
-    keys, values = (states.transpose(1, 2).reshape(n * groups, seen, size) for states in (key, value))
-    bias = bucket.bias(query).repeat(heads // groups, 1)
-    weights = torch.baddbmm(bias, rows, keys.mT, alpha=scaling).softmax(-1, dtype=torch.float32).to(query.dtype)
-    result = torch.bmm(weights, values).view(n, groups, -1, length, size)
-    return result.permute(0, 3, 1, 2, 4).reshape(query.shape)
 
 
 def supports_packing(model: Any) -> bool:
