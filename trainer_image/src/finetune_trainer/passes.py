@@ -16,9 +16,11 @@ import numpy as np
 from finetune_trainer.attention import packed_attention, supports_packing
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import Collator, StepSampler, supports_loss_logits
+from finetune_trainer.chunked_loss import chunked_loss
 from finetune_trainer.data import IGNORED, TokenRow
 from finetune_trainer.errors import one_line
 from finetune_trainer.fused_lora import fused_lora
+from finetune_trainer.fused_norm import fused_norm
 from finetune_trainer.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS, PackedCollator
 
 logger = logging.getLogger(__name__)
@@ -75,7 +77,7 @@ class PaddedPasses:
     @contextlib.contextmanager
     def applied(self, model: Any) -> Iterator[None]:
         """See `Passes`."""
-        with fused_lora(model):
+        with _lean(model):
             yield
 
 
@@ -113,8 +115,15 @@ class PackedPasses:
     @contextlib.contextmanager
     def applied(self, model: Any) -> Iterator[None]:
         """See `Passes`."""
-        with packed_attention(model.get_base_model()), fused_lora(model):
+        with packed_attention(model.get_base_model()), _lean(model):
             yield
+
+
+@contextlib.contextmanager
+def _lean(model: Any) -> Iterator[None]:
+    """What makes a pass of either kind faster and smaller, wherever a peft model has the layers for it."""
+    with fused_lora(model), fused_norm(model), chunked_loss(model.get_base_model()):
+        yield
 
 
 def choose_passes(model: Any, base: BaseModel, rows: Sequence[TokenRow]) -> Passes:
