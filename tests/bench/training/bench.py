@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from local_cluster.model import ensure_model
 
 HERE = Path(__file__).parent
 STOCK = "stock transformers.Trainer + peft"
+START = "start to the first optimizer step"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def main() -> None:
         print("BANKING77_CSV names no file (the training part of BANKING77): its comparisons are left out")
     results = measure(chosen, arguments.rounds, model)
     figures = [figure for comparison in chosen for figure in to_figures(comparison, results)]
+    if arguments.only in START:
+        figures.append(measure_start(arguments.rounds + 1, model))
     path = record("training", figures, time.monotonic() - started)
     print(f"{time.monotonic() - started:.0f} s in all; recorded in {path}")
 
@@ -106,6 +110,28 @@ def run(peer: str, workload: str, dtype: str, comparison: Comparison, model: Pat
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def measure_start(rounds: int, model: Path) -> Figure:
+    """Our start over the import of the same modules and the load of the same weights, the fastest of each."""
+    seconds: dict[str, list[float]] = {"ours": [], "floor": []}
+    with tempfile.TemporaryDirectory() as directory:
+        for number in range(rounds):
+            for peer, found in seconds.items():
+                arguments = [peer, str(model), str(Path(directory) / "modules")]
+                started = time.time()
+                done = subprocess.run(
+                    [sys.executable, str(HERE / "start.py"), *arguments], capture_output=True, text=True, check=False
+                )
+                if done.returncode:
+                    raise SystemExit(f"start.py {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+                found.append(float(done.stdout.split()[-1]) - started)
+                print(f"start {number + 1} of {rounds}: {peer} {found[-1]:.2f} s", flush=True)
+    ratios = [ours / floor for ours, floor in zip(seconds["ours"], seconds["floor"], strict=True)]
+    return Figure(
+        START, round(min(seconds["ours"]) / min(seconds["floor"]), 2), "x", "lower", 1.3, 1.1,
+        "import of the same modules and load of the same weights", [round(min(ratios), 2), round(max(ratios), 2)],
+    )  # fmt: skip
 
 
 def fastest_steps(results: list[dict[str, Any]]) -> list[float]:
