@@ -58,6 +58,10 @@ def refusal(api: Api, plural: str, manifest: Raw) -> str:
         ({"output": {"adapterName": "Tone"}}, "spec.output.adapterName"),
         ({"serve": {"replicas": 0}}, "spec.serve.replicas"),
         ({"serve": {}, "ttlSecondsAfterFinished": 1}, "ttlSecondsAfterFinished would remove the endpoint"),
+        ({"serve": {"into": "chat", "name": "tone"}}, "give one"),
+        ({"serve": {"gate": {}}, "evaluation": {"fraction": 0.1}}, "gate compares with what is served already"),
+        ({"serve": {"into": "chat", "gate": {}}}, "serve.gate compares evaluations, so it needs evaluation"),
+        ({"serve": {"into": "chat", "gate": {"metric": "bleu"}}}, "spec.serve.gate.metric: Unsupported value"),
         ({"queueName": "Team A"}, "spec.queueName"),
     ],
 )
@@ -84,6 +88,19 @@ def test_a_name_that_cannot_become_a_services_name_is_refused(api: Api, name: st
 def test_adapters_that_cannot_be_served_together_are_refused(api: Api, adapters: list[Raw], words: str) -> None:
     manifest = an_inference_service("chat", "default", adapters=adapters)
     assert words in refusal(api, "inferenceservices", manifest)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"adapterClaim": "two", "adapters": [{"name": "a", "source": "pvc://one/a"}]}, "must be on adapterClaim"),
+        ({"adaptersFrom": "Anybody"}, "spec.adaptersFrom: Unsupported value"),
+        ({"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}, "must not be greater than maxReplicas"),
+        ({"autoscaling": {}}, "spec.autoscaling.maxReplicas: Required value"),
+    ],
+)
+def test_a_broken_service_is_refused_with_the_field_and_the_remedy(api: Api, spec: Raw, words: str) -> None:
+    assert words in refusal(api, "inferenceservices", an_inference_service("chat", "default", **spec))
 
 
 def test_unknown_fields_are_named_when_validation_is_strict(api: Api) -> None:
