@@ -45,6 +45,12 @@ def refusing(adapter: str) -> Behaviour:
     return lambda request: (404, error) if _stem(request) == adapter else scores(BASE)
 
 
+def merged(adapter: str, tuned: list[float] = TUNED) -> Behaviour:
+    """Has the adapter in its weights, and serves nothing else."""
+    error = {"error": {"message": "The base model is not served by itself", "code": "model_not_found"}}
+    return lambda request: scores(tuned) if _stem(request) == adapter else (404, error)
+
+
 def failing(status: int = 503) -> Behaviour:
     return lambda request: (status, {"error": {"message": "loading"}})
 
@@ -60,6 +66,8 @@ class FakeEndpoint:
     def __init__(self, listed: Callable[[str], Adapters] | None = None) -> None:
         self.behaviours: dict[str, Behaviour] = {}
         """By namespace, or by NAMESPACE/POD where one pod differs."""
+        self.tokenize: Behaviour = lambda request: (404, {"error": {"message": "Not Found"}})
+        """Of all servers; one of another kind need not have the route."""
         self.refused: dict[str, str] = {}
         """Reasons by the path of the adapter that no server can load."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
@@ -72,7 +80,10 @@ class FakeEndpoint:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                _, namespace, pod, *_ = self.path.split("/")
+                _, namespace, pod, route, *_ = self.path.split("/")
+                if route == "tokenize":
+                    self._answer(*endpoint.tokenize(request))
+                    return
                 endpoint.requests.append((namespace, request))
                 behaviour = endpoint.behaviours.get(namespace, failing())
                 self._answer(*endpoint.behaviours.get(f"{namespace}/{pod}", behaviour)(request))

@@ -52,6 +52,14 @@ class Fingerprint(SpecModel):
     dtype: Annotated[
         str, Field(description="dtype of the weights that were scored, for example float32.", max_length=16)
     ] = "float32"
+    chat: Annotated[
+        str | None,
+        Field(
+            description="chat is the user's message whose rendering by the adapter's own chat template is the prompt of the "
+            "first probe; absent where there is no template, or one that renders differently from day to day.",
+            max_length=200,
+        ),
+    ] = None
 
     @property
     def effect(self) -> float:
@@ -73,8 +81,8 @@ class Observation:
 
     tuned: list[float]
     """With `model` = the adapter's name."""
-    base: list[float]
-    """With `model` = the base model's name."""
+    base: list[float] | None
+    """With `model` = the base model's name; None if the endpoint serves no base model, because the adapter is merged into it."""
 
 
 def judge(fingerprint: Fingerprint, observed: list[Observation]) -> tuple[Verdict, str]:
@@ -84,7 +92,9 @@ def judge(fingerprint: Fingerprint, observed: list[Observation]) -> tuple[Verdic
     """
     to_tuned = _mean_distance([(p.tuned, o.tuned) for p, o in zip(fingerprint.probes, observed, strict=True)])
     to_base = _mean_distance([(p.base, o.tuned) for p, o in zip(fingerprint.probes, observed, strict=True)])
-    base_drift = _mean_distance([(p.base, o.base) for p, o in zip(fingerprint.probes, observed, strict=True)])
+    seen_bases = [(p.base, o.base) for p, o in zip(fingerprint.probes, observed, strict=True) if o.base is not None]
+    # The tuned weights contain those of the base, so a wrong one shows in them too; only the diagnosis is coarser then.
+    base_drift = _mean_distance(seen_bases) if seen_bases else 0.0
     effect = fingerprint.effect
     tolerance = min(BASE_TOLERANCE, max(MIN_TOLERANCE, MATCH_FRACTION * effect))
     figures = f"distance to tuned {to_tuned:.4f}, to base {to_base:.4f}, effect {effect:.4f} nats per token"
@@ -101,6 +111,28 @@ def judge(fingerprint: Fingerprint, observed: list[Observation]) -> tuple[Verdic
     if to_base <= tolerance:
         return Verdict.NO_EFFECT, f"The endpoint answers like the base model: {figures}."
     return Verdict.INCOMPATIBLE, f"The endpoint matches neither the tuned nor the base model: {figures}."
+
+
+def rendering_difference(fingerprint: Fingerprint, rendered: list[int]) -> str | None:
+    """How an endpoint's token ids for `fingerprint.chat` differ from those of the training run; None if they are the same."""
+    first = fingerprint.probes[0]
+    expected = first.token_ids[: first.prompt_tokens]
+    if rendered == expected:
+        return None
+    position = next(
+        (i for i, (a, b) in enumerate(zip(rendered, expected, strict=False)) if a != b),
+        min(len(rendered), len(expected)),
+    )
+    found, wanted = rendered[position : position + 1], expected[position : position + 1]
+    return (
+        f"The endpoint does not render chats as the training run did: {len(rendered)} tokens instead of {len(expected)}, the "
+        f"first difference at position {position} ({_token(found)} instead of {_token(wanted)}). Its chat template or its "
+        "tokenizer is not the one that the adapter was trained with."
+    )
+
+
+def _token(ids: list[int]) -> str:
+    return f"token {ids[0]}" if ids else "the end"
 
 
 def _mean_distance(pairs: list[tuple[list[float], list[float]]]) -> float:

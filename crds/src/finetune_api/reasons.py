@@ -143,6 +143,8 @@ class Reason(StrEnum):
     # The endpoint
     ADAPTER_HAS_NO_EFFECT = "AdapterHasNoEffect"
     """The endpoint answers like the base model: the adapter is not applied, or training changed nothing."""
+    CHAT_TEMPLATE_DIFFERS = "ChatTemplateDiffers"
+    """The endpoint has the tuned weights, but renders chats with another template or tokenizer than the training run."""
     ADAPTER_INCOMPATIBLE = "AdapterIncompatible"
     """The endpoint matches neither the tuned nor the base model of the training run, or refused the adapter."""
     EVAL_REGRESSION = "EvalRegression"

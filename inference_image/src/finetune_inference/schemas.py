@@ -228,6 +228,30 @@ class CompletionRequest(GenerationRequest):
         return [item for item in self.prompt if isinstance(item, str | list)]
 
 
+class TokenizeRequest(BaseModel):
+    """POST /tokenize, as vLLM has it: a text, or a conversation that goes through the chat template."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: Annotated[str, Field(min_length=1, max_length=512)]
+    prompt: StrictStr | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise FieldError("prompt", "set either prompt or messages")
+        return self
+
+
+class TokenizeResponse(BaseModel):
+    """Response of POST /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
 class Usage(BaseModel):
     """Token counts."""
 

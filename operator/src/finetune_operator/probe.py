@@ -2,7 +2,8 @@
 
 OpenAI's legacy completions score a given text: `echo` returns the prompt's own log-probabilities and `max_tokens: 0`
 generates nothing. Any server that speaks them can be probed; nothing here knows which engine answers. What is loaded is read
-from /v1/models, and why something is not from our own server's /readyz, where there is one.
+from /v1/models, and why something is not from our own server's /readyz, where there is one. Scores need no chat template, so that one is compared by itself, with
+vLLM's /tokenize, which our own server has too.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 import aiohttp
 
-from finetune_api.fingerprint import Fingerprint, Observation, Probe, Verdict, judge
+from finetune_api.fingerprint import Fingerprint, Observation, Probe, Verdict, judge, rendering_difference
 from finetune_api.reasons import Reason
 from finetune_operator import metrics
 
@@ -69,6 +70,10 @@ class _RefusedError(Exception):
     """The endpoint answers, and does not serve this adapter."""
 
 
+class _UnknownModelError(_RefusedError):
+    """The endpoint serves nothing under this name."""
+
+
 RESULTS: dict[Verdict, tuple[Truth, Reason]] = {
     Verdict.MATCHED: ("True", Reason.FINGERPRINT_MATCHED),
     Verdict.NO_EFFECT: ("False", Reason.ADAPTER_HAS_NO_EFFECT),
@@ -112,9 +117,12 @@ async def probe_adapter(
     timeout = aiohttp.ClientTimeout(total=timeout_seconds * len(fingerprint.probes))
     try:
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            scores = [_score(session, url, model, probe) for probe in fingerprint.probes for model in (adapter, base)]
-            found = await asyncio.gather(*scores)
-        observed = [Observation(tuned=t, base=b) for t, b in zip(found[::2], found[1::2], strict=True)]
+            tuned, bases, rendered = await asyncio.gather(
+                asyncio.gather(*(_score(session, url, adapter, probe) for probe in fingerprint.probes)),
+                asyncio.gather(*(_score_base(session, url, base, probe) for probe in fingerprint.probes)),
+                _rendered(session, url, adapter, fingerprint.chat),
+            )
+        observed = [Observation(tuned=t, base=b) for t, b in zip(tuned, bases, strict=True)]
         verdict, message = judge(fingerprint, observed)
     except _NoAnswerError as problem:
         return _result("Unknown", Reason.ENDPOINT_UNREACHABLE, str(problem))
@@ -123,28 +131,62 @@ async def probe_adapter(
     except ValueError as problem:
         return _result("False", Reason.ADAPTER_INCOMPATIBLE, f"The endpoint's scores cannot be compared: {problem}")
     verified, reason = RESULTS[verdict]
+    difference = rendering_difference(fingerprint, rendered) if rendered is not None else None
+    if verdict is Verdict.MATCHED and difference:
+        return _result("False", Reason.CHAT_TEMPLATE_DIFFERS, difference)
     return _result(verified, reason, message)
 
 
 async def _score(session: aiohttp.ClientSession, url: str, model: str, probe: Probe) -> list[float]:
     """Log-probabilities of the continuation tokens of one probe."""
     request = {"model": model, "prompt": probe.token_ids, "echo": True, "logprobs": 1, "max_tokens": 0}
+    return _scored_tokens(await _post(session, f"{url}/v1/completions", model, request), probe)
+
+
+async def _score_base(session: aiohttp.ClientSession, url: str, model: str, probe: Probe) -> list[float] | None:
+    """The same for the base model; None if it is not served, because the adapter is merged into its weights."""
     try:
-        async with session.post(f"{url}/v1/completions", json=request) as response:
+        return await _score(session, url, model, probe)
+    except _UnknownModelError:
+        return None
+
+
+async def _rendered(session: aiohttp.ClientSession, url: str, model: str, chat: str | None) -> list[int] | None:
+    """Token ids that the endpoint makes of a user's message; None if there is no message, or no route that shows them."""
+    if chat is None:
+        return None
+    request = {"model": model, "messages": [{"role": "user", "content": chat}]}
+    try:
+        answer = await _post(session, f"{url}/tokenize", model, request)
+    except _UnknownModelError:
+        # The scores say whether the model is known; the route need not be.
+        return None
+    tokens = answer.get("tokens") if isinstance(answer, dict) else None
+    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+        raise _RefusedError(
+            "The endpoint's answer to /tokenize carries no token ids; its chat template cannot be compared."
+        )
+    return tokens
+
+
+async def _post(session: aiohttp.ClientSession, url: str, model: str, request: dict[str, Any]) -> Any:
+    """The document of an answer."""
+    try:
+        async with session.post(url, json=request) as response:
             if response.status >= 300:
                 raise _error(response.status, model, await response.text())
-            answer = await response.json(content_type=None)
+            return await response.json(content_type=None)
     except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError) as error:
         raise _NoAnswerError(f"The endpoint did not answer the probe: {type(error).__name__}.") from error
     except ValueError as error:
         raise _NoAnswerError("The endpoint answered the probe with something that is not JSON.") from error
-    return _scored_tokens(answer, probe)
 
 
 def _error(status: int, model: str, text: str) -> Exception:
     detail = text.strip()[:MAX_ERROR_CHARACTERS]
     if status in (400, 404, 422):
-        return _RefusedError(f"The endpoint refused to score with model {model} ({status}): {detail}")
+        kind = _UnknownModelError if status == 404 else _RefusedError
+        return kind(f"The endpoint refused to score with model {model} ({status}): {detail}")
     return _NoAnswerError(f"The endpoint answered the probe with HTTP {status}.")
 
 

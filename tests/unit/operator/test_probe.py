@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fake_endpoint import BASE, FINGERPRINT, TUNED, Behaviour, FakeEndpoint, failing, refusing, serving
+from fake_endpoint import BASE, FINGERPRINT, TUNED, Behaviour, FakeEndpoint, failing, merged, refusing, serving
 
 from finetune_operator.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter
 
@@ -38,6 +38,9 @@ def logprobs(values: object) -> Behaviour:
         (serving("tone", tuned=[-7, -7, -7]), "False", "AdapterIncompatible", "neither"),
         (serving("tone", base=[-3, -3, -3]), "False", "AdapterIncompatible", "base model is not the one"),
         (refusing("tone"), "False", "AdapterIncompatible", "rank 64 > 16"),
+        (merged("tone"), "True", "FingerprintMatched", "tuned weights"),
+        (merged("tone", tuned=BASE), "False", "AdapterHasNoEffect", "like the base model"),
+        (merged("tone", tuned=[-7, -7, -7]), "False", "AdapterIncompatible", "neither"),
         (answering({}), "False", "AdapterIncompatible", "no logprobs"),
         (answering([]), "False", "AdapterIncompatible", "no logprobs"),
         (answering({"choices": [{"logprobs": None}]}), "False", "AdapterIncompatible", "no logprobs"),
@@ -69,6 +72,37 @@ def test_the_probe_scores_and_generates_nothing(endpoint: FakeEndpoint) -> None:
         "max_tokens": 0,
     }
     assert base["model"] == "tiny"
+
+
+CHAT = FINGERPRINT.model_copy(update={"chat": "What is the capital of France?"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "verified", "reason", "words"),
+    [
+        ((200, {"count": 2, "tokens": [1, 2]}), "True", "FingerprintMatched", "tuned weights"),
+        ((200, {"tokens": [1, 7]}), "False", "ChatTemplateDiffers", "position 1 (token 7 instead of token 2)"),
+        ((200, {"tokens": [1, 2, 9]}), "False", "ChatTemplateDiffers", "3 tokens instead of 2"),
+        ((200, {"tokens": [1]}), "False", "ChatTemplateDiffers", "(the end instead of token 2)"),
+        ((200, {"tokens": []}), "False", "ChatTemplateDiffers", "0 tokens"),
+        ((200, {"tokens": ["a"]}), "False", "AdapterIncompatible", "no token ids"),
+        ((200, {}), "False", "AdapterIncompatible", "no token ids"),
+        ((400, {"error": "no chat template"}), "False", "AdapterIncompatible", "no chat template"),
+        ((404, {}), "True", "FingerprintMatched", "tuned weights"),
+        ((503, {}), "Unknown", "EndpointUnreachable", "HTTP 503"),
+    ],
+)
+def test_an_endpoint_has_to_render_chats_as_the_training_run_did(
+    answer: tuple[int, dict[str, object]], verified: str, reason: str, words: str
+) -> None:
+    asked = []
+    with FakeEndpoint() as endpoint:
+        endpoint.behaviours["ml"] = serving("tone")
+        endpoint.tokenize = lambda request: (asked.append(request), answer)[1]
+        result = asyncio.run(probe_adapter(f"{endpoint.url}/ml/pod", "tone", "tiny", CHAT, 5))
+    assert (result.verified, result.reason) == (verified, reason)
+    assert words in result.message
+    assert asked == [{"model": "tone", "messages": [{"role": "user", "content": CHAT.chat}]}]
 
 
 def test_nobody_listening_is_no_verdict() -> None:

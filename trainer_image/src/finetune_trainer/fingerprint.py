@@ -17,6 +17,8 @@ CONTINUATION_TOKENS: Final = 12
 """Scored tokens per prompt: enough to average over, few enough for a termination message of 4096 bytes."""
 MAX_PROMPT_TOKENS: Final = 200
 """Longer prompts come from chat templates with a long preamble; the bare prompt is used instead."""
+CLOCK: Final = "strftime_now"
+"""What transformers lets a chat template tell the date by."""
 DIGITS: Final = 5
 """Decimals kept: two float32 runs on different machines agree to about as many."""
 
@@ -25,7 +27,7 @@ def take_fingerprint(model: Any, tokenizer: Any, dtype: str) -> Fingerprint:
     """Score the prompts with a peft model whose adapter is active."""
     model.eval()
     probes = [_probe(model, prompt_ids(tokenizer, prompt)) for prompt in PROMPTS]
-    return Fingerprint(probes=probes, dtype=dtype)
+    return Fingerprint(probes=probes, dtype=dtype, chat=PROMPTS[0] if renders_the_same(tokenizer, PROMPTS[0]) else None)
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
@@ -38,6 +40,13 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     )
     templated: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return templated if len(templated) <= MAX_PROMPT_TOKENS else ids
+
+
+def renders_the_same(tokenizer: Any, prompt: str) -> bool:
+    """Whether the first probe begins with a rendered chat that any server would render alike, on any day."""
+    if not tokenizer.chat_template or CLOCK in str(tokenizer.chat_template):
+        return False
+    return bool(prompt_ids(tokenizer, prompt) != tokenizer(prompt)["input_ids"])
 
 
 def _probe(model: Any, prompt: list[int]) -> Probe:
