@@ -21,7 +21,7 @@ class SteppedEngine:
         self.removed: list[int] = []
         self._work: dict[int, tuple[TokenRequest, int]] = {}
 
-    def load_model(self) -> ModelFacts:
+    def load_model(self, merged: VerifiedAdapter | None = None) -> ModelFacts:
         return ModelFacts(context_length=512, vocabulary_size=400, parameters=0, dtype="float32", device="cpu")
 
     def load_adapter(self, adapter: VerifiedAdapter) -> None:

@@ -1,8 +1,8 @@
 """ServingConfig: everything a server pod needs to know, in one document (see `training` for how it gets there)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finetune_api.base import SpecModel
 
@@ -50,3 +50,18 @@ class ServingConfig(SpecModel):
     max_model_length: Annotated[
         int | None, Field(description="maxModelLength is the longest prompt plus answer in tokens.", ge=16)
     ] = None
+    merge_adapter: Annotated[
+        bool | None,
+        Field(
+            description="mergeAdapter makes the one adapter a part of the weights: it costs no time then, and the base model is "
+            "not served beside it. Unset is false, so that a pod's configuration is what it was before there was this field."
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _check_merge(self) -> Self:
+        if self.merge_adapter and len(self.adapters) != 1:
+            raise ValueError(
+                f"mergeAdapter is true with {len(self.adapters)} adapters; it needs exactly one. List one, or set it to false."
+            )
+        return self

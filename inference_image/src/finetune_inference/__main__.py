@@ -52,14 +52,17 @@ def configuration(arguments: list[str] | None = None) -> tuple[Settings, Serving
     Raises OSError or ValueError.
     """
     options = _parser().parse_args(arguments)
-    given = {name: value for name in ("host", "port", "config_path") if (value := getattr(options, name)) is not None}
+    fields = ("host", "port", "config_path")
+    given = {name: value for name in fields if (value := getattr(options, name)) is not None}
     settings = Settings(**given)
     if options.model is None:
-        if options.adapter:
-            raise ValueError("--adapter needs --model")
+        if options.adapter or options.merge:
+            raise ValueError("--adapter and --merge need --model")
         return settings, load_serving_config(settings)
     adapters = dict(_name_and_path(text) for text in options.adapter)
-    config = standalone_config(options.model, adapters, name=options.name, max_model_length=options.max_model_length)
+    config = standalone_config(
+        options.model, adapters, name=options.name, max_model_length=options.max_model_length, merge=options.merge
+    )
     return settings, config
 
 
@@ -110,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="name of the base model for clients; the folder's name unless set")
     parser.add_argument(
         "--adapter", action="append", default=[], metavar="NAME=PATH", help="adapter folder; repeatable"
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="make the one adapter a part of the weights; no base model then"
     )
     parser.add_argument("--max-model-length", type=int, help="longest prompt plus answer in tokens")
     parser.add_argument("--host", help="address to listen on")

@@ -63,7 +63,10 @@ class Catalogue:
     """Names and what they mean. One thread at a time changes it; any thread reads."""
 
     def __init__(self, base: ServedModel, vocabulary_size: int, load: LoadWeights, limits: Limits) -> None:
-        """`vocabulary_size`: token ids that the base model knows."""
+        """`base`: what the loaded weights are, a base model or an adapter that is merged into one.
+
+        `vocabulary_size`: token ids that it knows.
+        """
         self._base = base
         self._vocabulary_size = vocabulary_size
         self._load = load
@@ -93,6 +96,10 @@ class Catalogue:
             return models[name]
         if name in self.refused:
             raise UnknownModelError(f"The adapter {name!r} is not served: {self.refused[name]}")
+        if name == self._base.parent:
+            raise UnknownModelError(
+                f"The base model {name!r} is not served by itself: the adapter {self._base.name!r} is merged into its weights."
+            )
         raise UnknownModelError(f"The model {name!r} does not exist; there are {', '.join(models)}.")
 
     def read_again(self, name: str) -> ServedModel:

@@ -117,13 +117,22 @@ def load_serving_config(settings: Settings) -> ServingConfig:
 
 
 def standalone_config(
-    model: str, adapters: dict[str, str] | None = None, *, name: str | None = None, max_model_length: int | None = None
+    model: str,
+    adapters: dict[str, str] | None = None,
+    *,
+    name: str | None = None,
+    max_model_length: int | None = None,
+    merge: bool = False,
 ) -> ServingConfig:
-    """What to serve without Kubernetes: a base model by path or hub name, and adapter folders by name."""
+    """What to serve without Kubernetes: a base model by path or hub name, and adapter folders by name.
+
+    `merge` makes the one adapter a part of the weights. Raises ValueError if there is not exactly one then.
+    """
     return ServingConfig(
         model=ServedModel(name=name or Path(model).name or model, path=model),
         adapters=[ServedAdapter(name=adapter, path=path) for adapter, path in (adapters or {}).items()],
         max_model_length=max_model_length,
+        merge_adapter=merge or None,
     )
 
 

@@ -160,8 +160,11 @@ class Engine(Protocol):
     def cached_tokens(self) -> int:
         """Tokens that room for keys and values is taken for; 0 if nothing is in work. Any thread may ask."""
 
-    def load_model(self) -> ModelFacts:
-        """Load the base model. Raises ModelLoadError."""
+    def load_model(self, merged: VerifiedAdapter | None = None) -> ModelFacts:
+        """Load the base model, with an adapter as a part of its weights if there is one.
+
+        Raises ModelLoadError or AdapterRefusedError.
+        """
 
     def load_adapter(self, adapter: VerifiedAdapter) -> AdapterWeights | None:
         """Read one adapter into memory. Raises AdapterRefusedError.

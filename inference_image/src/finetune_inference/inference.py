@@ -30,9 +30,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.serving import ServingConfig
+from finetune_api.serving import ServedAdapter, ServingConfig
 from finetune_inference.adapter_list import AdapterListError, Watcher, read_adapter_list
-from finetune_inference.adapters import Limits
+from finetune_inference.adapters import AdapterRefusedError, Limits, verify
 from finetune_inference.catalogue import Catalogue, ServedModel
 from finetune_inference.config import Settings, spare_memory
 from finetune_inference.engine import (
@@ -167,11 +167,11 @@ class InferenceService:
         return self._loaded_catalogue().models()
 
     def model(self, name: str | None = None) -> ServedModel:
-        """What a name means now; None is the base model. Raises NotReadyError or UnknownModelError.
+        """What a name means now; None is the base model, or the adapter merged into it. Raises NotReadyError or UnknownModelError.
 
         An adapter may not be `in_memory`: then `read_again` comes before a request.
         """
-        return self._loaded_catalogue().get(name or self.config.model.name)
+        return self._loaded_catalogue().get(name or self._default_name)
 
     def read_again(self, name: str) -> ServedModel:
         """A model that made room for others, back in memory; takes as long as loading it. Raises as `model` does."""
@@ -255,6 +255,11 @@ class InferenceService:
         finally:
             self.cancel(tickets)
 
+    @property
+    def _default_name(self) -> str:
+        """Of what the loaded weights are."""
+        return self.config.adapters[0].name if self.config.merge_adapter else self.config.model.name
+
     def _loaded_catalogue(self) -> Catalogue:
         self._require_loaded()
         assert self._catalogue is not None  # noqa: S101 - set before the scheduler calls itself ready
@@ -274,12 +279,12 @@ class InferenceService:
             raise ModelLoadError(f"base model {self.config.model.name}: there is no folder {path}")
         prefetch(path)
         engine = self._make_engine(self.config, self.settings)
-        facts = engine.load_model()
-        base = self._load_base(facts)
-        limits = Limits(
-            self.settings.max_lora_rank,
-            self.settings.adapter_memory_bytes or max(LEAST_ADAPTER_MEMORY, spare_memory() // ADAPTER_MEMORY_SHARE),
-        )
+        if self.config.merge_adapter:
+            facts, base = self._load_merged(engine, self.config.adapters[0])
+        else:
+            facts = engine.load_model()
+            base = self._load_base(facts)
+        limits = self._limits()
         catalogue = Catalogue(base, facts.vocabulary_size, engine.load_adapter, limits)
         self._watcher = Watcher(
             self.settings.adapters_path,
@@ -314,14 +319,50 @@ class InferenceService:
         log.info("loaded base model %s: context of %d tokens", wanted.name, facts.context_length)
         return ServedModel(wanted.name, vocabulary, root=wanted.path, created=self.created)
 
+    def _load_merged(self, engine: Engine, wanted: ServedAdapter) -> tuple[ModelFacts, ServedModel]:
+        """Raises ModelLoadError, also for an adapter that cannot be served: there is nothing else to serve."""
+        base = self.config.model
+        try:
+            adapter = verify(wanted, self._limits())
+            facts = engine.load_model(adapter)
+            path, revision = (wanted.path, None) if adapter.has_tokenizer else (base.path, base.revision)
+            vocabulary = load_vocabulary(path, revision)
+        except (AdapterRefusedError, OSError, ValueError) as error:
+            raise ModelLoadError(f"adapter {wanted.name} cannot be merged into {base.name}: {error}") from error
+        if vocabulary.size > facts.vocabulary_size:
+            raise ModelLoadError(
+                f"adapter {wanted.name} cannot be merged into {base.name}: its tokenizer has {vocabulary.size} tokens; the base "
+                f"model knows {facts.vocabulary_size}"
+            )
+        log.info("merged adapter %s (%s) into %s", wanted.name, adapter.digest, base.name)
+        merged = ServedModel(
+            wanted.name, vocabulary, root=wanted.path, created=self.created, adapter=adapter, parent=base.name
+        )
+        return facts, merged
+
+    def _limits(self) -> Limits:
+        return Limits(
+            self.settings.max_lora_rank,
+            self.settings.adapter_memory_bytes or max(LEAST_ADAPTER_MEMORY, spare_memory() // ADAPTER_MEMORY_SHARE),
+        )
+
     def _apply_lists(self, catalogue: Catalogue) -> None:
-        """Serve the adapters of the configuration and of the list that may change."""
+        """Serve the adapters of the configuration and of the list that may change; none beside a merged one."""
         try:
             listed = read_adapter_list(self.settings.adapters_path)
         except AdapterListError as error:
             # Whoever wrote it meant something; what is served now is a better guess than nothing.
             log.error("the adapters stay as they are: %s", error)  # noqa: TRY400 - a sentence, not a stack trace
             self.adapter_list_problem = str(error)
+            return
+        if self.config.merge_adapter:
+            listed_names = ", ".join(served.name for served in listed)
+            self.adapter_list_problem = (
+                f"{self.settings.adapters_path} lists {listed_names}, which cannot be served: {self._default_name} is merged into the "
+                "weights (mergeAdapter). Empty the list, or set mergeAdapter to false."
+                if listed
+                else None
+            )
             return
         names = {served.name for served in listed}
         try:

@@ -23,6 +23,7 @@ from finetune_inference.kv_cache import KVCache
 from finetune_inference.linear_layers import shared_inputs, speed_up
 from finetune_inference.lora import LoraLoader
 from finetune_inference.lora_batch import LoadedLora, LoraBatch
+from finetune_inference.lora_merge import merge
 from finetune_inference.model_check import CACHED_TOKENS, disagreement, moving_positions, reference_logits
 from finetune_inference.pieces import Piece, PieceModel
 from finetune_inference.plain_model import PlainModel
@@ -64,8 +65,8 @@ class TransformersEngine:
         """Tokens that room for keys and values is taken for; 0 if nothing is in work. Any thread may ask."""
         return self._model.reserved
 
-    def load_model(self) -> ModelFacts:
-        """Read the base model into memory. Raises ModelLoadError."""
+    def load_model(self, merged: VerifiedAdapter | None = None) -> ModelFacts:
+        """Read the base model into memory, and an adapter into its weights. Raises ModelLoadError or AdapterRefusedError."""
         torch.set_num_threads(self._settings.threads or available_cpus())
         transformers_logging.disable_progress_bar()
         model = self._read_model()
@@ -80,6 +81,8 @@ class TransformersEngine:
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(self._device),
         )
+        if merged:
+            merge(model, LoraLoader(model).load(merged))
         self._model = self._piece_model(model)
         # Last, because it imports peft beside whatever comes next.
         self._loader = LoraLoader(model)
