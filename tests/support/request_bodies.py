@@ -43,18 +43,20 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path] + [place for key, inner in items for place in _places(inner, (*path, key))]
 
 
-PLACES = _places(SEED)[1:]
-
-
 @st.composite
-def near_misses(draw: st.DrawFn, replacement: st.SearchStrategy[Any] = ANY_JSON) -> dict[str, Any]:
+def near_misses(
+    draw: st.DrawFn, replacement: st.SearchStrategy[Any] = ANY_JSON, seed: dict[str, Any] = SEED
+) -> dict[str, Any]:
     """A valid body with up to three values replaced, removed or added."""
-    body = copy.deepcopy(SEED)
+    body = copy.deepcopy(seed)
     for _ in range(draw(st.integers(1, 3))):
         parent: Any = body
-        *way, last = draw(st.sampled_from(PLACES))
+        *way, last = draw(st.sampled_from(_places(seed)[1:]))
         for key in way:
-            parent = parent[key] if isinstance(parent, dict) and key in parent else None
+            if isinstance(parent, list):
+                parent = parent[key] if key in range(len(parent)) else None
+            else:
+                parent = parent[key] if isinstance(parent, dict) and key in parent else None
         match draw(st.sampled_from(["replace", "remove", "add"])):
             case "replace" if isinstance(parent, dict) or (isinstance(parent, list) and last in range(len(parent))):
                 parent[last] = draw(replacement)

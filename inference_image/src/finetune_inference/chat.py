@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -40,10 +41,10 @@ router = APIRouter()
 async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
     """Answer a conversation, at once or as a stream."""
     serving: Serving = request.app.state.serving
-    served = await served_model(serving.service, body.model)
+    served = await served_model(serving, body.model)
     messages = [message.to_template() for message in body.messages]
     prompt = await asyncio.to_thread(served.vocabulary.encode_chat, messages)
-    constraint = await asyncio.to_thread(_constraint, served.vocabulary, body.response_format)
+    constraint = await _constraint(serving, served.vocabulary, body.response_format)
     requests = token_requests(
         serving.service,
         served,
@@ -60,14 +61,16 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-def _constraint(vocabulary: Vocabulary, wanted: ResponseFormat | None) -> Constraint | None:
-    """Raises GrammarError."""
+async def _constraint(serving: Serving, vocabulary: Vocabulary, wanted: ResponseFormat | None) -> Constraint | None:
+    """What the answer is held to. Raises GrammarError."""
     match wanted:
         case JsonObjectFormat():
-            return vocabulary.grammars.compile(ANY_OBJECT, lenient=False)
+            compiling = partial(vocabulary.grammars.compile, ANY_OBJECT, lenient=False)
         case JsonSchemaFormat(json_schema=asked):
-            return vocabulary.grammars.compile(asked.json_schema, lenient=not asked.strict)
-    return None
+            compiling = partial(vocabulary.grammars.compile, asked.json_schema, lenient=not asked.strict)
+        case _:
+            return None
+    return await asyncio.get_running_loop().run_in_executor(serving.compiling, compiling)
 
 
 @dataclass

@@ -30,7 +30,7 @@ router = APIRouter()
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Continue prompts, at once or as a stream."""
     serving: Serving = request.app.state.serving
-    served = await served_model(serving.service, body.model)
+    served = await served_model(serving, body.model)
     if len(body.prompts) > serving.service.settings.max_sequences_per_request:
         raise invalid_value(f"{len(body.prompts)} prompts are too many for one request.", "prompt")
     prompts = await asyncio.to_thread(_encode, served.vocabulary, body.prompts)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from finetune_inference.catalogue import ServedModel
@@ -20,12 +21,19 @@ class Serving:
 
     service: InferenceService
     metrics: Metrics
+    # Threads of their own for what may take seconds: in asyncio's pool, which has few, prompts of others would wait for it.
+    reading: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "read-adapter"))
+    """Reads adapters again; one at a time is all that the catalogue does."""
+    compiling: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compile-schema"))
+    """Compiles the schemas of answers."""
 
 
-async def served_model(service: InferenceService, name: str) -> ServedModel:
+async def served_model(serving: Serving, name: str) -> ServedModel:
     """What a name means now, in memory. Raises NotReadyError or UnknownModelError."""
-    served = service.model(name)
-    return served if served.in_memory else await asyncio.to_thread(service.read_again, name)
+    served = serving.service.model(name)
+    if served.in_memory:
+        return served
+    return await asyncio.get_running_loop().run_in_executor(serving.reading, serving.service.read_again, name)
 
 
 def token_requests(
