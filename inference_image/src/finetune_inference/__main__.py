@@ -52,7 +52,7 @@ def configuration(arguments: list[str] | None = None) -> tuple[Settings, Serving
     Raises OSError or ValueError.
     """
     options = _parser().parse_args(arguments)
-    fields = ("host", "port", "config_path")
+    fields = ("host", "port", "config_path", "chat_page")
     given = {name: value for name in fields if (value := getattr(options, name)) is not None}
     settings = Settings(**given)
     if options.model is None:
@@ -116,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--merge", action="store_true", help="make the one adapter a part of the weights; no base model then"
+    )
+    parser.add_argument(
+        "--chat", dest="chat_page", action="store_true", default=None, help="serve a page to chat with, at /chat"
     )
     parser.add_argument("--max-model-length", type=int, help="longest prompt plus answer in tokens")
     parser.add_argument("--host", help="address to listen on")

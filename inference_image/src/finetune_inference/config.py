@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     max_sequences_per_request: Annotated[
         int, Field(description="Prompts times n that one request may ask for.", ge=1)
     ] = 32
+    chat_page: Annotated[
+        bool, Field(description="Serve a page to chat with two models side by side, at /chat (see `chat_page`).")
+    ] = False
     max_body_bytes: Annotated[int, Field(description="Largest request body in bytes.", ge=1024)] = 4 << 20
     drain_delay_seconds: Annotated[
         float,
