@@ -41,7 +41,7 @@ def test_a_refusal_of_the_hub_becomes_a_reason(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(TrainingError) as caught:
-        base_model.locate(ModelConfig(path="org/name", revision="main"))
+        base_model.locate_files(ModelConfig(path="org/name", revision="main"))
     assert (caught.value.reason, caught.value.retryable) == (reason, retryable)
     assert "hunter2" not in caught.value.message
 
@@ -54,5 +54,5 @@ def test_a_full_volume_is_not_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(
         TrainingError, match="The scratch volume, or its node's disk, is full with model org/name"
     ) as caught:
-        base_model.locate(ModelConfig(path="org/name", revision="main"))
+        base_model.locate_files(ModelConfig(path="org/name", revision="main"))
     assert (caught.value.reason, caught.value.retryable) == (Reason.STORAGE_FULL, True)

@@ -57,15 +57,6 @@ class BaseModel:
         return next(int(i) for i in ids if i is not None)
 
 
-def locate(config: ModelConfig) -> tuple[Path, str]:
-    """Folder and revision of the model, downloading it from the hub if it is not a path.
-
-    Raises TrainingError (ModelNotFound, ModelInvalid, ModelAccessDenied). Reads no weights but for their digest.
-    """
-    folder = locate_files(config)
-    return folder, revision_of(config, folder)
-
-
 def revision_of(config: ModelConfig, folder: Path) -> str:
     """Commit of a hub model, which its folder is named after; digest of a local one's weights."""
     return digest_of_weights(folder) if _is_path(config.path) else folder.name

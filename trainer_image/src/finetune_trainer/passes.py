@@ -151,14 +151,14 @@ def choose_passes(model: Any, base: BaseModel, rows: Sequence[TokenRow]) -> Pass
 def largest_difference(
     model: Any, rows: Sequence[TokenRow], passes: Passes, padded: Passes, rounding: tuple[float, float]
 ) -> float:
-    """Largest difference of a learnt token's log-probability between `passes` and each row on its own, over `rounding`."""
+    """Largest difference of a learnt token's log-probability between `passes` and `padded`, over `rounding`."""
     import torch
 
     model.eval()
     # As in training: the Trainer runs a model of bfloat16 weights under autocast.
     mixed = torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
     with torch.inference_mode(), mixed:
-        expected = torch.cat([_log_probabilities(model, padded.collate([row])) for row in rows])
+        expected = _log_probabilities(model, padded.collate(rows))
         with passes.applied(model):
             found = _log_probabilities(model, passes.collate(rows))
     absolute, relative = rounding

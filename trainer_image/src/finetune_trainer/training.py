@@ -19,6 +19,7 @@ import logging
 import math
 import platform
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -160,8 +161,12 @@ class FinetuningPipeline:
         """Find and load the model and its tokenizer."""
         self._check_stop()
         started = time.monotonic()
-        folder, revision = base_model.locate(self.config.model)
-        base_model.quiet_libraries()
+        folder = base_model.locate_files(self.config.model)
+        with ThreadPoolExecutor(max_workers=1) as hashing:
+            # Beside the import of transformers, which takes longer and is one thread's work.
+            found = hashing.submit(base_model.revision_of, self.config.model, folder)
+            base_model.quiet_libraries()
+            revision = found.result()
         base = base_model.load(self.config.model, folder, revision, self.config.hyperparameters.precision)
         logger.info(
             "base model loaded model=%s revision=%s dtype=%s device=%s parameters=%d seconds=%.1f",
