@@ -121,6 +121,10 @@ class TrainingConfig(SpecModel):
         ),
     ] = None
     output: Annotated[OutputConfig, Field(description="output says where the adapter goes.")]
+    processes: Annotated[
+        int | None,
+        Field(description="processes that share each step on this machine, one a GPU; one if unset.", ge=1, le=64),
+    ] = None
 
     @model_validator(mode="after")
     def _evaluations_need_rows(self) -> Self:

@@ -11,6 +11,7 @@ from finetune_api.artifacts import FINGERPRINT_FILE, RUN_RECORD_FILE, ArtifactEr
 from finetune_api.constants import ExitCode
 from finetune_api.fingerprint import Fingerprint
 from finetune_api.outcome import Result
+from finetune_trainer import distributed
 from finetune_trainer.config import TrainerSettings, load_config
 from finetune_trainer.environment import prepare_environment
 from finetune_trainer.errors import TrainingError, exit_code_of
@@ -137,13 +138,16 @@ def _add_command(commands: Any, name: str, summary: str, description: str, epilo
 def _train(parsed: argparse.Namespace, settings: TrainerSettings) -> int:
     from finetune_trainer.kubeflow import kubeflow_reporters
     from finetune_trainer.progress import ConsoleReporter, LogReporter, Reporters
-    from finetune_trainer.tasks.finetuning_task import run_finetuning
+    from finetune_trainer.tasks.finetuning_task import assist, run_finetuning
     from finetune_trainer.tracking import tracking_reporters
     from finetune_trainer.training import new_run_id
 
     config = load_config(parsed.config, model_name_or_path=settings.model_name_or_path)
     run_id = config.job.uid if config.job else parsed.run_id or new_run_id()
     STOP.install()
+    if distributed.assists():
+        configure_logging("WARNING")
+        return assist(config, STOP, run_id)
     own = ConsoleReporter() if sys.stderr.isatty() else LogReporter()
     reporter = Reporters([own, *kubeflow_reporters(), *tracking_reporters(config, run_id)])
     outcome = run_finetuning(config, reporter, STOP, run_id)

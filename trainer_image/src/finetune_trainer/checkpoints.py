@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -22,8 +23,10 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import save as to_safetensors
 from transformers import Trainer
+from transformers.trainer_pt_utils import safe_globals
 
 from finetune_api.artifacts import Manifest
+from finetune_trainer import distributed
 from finetune_trainer.artifacts import RunStore, write_durably
 
 if TYPE_CHECKING:
@@ -45,7 +48,8 @@ class Snapshot:
     adapter_config: dict[str, Any]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
-    random_state: dict[str, Any]
+    random_states: list[dict[str, Any]]
+    """One of each rank."""
     trainer_state: dict[str, Any]
     """With the step and epoch that the position in the dataset follows from."""
     best_adapter: dict[str, torch.Tensor]
@@ -53,14 +57,14 @@ class Snapshot:
 
 
 def take_snapshot(trainer: Trainer, best: "BestAdapter | None" = None) -> Snapshot:
-    """Copy the state of a training between two steps."""
+    """Copy the state of a training between two steps; called by all ranks at once."""
     return Snapshot(
         step=trainer.state.global_step,
         adapter=adapter_tensors(trainer.model),
         adapter_config=trainer.model.peft_config[ADAPTER].to_dict(),
         optimizer=_copied(trainer.optimizer.state_dict()),
         scheduler=_copied(trainer.lr_scheduler.state_dict()),
-        random_state=_random_state(),
+        random_states=distributed.everyones(_random_state()),
         trainer_state=asdict(trainer.state),
         best_adapter=best.tensors if best else {},
     )
@@ -90,13 +94,33 @@ def _random_state() -> dict[str, Any]:
     return state
 
 
+def random_state_file(rank: int) -> str:
+    """Name of the file with the random state of a rank; the first one has transformers' own name for it."""
+    return f"rng_state_{rank}.pth" if rank else "rng_state.pth"
+
+
+def load_random_state(checkpoint: Path, rank: int) -> None:
+    """Go on with a rank's random state; a checkpoint of fewer ranks has none for it."""
+    file = checkpoint / random_state_file(rank)
+    if not file.exists():
+        return
+    with safe_globals():
+        state = torch.load(file, weights_only=True)
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.random.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.random.set_rng_state(state["cuda"])
+
+
 def to_files(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
     """Name and content of each file that transformers resumes from, one at a time to hold one of them in memory only."""
     yield "adapter_model.safetensors", to_safetensors(snapshot.adapter, {"format": "pt"})
     yield "adapter_config.json", _json_bytes(snapshot.adapter_config)
     yield "optimizer.pt", _torch_bytes(snapshot.optimizer)
     yield "scheduler.pt", _torch_bytes(snapshot.scheduler)
-    yield "rng_state.pth", _torch_bytes(snapshot.random_state)
+    for rank, state in enumerate(snapshot.random_states):
+        yield random_state_file(rank), _torch_bytes(state)
     yield "trainer_state.json", _json_bytes(snapshot.trainer_state)
     if snapshot.best_adapter:
         yield BEST_ADAPTER_FILE, to_safetensors(snapshot.best_adapter, {"format": "pt"})
@@ -152,7 +176,9 @@ class CheckpointSaver:
         """Begin to save the state of a training; returns when it is copied. Raises what the last checkpoint failed with."""
         self.wait()
         started = time.monotonic()
-        self._under_way = self._executor.submit(self._commit, take_snapshot(trainer, self._best))
+        snapshot = take_snapshot(trainer, self._best)
+        if distributed.rank() == 0:
+            self._under_way = self._executor.submit(self._commit, snapshot)
         self.blocked_seconds += time.monotonic() - started
 
     def wait(self) -> None:

@@ -4,6 +4,8 @@ import ctypes
 import os
 from typing import Final
 
+DEVICES_ENV: Final = "CUDA_VISIBLE_DEVICES"
+"""Environment variable with the accelerators that a process may use, separated by commas."""
 DEFAULTS: Final = {
     # Pods share their nodes' cores: CPU is a request, not a limit. OpenMP's threads spin while they wait, and a spinning thread
     # keeps the very core that the thread it waits for needs: with a second busy program per core, training a 135M model on
@@ -13,7 +15,7 @@ DEFAULTS: Final = {
     # The same for other OpenMPs, which know only the extremes.
     "OMP_WAIT_POLICY": "PASSIVE",
     # transformers would use all visible accelerators by DataParallel, which is slower than one and changes the batch.
-    "CUDA_VISIBLE_DEVICES": "0",
+    DEVICES_ENV: "0",
     # Rows are tokenised in batches by all cores. Said aloud, as tokenizers would otherwise warn at every later fork.
     "TOKENIZERS_PARALLELISM": "true",
 }
@@ -32,7 +34,10 @@ MALLOC: Final = {
 
 
 def prepare_environment() -> None:
-    """Set the defaults of this process."""
+    """Set the defaults of this process. Of the accelerators of a machine, each process of torchrun's has its own."""
+    if local_rank := int(os.environ.get("LOCAL_RANK") or 0):
+        devices = os.environ.get(DEVICES_ENV, "").split(",")
+        os.environ[DEVICES_ENV] = devices[local_rank] if local_rank < len(devices) else str(local_rank)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from finetune_api.v1alpha1.finetune_job import EvaluationMetric, EvaluationSettings
+from finetune_trainer import distributed
 from finetune_trainer.batching import choose_micro_batch_size
 from finetune_trainer.checkpoints import ADAPTER, BEST_ADAPTER_FILE, adapter_tensors
 from finetune_trainer.data import IGNORED, Tokenized, TokenRow
@@ -62,17 +63,19 @@ class HeldOutRows:
         model.eval()
         loss, exact = 0.0, 0
         with torch.inference_mode():
-            for start in range(0, len(self._rows), self._size):
-                if stop.requested:
+            for rows in distributed.dealt_out(self._rows, self._size):
+                if distributed.agree_to_stop(stop):
                     return None
-                rows = self._rows[start : start + self._size]
+                if not rows:
+                    continue
                 batch = self._passes.collate(rows)
                 batch = {key: value.to(model.device) for key, value in batch.items()}
                 # With a count of one the loss is the sum over tokens, so that the mean is one over all of them.
                 output = model(**batch, use_cache=False, num_items_in_batch=torch.tensor(1))
                 loss += float(output.loss)
                 exact += exact_rows(output.logits, batch, rows)
-        measured = {"eval_loss": loss / self._loss_tokens, "exact_match": exact / len(self._rows)}
+        loss, right = distributed.total(loss, exact)
+        measured = {"eval_loss": loss / self._loss_tokens, "exact_match": right / len(self._rows)}
         return {name: value for name, value in measured.items() if name == "eval_loss" or name in self._metrics}
 
 

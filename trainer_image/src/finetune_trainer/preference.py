@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch.nn.functional import cross_entropy, logsigmoid
 
+from finetune_trainer import distributed
 from finetune_trainer.batching import choose_micro_batch_size
 from finetune_trainer.data import IGNORED
 from finetune_trainer.data.pairs import Pair, PreferencePairs, flattened
@@ -127,13 +128,15 @@ class HeldOutPairs:
         model.eval()
         margins = []
         with torch.inference_mode():
-            for start in range(0, len(self._pairs), self._size):
-                if stop.requested:
+            for pairs in distributed.dealt_out(self._pairs, self._size):
+                if distributed.agree_to_stop(stop):
                     return None
-                batch = self._passes.collate(self._pairs[start : start + self._size])
+                if not pairs:
+                    continue
+                batch = self._passes.collate(pairs)
                 batch = {key: value.to(model.device) for key, value in batch.items()}
                 margins.append(reward_margins(model, model, batch, self._beta))
-        margin = torch.cat(margins)
+        margin = torch.cat([part for parts in distributed.everyones(margins) for part in parts])
         return {
             "eval_loss": float(-logsigmoid(margin).mean()),
             "reward_accuracy": float((margin > 0).float().mean()),

@@ -20,9 +20,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from finetune_api.outcome import Progress
 from finetune_api.training import TrainingConfig
 from finetune_api.v1alpha1.finetune_job import DEFAULT_EPOCHS
+from finetune_trainer import distributed
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import StepSampler
-from finetune_trainer.checkpoints import CheckpointSaver
+from finetune_trainer.checkpoints import CheckpointSaver, load_random_state
 from finetune_trainer.errors import is_out_of_memory
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.out_of_memory import PassSizes, RandomState, memory_refused_beyond, release_memory
@@ -63,7 +64,8 @@ def training_arguments(config: TrainingConfig, base: BaseModel, folder: Path) ->
         weight_decay=hyper.weight_decay,
         bf16=base.dtype == "bfloat16",
         use_cpu=not base.on_gpu,
-        seed=hyper.seed,
+        # Dropout is another one in each rank; the same adapter is in all of them by now.
+        seed=hyper.seed + distributed.rank(),
         logging_steps=1,
         # The Trainer would hide a loss that is no number from divergence.DivergenceCallback.
         logging_nan_inf_filter=False,
@@ -125,12 +127,17 @@ class StepTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
         return sum(len(row.input_ids) for row in rows)
 
     def training_step(self, model: Any, inputs: Sequence[Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Gradients of a step's rows, and its loss. Raises TrainingError if memory does not suffice for the smallest passes."""
+        """Gradients of a step's rows, and its loss. Raises TrainingError if memory does not suffice for the smallest passes.
+
+        Where several ranks share the step, each takes its part of the rows, and then both are added up.
+        """
         random_state = RandomState.now()
-        while (loss := self._take(model, inputs, num_items_in_batch)) is None:
+        rows = distributed.own_part(inputs, [self.count_tokens([row]) for row in inputs])
+        while (loss := self._take(model, rows, num_items_in_batch)) is None:
             model.zero_grad()
             release_memory()
             random_state.restore()
+        distributed.sum_up(loss, [parameter for parameter in model.parameters() if parameter.requires_grad])
         return loss
 
     def _take(self, model: Any, rows: Sequence[Any], items: Any) -> torch.Tensor | None:
@@ -159,6 +166,13 @@ class StepTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
 
     def _track_num_input_tokens(self, inputs: Sequence[Any]) -> None:
         self.state.num_input_tokens_seen += self.count_tokens(inputs)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The first rank's is where transformers looks for it."""
+        if checkpoint and distributed.rank():
+            load_random_state(Path(checkpoint), distributed.rank())
+        else:
+            super()._load_rng_state(checkpoint)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         return self._sampler
@@ -249,7 +263,7 @@ class StopCallback(_Callback):
 
     def on_log(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
         """Ask whether to go on; logging is the last thing of a step before the Trainer looks at `control`."""
-        if self._stop.requested:
+        if distributed.agree_to_stop(self._stop):
             control.should_save = True
             control.should_training_stop = True
 
@@ -276,7 +290,7 @@ class CheckpointCallback(_Callback):
 
     def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
         """Ask for a checkpoint when it is time."""
-        if self._clock() - self._last >= self._every_seconds:
+        if distributed.anyone(self._clock() - self._last >= self._every_seconds):
             control.should_save = True
 
     def on_save(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:

@@ -38,7 +38,7 @@ from finetune_api.fingerprint import Fingerprint
 from finetune_api.outcome import CommittedAdapter, Outcome, Result, StepPasses
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
-from finetune_trainer import base_model
+from finetune_trainer import base_model, distributed
 from finetune_trainer.artifacts import Committed, RunStore
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import StepSampler, choose_micro_batch_size
@@ -141,6 +141,18 @@ class FinetuningPipeline:
         self.clear_away()
         return self.report(committed)
 
+    def assist(self) -> None:
+        """What every rank but the first does: its share of each step and of each evaluation. It writes nothing."""
+        if self.store.committed_adapter():
+            return
+        examples = self.read_examples()
+        base = self.load_base_model()
+        dataset = self.tokenize(examples, base)
+        model = self.add_lora(base)
+        passes = self.choose_passes(model, base, dataset)
+        self.train(model, base, dataset, passes)
+        self.evaluate(model, dataset, passes, on_gpu=base.on_gpu)
+
     def clear_away(self, *, sweep: bool = False) -> None:
         """Remove what a committed adapter has no use for; a volume that refuses changes nothing.
 
@@ -155,7 +167,7 @@ class FinetuningPipeline:
 
     def read_examples(self) -> Examples:
         """Read and check all rows; needs neither model nor torch."""
-        return read_examples(self.config)
+        return distributed.first_first(lambda: read_examples(self.config))
 
     def load_base_model(self) -> BaseModel:
         """Find and load the model and its tokenizer."""
@@ -182,14 +194,13 @@ class FinetuningPipeline:
     def tokenize(self, examples: Examples, base: BaseModel) -> PreparedDataset:
         """Render rows with the chat template, mark tokens with loss, and log what became of the dataset."""
         self._check_stop()
-        dataset = prepare_dataset(
-            self.config,
-            examples,
-            base.tokenizer,
-            base.model.config,
-            cache=token_cache(self.config),
-            between=self._check_stop,
+        cache = token_cache(self.config)
+        dataset = distributed.first_first(
+            lambda: prepare_dataset(
+                self.config, examples, base.tokenizer, base.model.config, cache=cache, between=self._check_stop
+            )
         )
+        distributed.check_alike(examples.digest, "rows")
         log_report(dataset.report)
         return dataset
 
@@ -213,9 +224,11 @@ class FinetuningPipeline:
 
     def choose_passes(self, model: Any, base: BaseModel, dataset: PreparedDataset) -> "Passes":
         """How rows go through this model: packed, if a few of them show that it makes no difference."""
-        from finetune_trainer.passes import choose_passes
+        from finetune_trainer.passes import PaddedPasses, choose_passes
 
         passes = choose_passes(model, base, dataset.training.rows)
+        if len(set(distributed.everyones(passes.name))) > 1:
+            passes = PaddedPasses(base)
         logger.info("rows go through the model passes=%s", passes.name)
         return passes
 
@@ -236,6 +249,8 @@ class FinetuningPipeline:
             passes.row_tokens(rows, hyper.batch_size), hyper.batch_size, hyper.micro_batch_size, on_gpu=base.on_gpu
         )
         limit = None if base.on_gpu else container_limit()
+        if limit is not None:
+            limit //= distributed.count()
         recompute = hyper.gradient_checkpointing == "enabled"
         planned = StepPasses(micro_batch_size=micro, gradient_checkpointing=recompute)
         sizes = PassSizes(planned, hyper.gradient_checkpointing, model, limit=limit)
@@ -264,7 +279,7 @@ class FinetuningPipeline:
             ],
         )
         stock.silence(loop)
-        checkpoint = self.store.newest_checkpoint()
+        checkpoint = distributed.from_first(self.store.newest_checkpoint)
         if checkpoint:
             self.reached.step = self.reached.checkpoint_step = checkpoint.manifest.step
             best.load(checkpoint.path)
@@ -422,6 +437,7 @@ class FinetuningPipeline:
                 "device": torch.cuda.get_device_name() if base.on_gpu else platform.machine(),
                 "dtype": base.dtype,
                 "threads": torch.get_num_threads(),
+                **({"processes": distributed.count()} if distributed.count() > 1 else {}),
             },
         }
 

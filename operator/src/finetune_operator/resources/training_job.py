@@ -147,6 +147,7 @@ def build_training_config(job: FinetuneJob, attempt: int) -> TrainingConfig:
         checkpoint=spec.checkpoint,
         tracking=spec.tracking,
         output=OutputConfig(directory=ADAPTERS_MOUNT, adapter_name=job.adapter_name, claim=spec.output.claim),
+        processes=spec.resources.gpu if spec.resources.gpu > 1 else None,
     )
 
 

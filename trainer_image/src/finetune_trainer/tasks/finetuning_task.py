@@ -10,10 +10,11 @@ from typing import Any
 
 from celery import shared_task
 
-from finetune_api.constants import TASK_NAME, task_id
+from finetune_api.constants import TASK_NAME, ExitCode, task_id
 from finetune_api.outcome import Outcome
 from finetune_api.reasons import Reason
 from finetune_api.training import JobIdentity, TrainingConfig
+from finetune_trainer import distributed
 from finetune_trainer.celery_app import create_app
 from finetune_trainer.config import TrainerSettings, load_pod_config
 from finetune_trainer.errors import TrainingError, as_training_error
@@ -53,7 +54,8 @@ def run_finetuning(config: TrainingConfig, reporter: Reporter, stop: StopSignal,
     pipeline = FinetuningPipeline(config, reporter=reporter, stop=stop, run_id=run_id)
     try:
         check_trackers(config)
-        return pipeline.run()
+        with distributed.joined(config, pipeline.run_id):
+            return pipeline.run()
     except Exception as caught:
         error = as_training_error(caught)
         if error.reason is Reason.TRAINER_CRASHED:
@@ -63,6 +65,19 @@ def run_finetuning(config: TrainingConfig, reporter: Reporter, stop: StopSignal,
             step=pipeline.reached.step if pipeline.reached else 0,
             checkpoint_step=max(pipeline.store.checkpoint_steps(), default=None),
         )
+
+
+def assist(config: TrainingConfig, stop: StopSignal, run_id: str) -> ExitCode:
+    """Be another rank than the first, which has the say: it reports for all, and nobody asks the others."""
+    distributed.die_with_parent()
+    try:
+        with distributed.joined(config, run_id):
+            FinetuningPipeline(config, reporter=Reporters([]), stop=stop, run_id=run_id).assist()
+    except Exception as caught:
+        error = as_training_error(caught)
+        logger.warning("another process of the run ended reason=%s message=%s", error.reason, error.message)
+        return error.exit_code
+    return ExitCode.SUCCEEDED
 
 
 def _pod_reporter(settings: TrainerSettings, config: TrainingConfig, job: JobIdentity) -> Reporter:
