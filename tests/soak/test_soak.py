@@ -24,9 +24,7 @@ SHORT = Plan(
 
 
 @pytest.mark.timeout(600)  # half a minute, or minutes beside programs that leave it no core
-def test_a_server_survives_overload_rude_clients_and_sigterm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_survives_overload_rude_clients_and_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A model this small gains nothing from a second thread.
     monkeypatch.setenv("FINETUNE_SERVER_THREADS", "1")
     with socket.create_server(("127.0.0.1", 0)) as probe:

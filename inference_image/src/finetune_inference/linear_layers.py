@@ -49,10 +49,11 @@ def shared_inputs(model: nn.Module) -> list[list[str]]:
 def speed_up(model: nn.Module, groups: Sequence[Sequence[str]], spare_bytes: int) -> None:
     """Have each group of layers compute as one, from packed weights if those take no more than `spare_bytes`."""
     joined = [_Group([model.get_submodule(path) for path in group]) for group in groups if _can_join(model, group)]
-    if sum(group.weight.nbytes for group in joined) > spare_bytes or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if sum(group.weight.nbytes for group in joined) > spare_bytes:
         return
     for group in joined:
-        group.pack()
+        if _can_pack(group.weight.dtype):
+            group.pack()
 
 
 class _Group:
@@ -104,3 +105,11 @@ def _can_join(model: nn.Module, group: Sequence[str]) -> bool:
     layers: list[Any] = [model.get_submodule(path) for path in group]
     same_kind = len({(layer.weight.dtype, layer.bias is None) for layer in layers}) == 1
     return same_kind and layers[0].weight.dtype in PACKED_ROWS
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether this CPU and this build of torch have the product from packed weights."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    # oneDNN raises where a CPU has no AVX512; torch's own product is only slow there.
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - its only name

@@ -15,9 +15,11 @@ from over_http import Reply, Server
 from workload import CONCURRENT, Ask
 
 PROMPT = 64
+"""Tokens of every prompt."""
 TOKENS = (24, 56)
 """Length of answers, from and to; as in the other measurements."""
 ALONE = 50
+"""Requests that come one after the other."""
 CAPACITY = 4 * CONCURRENT
 """Requests that the capacity is measured with."""
 MOST, SECONDS = 1000, 180
