@@ -22,7 +22,7 @@ ALONE = 50
 """Requests that come one after the other."""
 CAPACITY = 4 * CONCURRENT
 """Requests that the capacity is measured with."""
-MOST, SECONDS = 1000, 180
+MOST, SECONDS = 1000, 140
 """A p99 is worth its name from a thousand on; a slow machine does as many as fit into the seconds."""
 
 
