@@ -59,7 +59,8 @@ class Sequence:
             self.scores.append(ScoredToken(prompt[0]))
         targets = prompt[piece.start + 1 : piece.start + 1 + logits.shape[0]]
         self.scores += score_rows(logits[: len(targets)], targets, self.request.logprobs or 0)
-        return [PromptScored(self.scores)] if self.read >= len(prompt) else []
+        # Complete one token before the prompt is read: that one may be a piece of its own, which has nothing more to score.
+        return [PromptScored(self.scores)] if len(self.scores) >= len(prompt) else []
 
     def take_token(self, token: int, logits: torch.Tensor) -> list[Event]:
         """Note the token that was picked and say what it means. logits: [vocabulary]."""
