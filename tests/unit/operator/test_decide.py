@@ -548,6 +548,43 @@ def test_an_added_adapter_is_followed_until_it_is_verified_and_is_not_put_back_i
     assert (replaced.add, replaced.status.reason) == ((), Reason.CHILD_CONFLICT)
 
 
+def test_the_age_of_the_endpoint_of_somebody_else_does_not_count_towards_the_jobs_timeout() -> None:
+    job = published_for(INTO)
+    old = {"creation_timestamp": NOW - timedelta(days=9)}
+    service = chat()
+    service = service.model_copy(update={"metadata": service.metadata.model_copy(update=old)})
+    plan = plan_for(job, service=service)
+    listing = service.model_copy(update={"spec": chat(plan.add[0]["spec"]["adapters"][0]).spec})
+    for before in (job, with_status(job, plan.status)):
+        waiting = plan_for(before, service=listing)
+        assert (waiting.status.phase, waiting.status.reason) == (Phase.DEPLOYING, Reason.ROLLING_OUT)
+    late = plan_for(with_status(job, plan.status), now=NOW + timedelta(seconds=900), service=listing)
+    assert late.status.reason == Reason.ROLLOUT_TIMEOUT
+
+
+def test_of_two_jobs_that_bring_one_name_at_the_same_time_the_last_one_stays() -> None:
+    first = plan_for(published_for(INTO), service=chat())
+    ours = first.add[0]["spec"]["adapters"][0]
+    theirs = {**ours, "source": "pvc://finetune-adapters/tone/theirs", "digest": f"sha256:{'c' * 64}"}
+    overtaken = plan_for(with_status(published_for(INTO), first.status), service=chat(theirs))
+    assert (overtaken.add, overtaken.status.reason) == ((), Reason.CHILD_CONFLICT)
+
+
+def test_a_finished_job_says_that_its_version_was_replaced_and_not_that_the_endpoint_is_gone() -> None:
+    job = published_for(INTO)
+    entry = plan_for(job, service=chat()).add[0]["spec"]["adapters"][0]
+    service = chat(entry)
+    verdict = ServedAdapterStatus(name="tone", digest=entry["digest"], verified="True", reason="FingerprintMatched")
+    status = service.status.model_copy(update={"adapters": [verdict]})
+    done = plan_for(job, service=service.model_copy(update={"status": status}))
+    replaced = plan_for(with_status(job, done.status), service=chat({**entry, "digest": f"sha256:{'c' * 64}"}))
+    serving = next(c for c in replaced.status.conditions if c.type == ConditionType.SERVING_READY)
+    assert (replaced.status.phase, serving.status, serving.reason) == (Phase.SUCCEEDED, "False", "AdapterSwitched")
+    assert "another version" in serving.message
+    gone = plan_for(with_status(job, done.status))
+    assert "was deleted" in next(c for c in gone.status.conditions if c.type == ConditionType.SERVING_READY).message
+
+
 @pytest.mark.parametrize(
     ("gate", "eval_loss", "served", "words"),
     [

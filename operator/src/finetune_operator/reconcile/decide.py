@@ -24,7 +24,14 @@ from finetune_operator.reconcile.attempts import (
 )
 from finetune_operator.reconcile.conditions import find_condition
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.endpoint import decide_endpoint, decide_refused, is_owned, lists, mirror_endpoint
+from finetune_operator.reconcile.endpoint import (
+    decide_endpoint,
+    decide_refused,
+    is_owned,
+    lists,
+    mirror_endpoint,
+    report_loss,
+)
 from finetune_operator.reconcile.failures import AttemptEnd
 from finetune_operator.reconcile.phase import is_terminal
 from finetune_operator.reconcile.plan import Observed, Plan
@@ -76,9 +83,12 @@ def _decide_finished(draft: Draft, seen: Observed) -> Plan:
     is_served = is_own or (
         service is not None and job.status.adapter is not None and lists(service, job.status.adapter)
     )
-    is_mirrored = job.status.serving is not None and seen.unreadable is None
-    if job.spec.serve is not None and not is_cancelled and is_mirrored:
-        mirror_endpoint(draft, service if is_served else None)
+    serving = job.status.serving
+    if job.spec.serve is not None and not is_cancelled and serving is not None and seen.unreadable is None:
+        if service is not None and is_served:
+            mirror_endpoint(draft, service)
+        else:
+            report_loss(draft, serving, service)
     expires_in = _seconds_to_expiry(job, draft.now)
     return draft.plan(
         delete_jobs=_unfinished(seen),

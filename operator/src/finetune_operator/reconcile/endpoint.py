@@ -93,7 +93,9 @@ def _decide_addition(draft: Draft, seen: Observed, serve: Serve, adapter: Adapte
             draft.condition(ConditionType.SERVING_READY, "False", Reason.EVAL_REGRESSION, regression)
             draft.fail(Reason.EVAL_REGRESSION, regression)
             return draft.plan()
-    return Plan(status=job.status, add=(build_addition(job, adapter),), requeue_after=FOLLOW_SECONDS)
+    # Noted in the same pass: of two jobs that bring one name at the same time, the first then finds itself replaced.
+    mirror_endpoint(draft, service)
+    return draft.plan(add=(build_addition(job, adapter),), requeue_after=FOLLOW_SECONDS)
 
 
 def lists(service: InferenceService, adapter: AdapterStatus) -> bool:
@@ -132,15 +134,18 @@ def is_owned(service: InferenceService, job: FinetuneJob) -> bool:
     return any(owner.uid == job.metadata.uid for owner in service.metadata.owner_references)
 
 
-def mirror_endpoint(draft: Draft, service: InferenceService | None) -> None:
+def report_loss(draft: Draft, serving: ServingStatus, service: InferenceService | None) -> None:
+    """Say that the endpoint of a finished job is gone, or that `service` has another version of the adapter by now."""
+    draft.update(serving=serving.model_copy(update={"ready": False, "verified": False, "url": None, "state": None}))
+    reason, what = Reason.ENDPOINT_UNREACHABLE, "was deleted."
+    if service is not None:
+        reason, what = Reason.ADAPTER_SWITCHED, "serves another version of the adapter by now, or none."
+    draft.condition(ConditionType.SERVING_READY, "False", reason, f"InferenceService {serving.name} {what}")
+
+
+def mirror_endpoint(draft: Draft, service: InferenceService) -> None:
     """Copy the endpoint's state into `serving`, ServingReady and AdapterVerified."""
     old, adapter = draft.status.serving, draft.status.adapter
-    if service is None:
-        if old is not None:
-            draft.update(serving=old.model_copy(update={"ready": False, "verified": False, "url": None, "state": None}))
-            message = f"InferenceService {old.name} was deleted."
-            draft.condition(ConditionType.SERVING_READY, "False", Reason.ENDPOINT_UNREACHABLE, message)
-        return
     ready = _ready_condition(service)
     verdict = _verdict(service, adapter)
     if ready is not None:
@@ -150,7 +155,9 @@ def mirror_endpoint(draft: Draft, service: InferenceService | None) -> None:
         draft.condition(ConditionType.SERVING_READY, "False", Reason.ROLLING_OUT, "The endpoint is being deployed.")
     if verdict is not None:
         draft.condition(ConditionType.ADAPTER_VERIFIED, verdict.verified, known_reason(verdict.reason), verdict.message)
-    started = old.started_time if old is not None else service.metadata.creation_timestamp or draft.now
+    # An endpoint of somebody else may be years old; the job's time begins now.
+    begin = service.metadata.creation_timestamp if is_owned(service, draft.job) else None
+    started = old.started_time if old is not None else begin or draft.now
     draft.update(
         serving=ServingStatus(
             name=service.metadata.name,

@@ -55,7 +55,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do now. Either children are made (`create`, `apply`) or something is reported; a repair does both."""
+    """What to do now. Either children are made (`create`, `apply`) or something is reported; a repair and an addition do both."""
 
     status: FinetuneJobStatus
     create: tuple[Manifest, ...] = ()
