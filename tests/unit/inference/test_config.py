@@ -55,7 +55,7 @@ def test_the_command_line_serves_without_any_file() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--adapter", "a=/x"], "--adapter needs --model"),
+        (["--adapter", "a=/x"], "--adapter and --merge need --model"),
         (["--model", "m", "--adapter", "/x"], "use NAME=PATH"),
         (["--model", "m", "--max-model-length", "1"], "greater than or equal to 16"),
         (["--model", "m", "--port", "99999"], "less than or equal to 65535"),

@@ -48,14 +48,14 @@ def a_device_of(tokens: int, error: Any, *, recomputed: int | None = None, first
     have added to their gradients already, and from the `first_step`th optimizer step on.
     """
     import torch
-    from transformers.models.llama.modeling_llama import LlamaMLP
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
     refused: list[int] = []
-    forward = LlamaMLP.forward
+    forward = LlamaDecoderLayer.forward
     steps = 0
 
-    def narrow(self: Any, x: Any) -> Any:
-        result = forward(self, x)
+    def narrow(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        result = forward(self, x, *args, **kwargs)
         if self.training and result.requires_grad and steps + 1 >= first_step:
             size = x.shape[0] * x.shape[1]
             room = recomputed if recomputed is not None and is_checkpointing[0] else tokens
@@ -84,7 +84,7 @@ def a_device_of(tokens: int, error: Any, *, recomputed: int | None = None, first
         return step(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LlamaMLP, "forward", narrow)
+        patch.setattr(LlamaDecoderLayer, "forward", narrow)
         patch.setattr(out_of_memory, "recompute_activations", noted)
         patch.setattr(torch.optim.AdamW, "step", counted)
         yield refused
