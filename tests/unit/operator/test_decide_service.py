@@ -263,6 +263,34 @@ def test_a_replica_that_is_added_or_restarted_is_asked_before_it_counts_and_nobo
     assert condition(plan.status, ConditionType.ADAPTER_VERIFIED) == ("False", "AdapterHasNoEffect")
 
 
+def test_what_one_replica_was_wrong_in_is_not_said_of_the_others_once_it_is_gone() -> None:
+    service = verified(ADAPTER, replicas=2)
+    pods = (*servers(service, 1), *servers(service, 2, restarts=1)[1:])
+    failed = plan_for(service, live(service, ready=2), {("s1", 1, "a"): NO_EFFECT}, pods=pods)
+    assert failed.status.adapters[0].message == "Pod s1: like the base"
+    plan = plan_for(with_status(service, failed.status), live(service, ready=1), pods=servers(service, 1))
+    adapter = plan.status.adapters[0]
+    assert (adapter.verified, adapter.reason, adapter.message) == ("True", "FingerprintMatched", "")
+
+
+def test_a_replica_that_refused_and_then_is_silent_costs_no_write_each_time() -> None:
+    service = changed(verified(ADAPTER), adapters=[NEWER])
+    for answer in (REFUSED, SILENCE):
+        service = with_status(service, answered(service, answer, name="a@" + "1" * 12).status)
+    message = service.status.adapters[0].message
+    assert message == "no such folder Clients still get version sha256:000000000000."
+    assert answered(service, SILENCE, name="a@" + "1" * 12).status == service.status
+
+
+def test_a_version_that_the_servers_had_no_room_for_is_asked_for_again_once_they_have() -> None:
+    service = a_service(adapters=[ADAPTER], maxModelLength=16)
+    too_long = ProbeResult("False", Reason.ADAPTER_INCOMPATIBLE, "the prompt is longer than 16 tokens")
+    service = with_status(service, answered(service, too_long, name=CANDIDATE).status)
+    assert plan_for(service).probes == ()
+    longer = changed(service, adapters=[ADAPTER], maxModelLength=512)
+    assert [request.name for request in plan_for(longer).probes] == [CANDIDATE]
+
+
 def test_answers_of_a_process_that_is_gone_prove_nothing() -> None:
     service = a_service(adapters=[ADAPTER])
     answers = {("s0", 0, CANDIDATE): MATCHED}
@@ -276,7 +304,9 @@ def test_a_name_keeps_its_meaning_while_pods_of_another_base_model_are_left() ->
     answers = {("s0", 0, CANDIDATE): MATCHED}
     pods = (*servers(service), old)
     plan = plan_for(service, live(service, ready=1), answers, pods=pods)
-    assert (plan.status.adapters[0].verified, plan.status.adapters[0].served) == ("True", None)
+    adapter = plan.status.adapters[0]
+    assert (adapter.verified, adapter.reason, adapter.verified_replicas) == ("Unknown", "Verifying", 1)
+    assert adapter.served is None
     service = with_status(service, plan.status)
     joined = plan_for(service, live(service, ready=2), pods=servers(service, 2))
     assert joined.status.adapters[0].served is None, "the second pod was not asked yet"

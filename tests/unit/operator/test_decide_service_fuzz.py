@@ -77,6 +77,10 @@ class World:
             answers = {request.key: self._answer(request.key) for request in asked}
             self._obey(self._decide(answers))
         after = self._meaning()
+        for adapter, asked_for in zip(self.service.status.adapters, self.service.spec.adapters, strict=False):
+            if adapter.verified == "True":
+                assert adapter.served is not None
+                assert adapter.served.digest == asked_for.digest, "what is called verified is what clients get"
         if after is not None and after != before:
             assert VERSIONS[after] == GOOD
             assert all((pod.name, pod.restarts, after) in self.proven for pod in self.pods.values())

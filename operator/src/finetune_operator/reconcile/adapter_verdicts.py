@@ -24,6 +24,8 @@ PENDING: Final = frozenset({Reason.ROLLING_OUT, Reason.LOADING, Reason.VERIFYING
 """Reasons of an adapter that asking again may change soon."""
 MAX_MESSAGE: Final = 1024
 """Characters of an adapter's message; the schema says so."""
+UNPROVEN: Final[Mapping[str, Any]] = {"verified": "Unknown", "reason": Reason.VERIFYING, "message": ""}
+"""Of a version that clients do not get by its name yet, whatever its candidate was shown to do."""
 SHOWN_DIGEST: Final = len("sha256:") + 12
 """Characters of a digest in a sentence."""
 
@@ -97,12 +99,13 @@ def judge_adapter(
     )
     if name == adapter.name:
         return status
-    if truth == "False" and served is not None and fresh:
+    if truth == "False" and served is not None:
         kept = f" Clients still get version {(served.digest or served.source)[:SHOWN_DIGEST]}."
-        return status.model_copy(update={"message": message[: MAX_MESSAGE - len(kept)] + kept})
-    is_good = truth == "True" or reason == Reason.NO_FINGERPRINT
+        return status.model_copy(update={"message": message.removesuffix(kept)[: MAX_MESSAGE - len(kept)] + kept})
+    if truth != "True" and reason != Reason.NO_FINGERPRINT:
+        return status
     is_asked = bool(replicas.ready) and len(verdicts) == len(replicas.ready) and not replicas.has_others
-    return _switched(service, adapter, status) if is_good and is_asked else status
+    return _switched(service, adapter, status) if is_asked else status.model_copy(update=UNPROVEN)
 
 
 def probe_requests(
@@ -148,7 +151,9 @@ def _summary(
     def told(verdict: ReplicaVerdict) -> tuple[Truth, str, str]:
         answer = fresh.get(verdict.pod)
         if answer is None or answer.reason != verdict.reason:
-            return verdict.verified, verdict.reason, known.message if known is not None else ""
+            # The known message may be about another pod, and say the opposite.
+            is_known = known is not None and known.reason == verdict.reason
+            return verdict.verified, verdict.reason, known.message if known is not None and is_known else ""
         where = f"Pod {verdict.pod}: " if verdict.verified == "False" and replicas.desired > 1 else ""
         return verdict.verified, verdict.reason, f"{where}{answer.message}"[:MAX_MESSAGE]
 
@@ -178,9 +183,7 @@ def _switched(service: InferenceService, adapter: AdapterReference, status: Serv
         "probed_hash": probed_hash(service, adapter, adapter.name),
         "loaded_replicas": 0,
         "verified_replicas": 0,
-        "verified": "Unknown",
-        "reason": Reason.VERIFYING,
-        "message": "",
         "replicas": [],
+        **UNPROVEN,
     }
     return status.model_copy(update=update)

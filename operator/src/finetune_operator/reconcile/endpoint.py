@@ -194,7 +194,7 @@ def _judge(draft: Draft, service: InferenceService, serve: Serve, adapter: Adapt
     serving = draft.status.serving
     is_ready = serving is not None and serving.ready
     if verdict is not None and verdict.verified == "True":
-        draft.succeed(f"The adapter is served and verified. {verdict.message}")
+        draft.succeed(f"The adapter is served and verified. {verdict.message}".strip())
         return draft.plan()
     if verdict is not None and verdict.verified == "False":
         draft.fail(known_reason(verdict.reason), verdict.message)

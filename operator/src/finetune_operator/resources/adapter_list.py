@@ -50,8 +50,9 @@ def candidate_name(adapter: AdapterReference) -> str:
 
 
 def probed_hash(service: InferenceService, adapter: AdapterReference, name: str) -> str:
-    """Identifies what a verdict is about: the base model, the version, and the name that was asked for."""
-    return content_hash([service.spec.model.to_dict(), {**adapter.to_dict(), "metrics": None}, name])
+    """Identifies what a verdict is about: the base model as it is served, the version, and the name that was asked for."""
+    base = [service.spec.model.to_dict(), service.spec.max_model_length]
+    return content_hash([base, {**adapter.to_dict(), "metrics": None}, name])
 
 
 def is_disproven(service: InferenceService, adapter: AdapterReference, status: ServedAdapterStatus | None) -> bool:
