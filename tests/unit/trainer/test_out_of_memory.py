@@ -42,7 +42,7 @@ class Losses:
 
 @contextmanager
 def a_device_of(tokens: int, error: Any, *, recomputed: int | None = None, first_step: int = 1) -> Iterator[list[int]]:
-    """A model whose last layer has no memory for the gradients of more than so many tokens; yields the sizes refused.
+    """A model whose first layer has no memory for the gradients of more than so many tokens; yields the sizes refused.
 
     With gradient checkpointing there is room for `recomputed` tokens. It fails in the backward pass, when the layers behind it
     have added to their gradients already, and from the `first_step`th optimizer step on.
@@ -56,7 +56,7 @@ def a_device_of(tokens: int, error: Any, *, recomputed: int | None = None, first
 
     def narrow(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         result = forward(self, x, *args, **kwargs)
-        if self.training and result.requires_grad and steps + 1 >= first_step:
+        if self.self_attn.layer_idx == 0 and self.training and result.requires_grad and steps + 1 >= first_step:
             size = x.shape[0] * x.shape[1]
             room = recomputed if recomputed is not None and is_checkpointing[0] else tokens
 
