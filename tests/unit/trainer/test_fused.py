@@ -1,5 +1,7 @@
 """What is computed in one function has the results and gradients of what it stands for, and leaves the model as it was."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,9 +21,14 @@ def gated_model(mlp_class: str = "LlamaMLP") -> Any:
         def forward(self, x: Any) -> Any:
             return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) * 2
 
+    class Clamped(modeling_llama.LlamaMLP):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            gate, up = self.gate_proj(x).clamp(max=7), self.up_proj(x).clamp(-7, 7)
+            return self.down_proj(self.act_fn(gate) * up)
+
     torch.manual_seed(0)
     config = LlamaConfig(hidden_size=16, intermediate_size=24, num_attention_heads=2)
-    mlp = {"LlamaMLP": modeling_llama.LlamaMLP, "TwiceGated": TwiceGated}[mlp_class](config)
+    mlp = {"LlamaMLP": modeling_llama.LlamaMLP, "TwiceGated": TwiceGated, "Clamped": Clamped}[mlp_class](config)
     norm = modeling_llama.LlamaRMSNorm(16)
     torch.nn.init.normal_(norm.weight)
     layers = torch.nn.Sequential(norm, mlp)
@@ -38,7 +45,7 @@ def result_and_gradients(model: Any, x: Any) -> list[Any]:
     return [result.detach(), given.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("mlp_class", ["LlamaMLP", "TwiceGated"])
+@pytest.mark.parametrize("mlp_class", ["LlamaMLP", "TwiceGated", "Clamped"])
 def test_a_gated_mlp_and_its_norm_are_those_of_transformers(mlp_class: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -76,6 +83,24 @@ def test_what_a_fused_mlp_keeps_is_the_input_and_what_gate_and_up_make() -> None
         result = model.base_model.model(torch.randn(1, 5, 16))
     assert result.requires_grad
     assert len(wide) == 2
+
+
+def test_nothing_of_a_pass_is_kept_after_it() -> None:
+    """Not even the input of a layer, on which the graph of a whole pass hangs: a step that ran out of memory is taken again."""
+    import torch
+
+    from finetune_trainer.fused_lora import fused_lora
+
+    model = gated_model("TwiceGated")
+    inputs = []
+    model.base_model.model[1].down_proj.register_forward_pre_hook(lambda _, given: inputs.append(weakref.ref(given[0])))
+    with fused_lora(model):
+        inputs.clear()
+        result = model.base_model.model(torch.randn(1, 5, 16))
+        assert result.requires_grad
+        del result
+        gc.collect()
+        assert [given() is None for given in inputs] == [True]
 
 
 def test_siblings_that_get_something_else_are_computed_for_themselves() -> None:
