@@ -49,6 +49,9 @@ class Manifest(StatusModel):
     attempt: Annotated[int | None, Field(description="attempt that committed the folder.")] = None
     base_model: Annotated[str | None, Field(description="baseModel as the source URI or path.")] = None
     base_revision: Annotated[str | None, Field(description="baseRevision is the base's commit or digest.")] = None
+    initial_adapter: Annotated[
+        str | None, Field(description="initialAdapter is the digest of the adapter that training started from.")
+    ] = None
     files: Annotated[list[FileEntry], Field(description="files of the folder, sorted by path.")]
 
     @property

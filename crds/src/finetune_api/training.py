@@ -84,6 +84,18 @@ class DatasetConfig(RowsConfig):
     ] = None
 
 
+class InitialAdapterConfig(SpecModel):
+    """A committed adapter that training starts from."""
+
+    path: Annotated[str, Field(description="path of the adapter's folder, with its manifest.", min_length=1)]
+    digest: Annotated[
+        str | None, Field(description="digest that the adapter must have; the one it has if unset.", max_length=71)
+    ] = None
+    source: Annotated[
+        str | None, Field(description="source URI that users know the adapter by, for records and messages.")
+    ] = None
+
+
 class OutputConfig(SpecModel):
     """Where the adapter goes."""
 
@@ -106,6 +118,10 @@ class TrainingConfig(SpecModel):
     evaluation_settings: Annotated[
         EvaluationSettings, Field(description="evaluationSettings say what is done with held-out rows.")
     ] = Field(default_factory=EvaluationSettings)
+    initial_adapter: Annotated[
+        InitialAdapterConfig | None,
+        Field(description="initialAdapter whose weights training starts from; an untrained adapter if unset."),
+    ] = None
     lora: Annotated[Lora, Field(description="lora hyperparameters.")] = Field(default_factory=Lora)
     dpo: Annotated[Dpo | None, Field(description="dpo on preference pairs; supervised training if unset.")] = None
     hyperparameters: Annotated[Hyperparameters, Field(description="hyperparameters of training.")] = Field(

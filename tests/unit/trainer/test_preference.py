@@ -95,7 +95,7 @@ def test_loss_and_gradients_are_those_of_the_paper_on_padded_pairs(model: Any, k
     from torch.nn.functional import logsigmoid
 
     from finetune_trainer.passes import PackedPasses, PaddedPasses
-    from finetune_trainer.preference import PairPasses, reward_margins
+    from finetune_trainer.preference import PairPasses, Reference, reward_margins
 
     pairs = some_pairs(seed)
     base: Any = SimpleNamespace(model=model.get_base_model(), pad_token_id=0)
@@ -104,7 +104,7 @@ def test_loss_and_gradients_are_those_of_the_paper_on_padded_pairs(model: Any, k
     expected_gradients = gradients(model, expected)
     batch = passes.collate(pairs)
     with passes.applied(model):
-        loss = -logsigmoid(reward_margins(model, model, batch, BETA)).mean()
+        loss = -logsigmoid(reward_margins(model, model, batch, BETA, Reference())).mean()
         found = gradients(model, loss)
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
     assert torch.cosine_similarity(found, expected_gradients, dim=0) > 0.9999

@@ -20,7 +20,7 @@ from finetune_api.reasons import Reason
 from finetune_api.v1alpha1.finetune_job import Lora
 from finetune_trainer.__main__ import main
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.lora import build_lora_config, count_trainable
+from finetune_trainer.lora import adapter_shapes, build_lora_config, count_trainable
 from finetune_trainer.preflight import run_preflight
 from finetune_trainer.preflight.checks import check_disk
 
@@ -215,7 +215,7 @@ ADAPTERS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_an_adapter_has_the_parameters_that_peft_gives_it(lora: dict[str, Any], architecture: str) -> None:
     import torch
-    from peft import get_peft_model
+    from peft import get_peft_model, get_peft_model_state_dict
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -228,7 +228,11 @@ def test_an_adapter_has_the_parameters_that_peft_gives_it(lora: dict[str, Any], 
         wanted = Lora.model_validate(lora)
         counted = count_trainable(wanted, model)
         config = build_lora_config(wanted, model, base_name="m", base_revision="r")
-        assert counted == get_peft_model(model, config).get_nb_trainable_parameters()[0]
+        shapes = adapter_shapes(wanted, model)
+        adapted = get_peft_model(model, config)
+        assert counted == adapted.get_nb_trainable_parameters()[0]
+        tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        assert shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def test_a_model_that_is_larger_than_the_gpu_will_not_fit(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The LoRA configuration, checked against the model before anything is trained."""
 
+import math
 from typing import Any, Final
 
 from finetune_api.reasons import Reason
@@ -30,14 +31,21 @@ def build_lora_config(lora: Lora, model: Any, *, base_name: str, base_revision: 
 
 
 def count_trainable(lora: Lora, model: Any) -> int:
-    """Parameters of the adapter, as peft would make it, without peft, which takes seconds to import.
+    """Parameters of the adapter. Raises TrainingError (TargetModulesNotFound) that lists what the model has."""
+    return sum(math.prod(shape) for shape in adapter_shapes(lora, model).values())
+
+
+def adapter_shapes(lora: Lora, model: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of the adapter by the name that peft saves it under, without peft, which takes seconds to import.
 
     Raises TrainingError (TargetModulesNotFound) that lists what the model has.
     """
     targets = _checked_targets(lora.target_modules, model)
-    return sum(
-        _adapter_size(module, lora) for name, module in _adaptable(model) if _is_target(name, module, targets, model)
-    )
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, module in _adaptable(model):
+        if _is_target(name, module, targets, model):
+            shapes |= {f"base_model.model.{name}.{part}": shape for part, shape in _shapes_beside(module, lora).items()}
+    return shapes
 
 
 def available_modules(model: Any) -> list[str]:
@@ -70,11 +78,14 @@ def _is_named(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _adapter_size(module: Any, lora: Lora) -> int:
+def _shapes_beside(module: Any, lora: Lora) -> dict[str, tuple[int, ...]]:
     """Two matrices of `rank` rows or columns; DoRA adds a magnitude for each output."""
     first, second = (int(size) for size in module.weight.shape)
-    outputs = first if type(module).__name__ == "Linear" else second
-    return lora.rank * (first + second) + (outputs if lora.use_dora else 0)
+    kind = type(module).__name__
+    inputs, outputs = (second, first) if kind == "Linear" else (first, second)
+    a, b = ("lora_embedding_A", "lora_embedding_B") if kind == "Embedding" else ("lora_A.weight", "lora_B.weight")
+    magnitude = {"lora_magnitude_vector": (outputs,)} if lora.use_dora else {}
+    return {a: (lora.rank, inputs), b: (outputs, lora.rank), **magnitude}
 
 
 def _adaptable(model: Any) -> list[tuple[str, Any]]:

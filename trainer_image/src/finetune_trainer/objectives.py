@@ -9,11 +9,13 @@ from functools import partial
 from typing import Any, Protocol
 
 from finetune_api.training import TrainingConfig
+from finetune_api.v1alpha1.finetune_job import Dpo
+from finetune_trainer.continuation import load_tensors
 from finetune_trainer.data.pairs import PreferencePairs
 from finetune_trainer.dataset import PreparedDataset
 from finetune_trainer.evaluation import HeldOut, HeldOutRows
 from finetune_trainer.passes import Passes
-from finetune_trainer.preference import HeldOutPairs, PairPasses, PreferenceTrainer
+from finetune_trainer.preference import HeldOutPairs, PairPasses, PreferenceTrainer, Reference
 from finetune_trainer.trainer import StepTrainer
 
 
@@ -36,7 +38,7 @@ class Objective:
 
 def choose_objective(config: TrainingConfig, dataset: PreparedDataset, passes: Passes) -> Objective:
     """The objective of a configuration, over rows that go through the model by `passes`."""
-    return _preference(config.dpo.beta, dataset, passes) if config.dpo else _supervised(config, dataset, passes)
+    return _preference(config, config.dpo, dataset, passes) if config.dpo else _supervised(config, dataset, passes)
 
 
 def _supervised(config: TrainingConfig, dataset: PreparedDataset, passes: Passes) -> Objective:
@@ -47,13 +49,14 @@ def _supervised(config: TrainingConfig, dataset: PreparedDataset, passes: Passes
     return Objective(dataset.training.rows, passes, StepTrainer, held_out)
 
 
-def _preference(beta: float, dataset: PreparedDataset, passes: Passes) -> Objective:
+def _preference(config: TrainingConfig, dpo: Dpo, dataset: PreparedDataset, passes: Passes) -> Objective:
     pair_passes = PairPasses(passes)
+    reference = Reference(load_tensors(config.initial_adapter) if config.initial_adapter else None)
 
     def held_out(*, on_gpu: bool) -> HeldOut | None:
         if dataset.evaluation is None:
             return None
-        return HeldOutPairs(PreferencePairs(dataset.evaluation.rows), pair_passes, beta, on_gpu=on_gpu)
+        return HeldOutPairs(PreferencePairs(dataset.evaluation.rows), pair_passes, dpo.beta, reference, on_gpu=on_gpu)
 
     pairs = PreferencePairs(dataset.training.rows)
-    return Objective(pairs, pair_passes, partial(PreferenceTrainer, beta=beta), held_out)
+    return Objective(pairs, pair_passes, partial(PreferenceTrainer, beta=dpo.beta, reference=reference), held_out)

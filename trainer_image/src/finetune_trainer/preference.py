@@ -2,12 +2,13 @@
 
     loss = -log sigmoid(beta * ((log p(chosen) - log q(chosen)) - (log p(rejected) - log q(rejected))))
 
-p is the model, q the model that training starts from: the same one with its adapter off. Both answers of a pair are in one
-pass, packed with their prompt computed once. Like `trainer`, this module is imported only once training is about to start.
+p is the model, q the model that training starts from: the same one with its adapter off, or with the one that it continues from.
+Both answers of a pair are in one pass, packed with their prompt computed once. Like `trainer`, this module is imported only once
+training is about to start.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from finetune_trainer import distributed
 from finetune_trainer.batching import choose_micro_batch_size
+from finetune_trainer.checkpoints import ADAPTER
 from finetune_trainer.data import IGNORED
 from finetune_trainer.data.pairs import Pair, PreferencePairs, flattened
 from finetune_trainer.interruption import StopSignal
@@ -63,7 +65,43 @@ def row_log_probabilities(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     return torch.stack([row.sum() for row in torch.split(scores, batch[TOKENS_OF_ROWS].tolist())])
 
 
-def reward_margins(model: Any, peft_model: Any, batch: dict[str, Any], beta: float) -> torch.Tensor:
+class Reference:
+    """The model that training starts from."""
+
+    def __init__(self, adapter: Mapping[str, torch.Tensor] | None = None) -> None:
+        """`adapter` has the tensors, by peft's names, that training starts from; None for an untrained adapter."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._adapter = None
+        if adapter is not None:
+            self._adapter = {_place(name): tensor.to(device) for name, tensor in adapter.items()}
+
+    @contextlib.contextmanager
+    def applied(self, peft_model: Any) -> Iterator[None]:
+        """Within this context the model is the reference; for passes without gradients."""
+        if self._adapter is None:
+            with peft_model.disable_adapter():
+                yield
+            return
+        # Exchanged in place of a second adapter: layers, and what replaces them, need not know of it.
+        parameters = {_place(name): value for name, value in peft_model.named_parameters() if value.requires_grad}
+        trained = {place: value.data for place, value in parameters.items()}
+        try:
+            for place, value in parameters.items():
+                value.data = self._adapter[place]
+            yield
+        finally:
+            for place, value in parameters.items():
+                value.data = trained[place]
+
+
+def _place(name: str) -> str:
+    """Where a tensor is in the model: the same for the name of a parameter and that of the tensor when it is saved."""
+    return name.removesuffix(".weight").removesuffix(f".{ADAPTER}")
+
+
+def reward_margins(
+    model: Any, peft_model: Any, batch: dict[str, Any], beta: float, reference: Reference
+) -> torch.Tensor:
     """[P] by how much the implicit reward of the chosen answer is above that of the rejected one.
 
     `peft_model` is `model` without what accelerate may have wrapped around it.
@@ -71,10 +109,10 @@ def reward_margins(model: Any, peft_model: Any, batch: dict[str, Any], beta: flo
     # The reference has no dropout, of which the two passes would have different ones.
     training = peft_model.training
     peft_model.eval()
-    with torch.no_grad(), peft_model.disable_adapter():
-        reference = row_log_probabilities(model, batch)
+    with torch.no_grad(), reference.applied(peft_model):
+        before = row_log_probabilities(model, batch)
     peft_model.train(training)
-    rewards = beta * (row_log_probabilities(model, batch) - reference)
+    rewards = beta * (row_log_probabilities(model, batch) - before)
     return rewards[0::2] - rewards[1::2]
 
 
@@ -83,9 +121,10 @@ class PreferenceTrainer(StepTrainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, beta: float, **kwargs: Any) -> None:
+    def __init__(self, *, beta: float, reference: Reference, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._beta = beta
+        self._reference = reference
 
     def count_items(self, rows: Sequence[Pair]) -> int:
         """Pairs of the step, where supervised training counts tokens."""
@@ -103,7 +142,8 @@ class PreferenceTrainer(StepTrainer):
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
         """This micro-batch's part of the step's loss."""
-        margins = reward_margins(model, self.accelerator.unwrap_model(model), inputs, self._beta)
+        peft_model = self.accelerator.unwrap_model(model)
+        margins = reward_margins(model, peft_model, inputs, self._beta, self._reference)
         loss: torch.Tensor = -logsigmoid(margins).sum() / num_items_in_batch
         return loss
 
@@ -111,7 +151,9 @@ class PreferenceTrainer(StepTrainer):
 class HeldOutPairs:
     """Held-out pairs; what `evaluation.HeldOutRows` is to rows."""
 
-    def __init__(self, pairs: PreferencePairs, passes: PairPasses, beta: float, *, on_gpu: bool) -> None:
+    def __init__(
+        self, pairs: PreferencePairs, passes: PairPasses, beta: float, reference: Reference, *, on_gpu: bool
+    ) -> None:
         ranks = passes.order(pairs)
         self._pairs = [pair for _, pair in sorted(zip(ranks, pairs, strict=True), key=lambda ranked: ranked[0])]
         self._size = choose_micro_batch_size(
@@ -119,6 +161,7 @@ class HeldOutPairs:
         )
         self._passes = passes
         self._beta = beta
+        self._reference = reference
 
     def measure(self, model: Any, stop: StopSignal) -> dict[str, float] | None:
         """Metrics by name, to be called within `passes.applied(model)`; None if a stop came first.
@@ -135,7 +178,7 @@ class HeldOutPairs:
                     continue
                 batch = self._passes.collate(pairs)
                 batch = {key: value.to(model.device) for key, value in batch.items()}
-                margins.append(reward_margins(model, model, batch, self._beta))
+                margins.append(reward_margins(model, model, batch, self._beta, self._reference))
         margin = torch.cat([part for parts in distributed.everyones(margins) for part in parts])
         return {
             "eval_loss": float(-logsigmoid(margin).mean()),

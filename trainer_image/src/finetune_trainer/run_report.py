@@ -66,6 +66,7 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
         ("dataset", f"{dataset.training.rows} rows, {dataset.training.tokens} tokens, {dataset.digest[:19]}"),
         ("adapter", _adapter(lora)),
         ("steps", f"{record['steps']} of {hyper['batchSize']} rows, learning rate {hyper['learningRate']:g}"),
+        *([("continues from", _initial(initial))] if (initial := record["config"].get("initialAdapter")) else []),
         *([("method", f"DPO, beta {dpo['beta']:g}")] if (dpo := record["config"].get("dpo")) else []),
         *([("best step", str(record["bestStep"]))] if record["bestStep"] else []),
         ("passes", _passes(record["passes"])),
@@ -88,6 +89,10 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
 def _adapter(lora: dict[str, Any]) -> str:
     variations = [name for key, name in (("useRslora", "rsLoRA"), ("useDora", "DoRA")) if lora[key]]
     return ", ".join([f"rank {lora['rank']}, alpha {lora['alpha']}", *variations])
+
+
+def _initial(initial: dict[str, str]) -> str:
+    return f"{initial.get('source') or initial['path']} ({initial['digest'][:19]})"
 
 
 def _passes(passes: dict[str, Any]) -> str:

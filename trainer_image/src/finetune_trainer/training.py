@@ -42,6 +42,7 @@ from finetune_trainer import base_model, distributed
 from finetune_trainer.artifacts import Committed, RunStore
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import StepSampler, choose_micro_batch_size
+from finetune_trainer.continuation import continue_from_earlier
 from finetune_trainer.data.report import DatasetReport
 from finetune_trainer.dataset import (
     Examples,
@@ -205,7 +206,7 @@ class FinetuningPipeline:
         return dataset
 
     def add_lora(self, base: BaseModel) -> Any:
-        """The base model with an untrained adapter, which changes nothing yet: one of its two matrices is zero."""
+        """The base model with an adapter: an earlier one, or an untrained one, which changes nothing as one matrix is zero."""
         self._check_stop()
         from peft import get_peft_model
         from transformers import set_seed
@@ -215,6 +216,7 @@ class FinetuningPipeline:
         )
         set_seed(self.config.hyperparameters.seed)
         model = get_peft_model(base.model, lora_config)
+        self.config = continue_from_earlier(self.config, model, base.revision)
         if base.on_gpu:
             # Before the Trainer would: what comes first should see the device that training is on.
             model = model.to("cuda")
@@ -401,6 +403,7 @@ class FinetuningPipeline:
             attempt=job.attempt if job else None,
             base_model=self.config.model.source or self.config.model.path,
             base_revision=base.revision,
+            initial_adapter=self.config.initial_adapter.digest if self.config.initial_adapter else None,
             files=[],
         )
 

@@ -11,6 +11,7 @@ from finetune_api.outcome import StepPasses
 from finetune_api.v1alpha1.common import (
     DNS_LABEL_PATTERN,
     SERVICE_NAME_PATTERN,
+    AdapterSource,
     Condition,
     DatasetSource,
     LocalSecretReference,
@@ -169,6 +170,41 @@ class Evaluation(EvaluationSettings):
     def _one_origin(self) -> Self:
         if sum(v is not None for v in (self.fraction, self.inline, self.source)) != 1:
             raise ValueError("set exactly one of fraction, inline and source")
+        return self
+
+
+class ContinueFrom(SpecModel):
+    """An earlier adapter that training starts from: exactly one of `finetuneJob` and `source`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            CEL: [
+                {
+                    "rule": "has(self.finetuneJob) != has(self.source)",
+                    "message": "set exactly one of finetuneJob and source",
+                }
+            ]
+        }
+    )
+
+    finetune_job: Annotated[
+        str | None,
+        Field(
+            description="finetuneJob is the name of a FinetuneJob of this namespace; training waits until its adapter is "
+            "published.",
+            min_length=1,
+            max_length=50,
+            pattern=SERVICE_NAME_PATTERN,
+        ),
+    ] = None
+    source: Annotated[
+        AdapterSource | None, Field(description="source of the adapter: pvc://CLAIM/PATH of its folder.")
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.finetune_job is None) == (self.source is None):
+            raise ValueError("set exactly one of finetuneJob and source")
         return self
 
 
@@ -577,6 +613,13 @@ class FinetuneJobSpec(SpecModel):
     evaluation: Annotated[
         Evaluation | None, Field(description="evaluation holds the held-out rows; none by default.")
     ] = None
+    continue_from: Annotated[
+        ContinueFrom | None,
+        Field(
+            description="continueFrom is an earlier adapter that training starts from, with the same model and method.lora (but "
+            "for dropout); an untrained one by default."
+        ),
+    ] = None
     method: Annotated[Method, Field(description="method of tuning.")] = Field(default_factory=Method)
     hyperparameters: Annotated[Hyperparameters, Field(description="hyperparameters of training.")] = Field(
         default_factory=Hyperparameters
@@ -690,6 +733,13 @@ class AdapterStatus(StatusModel):
     )
 
 
+class InitialAdapterStatus(StatusModel):
+    """The adapter that all attempts start from."""
+
+    uri: Annotated[str, Field(description="uri of its folder: pvc://CLAIM/PATH.", max_length=512)]
+    digest: Annotated[str, Field(description="digest is the sha256 of its manifest.", max_length=71)]
+
+
 class ServingStatus(StatusModel):
     """The endpoint."""
 
@@ -742,6 +792,10 @@ class FinetuneJobStatus(StatusModel):
     completion_time: Annotated[Time | None, Field(description="completionTime of the job.")] = None
     attempt: Annotated[int, Field(description="attempt is the number of the latest attempt, from 1.", ge=0)] = 0
     failed_attempts: Annotated[int, Field(description="failedAttempts counts towards policy.maxAttempts.", ge=0)] = 0
+    initial_adapter: Annotated[
+        InitialAdapterStatus | None,
+        Field(description="initialAdapter is what continueFrom.finetuneJob had when the first attempt was due."),
+    ] = None
     progress: Annotated[ProgressStatus | None, Field(description="progress of the running attempt.")] = None
     metrics: Annotated[
         list[MetricStatus],
@@ -773,6 +827,13 @@ class FinetuneJob(StatusModel):
     def adapter_name(self) -> str:
         """Name of the adapter this job makes."""
         return self.spec.output.adapter_name or self.metadata.name
+
+    @property
+    def initial_adapter_uri(self) -> str | None:
+        """Where the adapter is that training starts from; None without one, or as long as its job has not published it."""
+        if self.status.initial_adapter is not None:
+            return self.status.initial_adapter.uri
+        return self.spec.continue_from.source if self.spec.continue_from else None
 
     @property
     def service_name(self) -> str:

@@ -23,6 +23,7 @@ from finetune_operator.reconcile.attempts import (
     retry_due,
 )
 from finetune_operator.reconcile.conditions import find_condition
+from finetune_operator.reconcile.continuation import awaited_job, decide_continuation
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.endpoint import (
     decide_endpoint,
@@ -206,6 +207,8 @@ def _start_attempt(draft: Draft, attempt: Attempt, seen: Observed, settings: Set
     due = retry_due(job.status, settings.retry_seconds)
     if due is not None and due > draft.now:
         return Plan(status=job.status, requeue_after=(due - draft.now).total_seconds())
+    if (earlier := awaited_job(job)) is not None:
+        return decide_continuation(draft, earlier, seen)
     if seen.conflict is not None:
         message = f"{seen.conflict} exists in namespace {job.metadata.namespace} and belongs to somebody else."
         return _fail(draft, Reason.CHILD_CONFLICT, message)
@@ -229,6 +232,7 @@ def _require_claims(job: FinetuneJob, seen: Observed) -> None:
         ("spec.model.source", spec.model.source, Reason.MODEL_NOT_FOUND),
         ("spec.dataset.source", spec.dataset.source, Reason.DATASET_NOT_FOUND),
         ("spec.evaluation.source", spec.evaluation.source if spec.evaluation else None, Reason.DATASET_NOT_FOUND),
+        ("spec.continueFrom", job.initial_adapter_uri, Reason.ADAPTER_NOT_FOUND),
     ]
     for field, uri, reason in wanted:
         source = parse_source(uri) if uri else None

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from finetune_api.constants import FINETUNE_JOB_KIND
 from finetune_api.outcome import Progress
 from finetune_api.sources import parse_source
-from finetune_api.v1alpha1 import FinetuneJob, InferenceService
+from finetune_api.v1alpha1 import FinetuneJob, FinetuneJobStatus, InferenceService
 from finetune_operator.cluster import (
     BY_KIND,
     CLAIMS,
@@ -25,6 +25,7 @@ from finetune_operator.errors import ClusterError
 from finetune_operator.progress import ProgressReader
 from finetune_operator.reconcile.attempts import find_attempt
 from finetune_operator.reconcile.context import Context, Pass
+from finetune_operator.reconcile.continuation import awaited_job
 from finetune_operator.reconcile.decide import decide
 from finetune_operator.reconcile.malformed import describe, report_malformed
 from finetune_operator.reconcile.phase import is_terminal
@@ -71,7 +72,10 @@ async def observe(cluster: Cluster, progress: ProgressReader, job: FinetuneJob) 
     except ValidationError as problem:
         seen = replace(seen, unreadable=describe(problem))
     return replace(
-        seen, claims=await _read_claims(cluster, job, seen), progress=await _read_progress(progress, job, seen)
+        seen,
+        claims=await _read_claims(cluster, job, seen),
+        earlier=await _read_earlier(cluster, job),
+        progress=await _read_progress(progress, job, seen),
     )
 
 
@@ -88,10 +92,19 @@ async def _read_claims(cluster: Cluster, job: FinetuneJob, seen: Observed) -> di
         return {}
     spec = job.spec
     evaluation = spec.evaluation.source if spec.evaluation else None
-    sources = [parse_source(uri) for uri in (spec.model.source, spec.dataset.source, evaluation) if uri]
+    uris = (spec.model.source, spec.dataset.source, evaluation, job.initial_adapter_uri)
+    sources = [parse_source(uri) for uri in uris if uri]
     names = {source.name for source in sources if source.scheme == "pvc"} | {spec.output.claim}
     namespace = job.metadata.namespace
     return {name: await cluster.get(CLAIMS, namespace, name) is not None for name in sorted(names)}
+
+
+async def _read_earlier(cluster: Cluster, job: FinetuneJob) -> FinetuneJobStatus | None:
+    name = awaited_job(job)
+    if name is None or is_terminal(job.status):
+        return None
+    raw = await cluster.get(FINETUNE_JOBS, job.metadata.namespace, name)
+    return None if raw is None else FinetuneJobStatus.model_validate(raw.get("status") or {})
 
 
 async def _read_progress(reader: ProgressReader, job: FinetuneJob, seen: Observed) -> Progress | None:

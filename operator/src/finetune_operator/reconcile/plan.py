@@ -35,6 +35,8 @@ class Observed:
     pods: tuple[PodView, ...] = ()
     claims: Mapping[str, bool] = field(default_factory=dict)
     """Whether the claims that the spec names exist; empty if no attempt is about to start."""
+    earlier: FinetuneJobStatus | None = None
+    """Status of the job that spec.continueFrom names; None if there is no such job, or no need to know."""
     service: InferenceService | None = None
     """The object of the endpoint's name, whoever owns it."""
     unreadable: str | None = None

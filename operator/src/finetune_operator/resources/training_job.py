@@ -10,12 +10,22 @@ from finetune_api.constants import (
     DATASETS_MOUNT,
     EVALUATION_MOUNT,
     GPU_MEMORY_ENV,
+    INITIAL_ADAPTER_MOUNT,
     LABEL_QUEUE_NAME,
     MAX_CONFIG_BYTES,
     TERMINATION_LOG,
 )
 from finetune_api.reasons import Reason
-from finetune_api.training import DatasetConfig, JobIdentity, ModelConfig, OutputConfig, RowsConfig, TrainingConfig
+from finetune_api.sources import parse_source
+from finetune_api.training import (
+    DatasetConfig,
+    InitialAdapterConfig,
+    JobIdentity,
+    ModelConfig,
+    OutputConfig,
+    RowsConfig,
+    TrainingConfig,
+)
 from finetune_api.v1alpha1 import Evaluation, FinetuneJob, Resources
 from finetune_api.v1alpha1.finetune_job import EvaluationSettings
 from finetune_operator.errors import StalledError
@@ -89,6 +99,8 @@ def build_training_pod_spec(job: FinetuneJob, settings: Settings) -> Manifest:
     volumes.model(job.spec.model)
     volumes.rows("datasets", job.spec.dataset.source, DATASETS_MOUNT)
     volumes.rows("evaluation", evaluation, EVALUATION_MOUNT)
+    if (initial := job.initial_adapter_uri) is not None:
+        volumes.claim("initial-adapter", parse_source(initial).name, INITIAL_ADAPTER_MOUNT, read_only=True)
     volumes.configuration()
     volumes.scratch(settings.scratch_size)
     sources = [uri for uri in (job.spec.dataset.source, evaluation) if uri]
@@ -141,6 +153,7 @@ def build_training_config(job: FinetuneJob, attempt: int) -> TrainingConfig:
         dataset=_dataset(job),
         evaluation=_evaluation(spec.evaluation),
         evaluation_settings=_evaluation_settings(spec.evaluation),
+        initial_adapter=_initial_adapter(job),
         lora=spec.method.lora,
         dpo=spec.method.dpo,
         hyperparameters=spec.hyperparameters,
@@ -173,6 +186,14 @@ def _dataset(job: FinetuneJob) -> DatasetConfig:
         columns=dataset.columns,
         evaluation_fraction=evaluation.fraction if evaluation else None,
     )
+
+
+def _initial_adapter(job: FinetuneJob) -> InitialAdapterConfig | None:
+    uri, pinned = job.initial_adapter_uri, job.status.initial_adapter
+    if uri is None:
+        return None
+    path = f"{INITIAL_ADAPTER_MOUNT}/{parse_source(uri).path}"
+    return InitialAdapterConfig(path=path, source=uri, digest=pinned.digest if pinned else None)
 
 
 def _evaluation(evaluation: Evaluation | None) -> RowsConfig | None:

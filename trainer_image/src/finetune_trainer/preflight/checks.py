@@ -13,10 +13,11 @@ from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
 from finetune_trainer import base_model
 from finetune_trainer.config import SourceSettings
+from finetune_trainer.continuation import read_initial_adapter
 from finetune_trainer.data import TokenCache
 from finetune_trainer.dataset import Examples, PreparedDataset, model_length, prepare_dataset, read_examples
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.lora import count_trainable
+from finetune_trainer.lora import adapter_shapes, count_trainable
 from finetune_trainer.output import check_output, free_disk
 from finetune_trainer.preflight.estimate import (
     MemoryEstimate,
@@ -101,6 +102,10 @@ def run_preflight(
     if found.shape is None:
         return found
     shape = found.shape
+    if initial := config.initial_adapter:
+        found.attempt(
+            lambda: read_initial_adapter(initial, config.lora, shape.revision, adapter_shapes(config.lora, shape.model))
+        )
     length = model_length(shape.model.config)
     if length is not None and length < config.hyperparameters.max_length:
         found.warnings.append(
