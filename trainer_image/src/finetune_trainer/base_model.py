@@ -17,7 +17,9 @@ from typing import Any, Final
 from finetune_api.artifacts import sha256_of
 from finetune_api.reasons import Reason
 from finetune_api.training import ModelConfig
+from finetune_api.v1alpha1.finetune_job import Quantization
 from finetune_trainer.errors import TrainingError, is_storage_full, on_scratch, one_line
+from finetune_trainer.quantization import check_quantization, keep_differentiable, loading_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class BaseModel:
     revision: str
     """Commit of a hub model, digest of a local one."""
     dtype: str
-    """dtype of the weights, for example float32."""
+    """dtype of the weights, for example float32; of quantised layers, that of their products."""
 
     @property
     def on_gpu(self) -> bool:
@@ -80,8 +82,10 @@ def locate_files(config: ModelConfig, *, weights: bool = True) -> Path:
     return folder
 
 
-def load(config: ModelConfig, folder: Path, revision: str, precision: str) -> BaseModel:
-    """Load model and tokenizer. Raises TrainingError (ModelInvalid)."""
+def load(
+    config: ModelConfig, folder: Path, revision: str, precision: str, quantization: Quantization = "none"
+) -> BaseModel:
+    """Load model and tokenizer. Raises TrainingError (ModelInvalid, SpecInvalid)."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -90,8 +94,11 @@ def load(config: ModelConfig, folder: Path, revision: str, precision: str) -> Ba
     if dtype == "bfloat16" and not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2":
         # Without AVX512 the products run in plain loops: a step of a 135M model took minutes instead of seconds.
         logger.warning("bfloat16 is very slow on this CPU; hyperparameters.precision: float32 is faster")
-    read_config(folder, shown)
+    check_quantization(quantization, read_config(folder, shown))
     tokenizer = read_tokenizer(folder, shown)
+    arguments = (
+        {} if quantization == "none" else loading_arguments(getattr(torch, dtype), on_gpu=torch.cuda.is_available())
+    )
     with as_model_invalid(shown):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -99,9 +106,11 @@ def load(config: ModelConfig, folder: Path, revision: str, precision: str) -> Ba
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **arguments,
         )
     if missing := sorted(report["missing_keys"]):
         raise model_invalid(shown, f"its safetensors lack {len(missing)} weights, for example {missing[0]}")
+    keep_differentiable(model)
     return BaseModel(model, tokenizer, folder, revision, dtype)
 
 
@@ -250,6 +259,8 @@ def quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    for name in ("accelerate", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def model_invalid(shown: str, found: str) -> TrainingError:

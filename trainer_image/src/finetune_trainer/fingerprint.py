@@ -4,6 +4,7 @@ The prompts are fixed and neutral. Each is put through the model's chat template
 the continuation is scored with the adapter on and off. Serving replays the same token ids.
 """
 
+import contextlib
 from typing import Any, Final
 
 from finetune_api.fingerprint import Fingerprint, Probe
@@ -23,10 +24,15 @@ DIGITS: Final = 5
 """Decimals kept: two float32 runs on different machines agree to about as many."""
 
 
-def take_fingerprint(model: Any, tokenizer: Any, dtype: str) -> Fingerprint:
-    """Score the prompts with a peft model whose adapter is active."""
+def take_fingerprint(
+    model: Any, tokenizer: Any, dtype: str, served: contextlib.AbstractContextManager[None] | None = None
+) -> Fingerprint:
+    """Score the prompts with a peft model whose adapter is active; in `served` it has the weights that endpoints serve."""
     model.eval()
-    probes = [_probe(model, prompt_ids(tokenizer, prompt)) for prompt in PROMPTS]
+    prompts = [prompt_ids(tokenizer, prompt) for prompt in PROMPTS]
+    continued = [prompt + _continue_greedily(model, prompt) for prompt in prompts]
+    with served or contextlib.nullcontext():
+        probes = [_probe(model, ids, len(prompt)) for ids, prompt in zip(continued, prompts, strict=True)]
     return Fingerprint(probes=probes, dtype=dtype, chat=PROMPTS[0] if renders_the_same(tokenizer, PROMPTS[0]) else None)
 
 
@@ -49,12 +55,11 @@ def renders_the_same(tokenizer: Any, prompt: str) -> bool:
     return bool(prompt_ids(tokenizer, prompt) != tokenizer(prompt)["input_ids"])
 
 
-def _probe(model: Any, prompt: list[int]) -> Probe:
-    ids = prompt + _continue_greedily(model, prompt)
-    tuned = score(model, ids, len(prompt))
+def _probe(model: Any, ids: list[int], prompt_tokens: int) -> Probe:
+    tuned = score(model, ids, prompt_tokens)
     with model.disable_adapter():
-        base = score(model, ids, len(prompt))
-    return Probe(token_ids=ids, prompt_tokens=len(prompt), tuned=tuned, base=base)
+        base = score(model, ids, prompt_tokens)
+    return Probe(token_ids=ids, prompt_tokens=prompt_tokens, tuned=tuned, base=base)
 
 
 def _continue_greedily(model: Any, prompt: list[int]) -> list[int]:

@@ -9,7 +9,7 @@ from finetune_trainer.errors import TrainingError
 
 ALL_LINEAR: Final = "all-linear"
 """Every linear layer but the head; peft's own word."""
-ADAPTABLE: Final = ("Linear", "Conv1D", "Embedding")
+ADAPTABLE: Final = ("Linear", "Linear4bit", "Conv1D", "Embedding")
 """Classes of modules that peft can put a LoRA beside."""
 
 

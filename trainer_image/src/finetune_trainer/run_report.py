@@ -88,7 +88,8 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
 
 def _adapter(lora: dict[str, Any]) -> str:
     variations = [name for key, name in (("useRslora", "rsLoRA"), ("useDora", "DoRA")) if lora[key]]
-    return ", ".join([f"rank {lora['rank']}, alpha {lora['alpha']}", *variations])
+    quantized = [] if lora["quantization"] == "none" else [f"trained on {lora['quantization']} weights"]
+    return ", ".join([f"rank {lora['rank']}, alpha {lora['alpha']}", *variations, *quantized])
 
 
 def _initial(initial: dict[str, str]) -> str:

@@ -59,6 +59,7 @@ from finetune_trainer.lora import build_lora_config
 from finetune_trainer.output import check_output
 from finetune_trainer.preflight.estimate import container_limit
 from finetune_trainer.progress import LogReporter, Reporter
+from finetune_trainer.quantization import PACKAGE, served_weights
 from finetune_trainer.run_report import render_model_card, render_page
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ class FinetuningPipeline:
             found = hashing.submit(base_model.revision_of, self.config.model, folder)
             base_model.quiet_libraries()
             revision = found.result()
-        base = base_model.load(self.config.model, folder, revision, self.config.hyperparameters.precision)
+        precision, quantization = self.config.hyperparameters.precision, self.config.lora.quantization
+        base = base_model.load(self.config.model, folder, revision, precision, quantization)
         logger.info(
             "base model loaded model=%s revision=%s dtype=%s device=%s parameters=%d seconds=%.1f",
             self.config.model.source or self.config.model.path,
@@ -336,7 +338,7 @@ class FinetuningPipeline:
 
     def take_fingerprint(self, model: Any, base: BaseModel) -> Fingerprint:
         """Log-probabilities by which an endpoint can be shown to serve this adapter."""
-        fingerprint = take_fingerprint(model, base.tokenizer, base.dtype)
+        fingerprint = take_fingerprint(model, base.tokenizer, base.dtype, served_weights(base))
         logger.info("fingerprint taken probes=%d effect=%.4f", len(fingerprint.probes), fingerprint.effect)
         return fingerprint
 
@@ -391,6 +393,9 @@ class FinetuningPipeline:
         )
         return fit_termination_message(outcome)
 
+    def _used_packages(self) -> tuple[str, ...]:
+        return RECORDED_PACKAGES if self.config.lora.quantization == "none" else (*RECORDED_PACKAGES, PACKAGE)
+
     def _check_stop(self) -> None:
         self.stop.check("Stopped between two steps of the run; nothing was lost but its preparation.")
 
@@ -436,7 +441,7 @@ class FinetuningPipeline:
             "metrics": metrics,
             "environment": {
                 "python": platform.python_version(),
-                "packages": {name: version(name) for name in RECORDED_PACKAGES},
+                "packages": {name: version(name) for name in self._used_packages()},
                 "device": torch.cuda.get_device_name() if base.on_gpu else platform.machine(),
                 "dtype": base.dtype,
                 "threads": torch.get_num_threads(),

@@ -27,6 +27,7 @@ from finetune_trainer.preflight.estimate import (
     gib,
 )
 from finetune_trainer.preflight.weights import count_weights
+from finetune_trainer.quantization import check_quantization
 from finetune_trainer.tracking import check_trackers
 
 MAX_LAYERS: Final = 1000
@@ -131,12 +132,13 @@ def run_preflight(
 def check_model(config: TrainingConfig) -> ModelShape:
     """Files, tokenizer, architecture and target modules, with the model on torch's meta device: shapes, no memory.
 
-    Raises TrainingError (ModelNotFound, ModelAccessDenied, ModelInvalid, TargetModulesNotFound).
+    Raises TrainingError (ModelNotFound, ModelAccessDenied, ModelInvalid, SpecInvalid, TargetModulesNotFound).
     """
     shown = config.model.source or config.model.path
     base_model.quiet_libraries()
     folder = base_model.locate_files(config.model, weights=False)
     model_config = base_model.read_config(folder, shown)
+    check_quantization(config.lora.quantization, model_config)
     tokenizer = base_model.read_tokenizer(folder, shown)
     model = _on_meta_device(model_config, shown)
     _check_tokenizer_fits(tokenizer, model, shown)
@@ -154,7 +156,7 @@ def check_memory(memory: MemoryEstimate, gpu_memory: int | None, warnings: list[
         raise TrainingError(
             reason,
             f"Weights and adapter alone take about {gib(memory.least)}, {where} has {gib(limit)}; use a smaller model, "
-            "hyperparameters.precision bfloat16, a lower lora.rank, or more memory",
+            "lora.quantization nf4, hyperparameters.precision bfloat16, a lower lora.rank, or more memory",
         )
     if memory.total > limit:
         warnings.append(

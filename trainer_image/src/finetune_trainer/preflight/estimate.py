@@ -10,6 +10,7 @@ import numpy as np
 from finetune_api.training import TrainingConfig
 from finetune_trainer.batching import choose_micro_batch_size
 from finetune_trainer.dataset import PreparedDataset
+from finetune_trainer.quantization import quantized_bytes_saved
 
 GIB: Final = 1 << 30
 BYTES: Final = {"float32": 4, "bfloat16": 2}
@@ -69,7 +70,8 @@ def estimate_memory(
     wide = getattr(text, "intermediate_size", None) or 4 * hidden
     per_layer = ACTIVATIONS_PER_TOKEN * hidden + MLP_ACTIVATIONS_PER_TOKEN * wide
     return MemoryEstimate(
-        weights=sum(p.numel() for p in model.parameters()) * BYTES[dtype],
+        weights=sum(p.numel() for p in model.parameters()) * BYTES[dtype]
+        - quantized_bytes_saved(config.lora.quantization, model, BYTES[dtype]),
         adapter=trainable * ADAPTER_BYTES,
         activations=tokens * text.num_hidden_layers * per_layer * BYTES[dtype],
         logits=learnt * text.vocab_size * LOGIT_BYTES,
