@@ -118,6 +118,7 @@ def test_a_missing_config_map_is_left_to_the_trainer_who_can_say_which_key() -> 
         ({}, {"is_scheduled": True, "validation_started_at": CREATED}, Phase.VALIDATING, "Validating"),
         ({}, {"is_scheduled": True, "started_at": CREATED}, Phase.RUNNING, "Training"),
         ({}, {"is_scheduled": True, "started_at": CREATED, "reason": "NodeLost"}, Phase.RUNNING, "NodeLost"),
+        ({}, {"validation_started_at": CREATED, "reason": "NodeLost"}, Phase.RUNNING, "NodeLost"),
     ],
 )
 def test_status_says_what_the_pod_is_doing(child: Any, pod: Any, phase: Phase, reason: str) -> None:

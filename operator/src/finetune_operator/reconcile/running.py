@@ -6,7 +6,7 @@ from typing import Final
 from finetune_api.outcome import StepPasses
 from finetune_api.reasons import ConditionType, Reason
 from finetune_operator.reconcile.attempts import Attempt, checkpoint_statuses
-from finetune_operator.reconcile.conditions import Truth, find_condition, is_true
+from finetune_operator.reconcile.conditions import find_condition, is_true
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.failures import CONFIG_REASONS, IMAGE_REASONS, parse_outcome, redact
 from finetune_operator.reconcile.plan import Observed, Plan
@@ -42,23 +42,29 @@ def _report_running(draft: Draft, pod: PodView, seen: Observed, settings: Settin
     draft.update(start_time=draft.status.start_time or pod.started_at)
     accept(draft, pod)
     draft.condition(ConditionType.SCHEDULED, "True", Reason.SCHEDULED)
-    is_lost = pod.reason == "NodeLost" or (pod.disruption is not None and pod.disruption[0] == "DeletionByTaintManager")
-    status: Truth = "Unknown" if is_lost else "True"
-    reason, message = Reason.TRAINING, f"Pod {pod.name} is training."
-    if is_lost:
-        reason = Reason.NODE_LOST
-        message = (
-            f"The node of pod {pod.name} stopped reporting. No other pod is started while this one may be running."
-        )
-    draft.condition(ConditionType.RUNNING, status, reason, message)
+    if _is_lost(pod):
+        _report_lost(draft, pod)
+    else:
+        draft.condition(ConditionType.RUNNING, "True", Reason.TRAINING, f"Pod {pod.name} is training.")
     _report_progress(draft, seen, settings)
     return draft.plan(requeue_after=settings.progress_seconds if settings.broker_url is not None else None)
+
+
+def _is_lost(pod: PodView) -> bool:
+    return pod.reason == "NodeLost" or (pod.disruption is not None and pod.disruption[0] == "DeletionByTaintManager")
+
+
+def _report_lost(draft: Draft, pod: PodView) -> None:
+    message = f"The node of pod {pod.name} stopped reporting. No other pod is started while this one may be running."
+    draft.condition(ConditionType.RUNNING, "Unknown", Reason.NODE_LOST, message)
 
 
 def _report_validating(draft: Draft, attempt: Attempt, pod: PodView) -> Plan:
     """The first container runs, or has ended and the trainer is about to start: a moment that is not worth a write."""
     draft.condition(ConditionType.SCHEDULED, "True", Reason.SCHEDULED)
-    if pod.validation_end is not None and pod.waiting is not None and pod.waiting[0] not in ORDINARY_WAITING:
+    if _is_lost(pod):
+        _report_lost(draft, pod)
+    elif pod.validation_end is not None and pod.waiting is not None and pod.waiting[0] not in ORDINARY_WAITING:
         accept(draft, pod)
         draft.condition(ConditionType.RUNNING, "False", *_starting_reason(draft, pod))
     else:
