@@ -2,15 +2,15 @@
 
 OpenAI's legacy completions score a given text: `echo` returns the prompt's own log-probabilities and `max_tokens: 0`
 generates nothing. Any server that speaks them can be probed; nothing here knows which engine answers. What is loaded is read
-from /v1/models, and why something is not from our own server's /readyz, where there is one. Scores need no chat template, so that one is compared by itself, with
-vLLM's /tokenize, which our own server has too.
+from /v1/models, and why something is not from our own server's /readyz, where there is one. Scores need no chat template, so
+that one is compared by itself, with vLLM's /tokenize, which our own server has too.
 """
 
 import asyncio
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import aiohttp
 
@@ -20,9 +20,9 @@ from finetune_operator import metrics
 
 Truth = Literal["True", "False", "Unknown"]
 
-MAX_ERROR_CHARACTERS = 300
+MAX_ERROR_CHARACTERS: Final = 300
 """Of a server's error message in ours."""
-MAX_REFUSAL_CHARACTERS = 600
+MAX_REFUSAL_CHARACTERS: Final = 600
 """Of a server's reason for refusing an adapter."""
 
 
