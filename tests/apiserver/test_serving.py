@@ -301,6 +301,18 @@ def test_jobs_bring_versions_into_one_endpoint_and_a_worse_one_is_stored_only(wo
     assert listed(world) == {"tone": "/adapters/tone/2"}, "the adapter stays when its job is gone"
 
 
+def test_a_version_inherits_nothing_of_the_version_that_it_replaces(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = serving("tone")
+    written = {**an_adapter("tone/0", "0"), "name": "tone", "metrics": [{"name": "eval_loss", "value": "0.1"}]}
+    serve(world, written, adaptersFrom="Jobs")
+    world.kubelet.script(world.namespace, succeeding())
+    world.submit(serve={"into": "chat"})
+    world.wait_for_phase("Succeeded", seconds=40)
+    (adapter,) = (world.api.get("inferenceservices", world.namespace, "chat") or {})["spec"]["adapters"]
+    assert adapter["source"] == "pvc://finetune-adapters/tone"
+    assert (adapter.get("metrics", []), adapter.get("fingerprint")) == ([], None)
+
+
 def test_a_deployment_of_somebody_else_is_a_conflict_that_is_left_alone(world: World) -> None:
     labels = {"app": "theirs"}
     pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "example/none"}]}}

@@ -40,6 +40,7 @@ KEPT_KEYS = (
     "pattern",
     "x-kubernetes-int-or-string",
     "x-kubernetes-list-type",
+    "x-kubernetes-map-type",
     "x-kubernetes-list-map-keys",
     CEL,
 )

@@ -22,6 +22,9 @@ from finetune_api.v1alpha1.common import (
 class AdapterReference(SpecModel):
     """One adapter to serve."""
 
+    # Whoever applies a version replaces the one before whole, metrics and fingerprint included, whoever wrote those.
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-map-type": "atomic"})
+
     name: Annotated[
         str,
         Field(
