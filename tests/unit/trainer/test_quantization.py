@@ -13,12 +13,15 @@ from training_runs import AtStep, a_training_config, an_attempt
 from finetune_api.fingerprint import Fingerprint, Observation, Verdict, judge
 from finetune_api.reasons import Reason
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
+from finetune_api.training import ModelConfig
 from finetune_inference.config import Settings
 from finetune_inference.inference import InferenceService
+from finetune_trainer.base_model import load
 from finetune_trainer.fingerprint import score
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.progress import LogReporter
+from finetune_trainer.quantization import served_weights
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline, Trained
 
@@ -100,6 +103,26 @@ def test_the_fingerprint_is_that_of_the_weights_on_disk(
         # It would not have been without `served_weights`: four bits are far from these random weights.
         quantised = score(finished_qlora.model.eval(), probe.token_ids, probe.prompt_tokens)
         assert sum(abs(a - b) for a, b in zip(quantised, probe.tuned, strict=True)) / len(quantised) > 0.01
+
+
+@needs_package
+@pytest.mark.parametrize("tied", [False, True])
+def test_served_weights_are_the_models_own_and_give_way_again(tiny_model: Path, tmp_path: Path, tied: bool) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**document, "tie_word_embeddings": tied}))
+    base = load(ModelConfig(path=str(folder)), folder, "revision", "float32", "nf4")
+    ids = torch.arange(3, 60)[None]
+    with torch.inference_mode():
+        quantised = base.model.eval()(ids).logits
+        with served_weights(base):
+            served = base.model(ids).logits
+        assert torch.equal(served, AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits)
+        assert torch.equal(base.model(ids).logits, quantised)
+        assert not torch.allclose(quantised, served, atol=1e-2)
 
 
 @needs_package

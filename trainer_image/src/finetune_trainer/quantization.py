@@ -127,7 +127,9 @@ def _placement(base: "BaseModel", on_disk: set[str]) -> dict[str, int | str]:
 
     with torch.device("meta"):
         shape = AutoModelForCausalLM.from_config(base.model.config, trust_remote_code=False)
-    tensors = (name for name, _ in itertools.chain(shape.named_parameters(), shape.named_buffers()))
+    # With both names of a tensor that two modules share, as the embeddings and the head of many models do.
+    named = itertools.chain(shape.named_parameters(remove_duplicate=False), shape.named_buffers(remove_duplicate=False))
+    tensors = (name for name, _ in named)
     others = [name for name in tensors if name.rpartition(".")[0] not in on_disk]
     return {**dict.fromkeys(others, _device(on_gpu=base.on_gpu)), **dict.fromkeys(on_disk, "disk")}
 
