@@ -82,7 +82,8 @@ def _decide_addition(draft: Draft, seen: Observed, serve: Serve, adapter: Adapte
         return plan if is_terminal(plan.status) else replace(plan, requeue_after=FOLLOW_SECONDS)
     if job.status.serving is not None:
         message = (
-            f"InferenceService {service.metadata.name} was given another version of adapter {adapter.name} meanwhile."
+            f"InferenceService {service.metadata.name} does not list this version of adapter {adapter.name} any more: it was "
+            "replaced or removed meanwhile."
         )
         draft.fail(Reason.CHILD_CONFLICT, message)
         return draft.plan()
