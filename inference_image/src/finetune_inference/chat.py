@@ -43,7 +43,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     serving: Serving = request.app.state.serving
     served = await served_model(serving, body.model)
     messages = [message.to_template() for message in body.messages]
-    prompt = await asyncio.to_thread(served.vocabulary.encode_chat, messages)
+    prompt = await asyncio.to_thread(served.vocabulary.encode_chat, messages, serving.service.facts.context_length)
     constraint = await _constraint(serving, served.vocabulary, body.response_format)
     requests = token_requests(
         serving.service,

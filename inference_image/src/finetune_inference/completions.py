@@ -33,7 +33,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     served = await served_model(serving, body.model)
     if len(body.prompts) > serving.service.settings.max_sequences_per_request:
         raise invalid_value(f"{len(body.prompts)} prompts are too many for one request.", "prompt")
-    prompts = await asyncio.to_thread(_encode, served.vocabulary, body.prompts)
+    prompts = await asyncio.to_thread(_encode, served.vocabulary, body.prompts, serving.service.facts.context_length)
     requests = token_requests(
         serving.service,
         served,
@@ -52,8 +52,8 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-def _encode(vocabulary: Vocabulary, prompts: Sequence[str | list[int]]) -> list[list[int]]:
-    return [vocabulary.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+def _encode(vocabulary: Vocabulary, prompts: Sequence[str | list[int]], limit: int) -> list[list[int]]:
+    return [vocabulary.encode(prompt, limit) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
 def _echoes(vocabulary: Vocabulary, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:

@@ -18,7 +18,13 @@ from finetune_inference.grammar import GrammarError
 from finetune_inference.inference import ContextLengthError, NotReadyError
 from finetune_inference.scheduler import QueueFullError
 from finetune_inference.schemas import FieldError
-from finetune_inference.text import AnswerRefusedError, AnswerTimeoutError, EngineFailedError, PromptError
+from finetune_inference.text import (
+    AnswerRefusedError,
+    AnswerTimeoutError,
+    EngineFailedError,
+    PromptError,
+    PromptTooLongError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +88,16 @@ def context_length_exceeded(limit: int, prompt_tokens: int, max_tokens: int) -> 
     )
 
 
+def prompt_too_long(limit: int, least: int) -> ApiError:
+    """The prompt is so long that its tokens were not counted to the end."""
+    return ApiError(
+        400,
+        f"This model's maximum context length is {limit} tokens, but the prompt alone has more than {least}. Shorten it.",
+        param=None,
+        code="context_length_exceeded",
+    )
+
+
 def queue_full(waiting: int, retry_after: int) -> ApiError:
     """Too many requests wait already."""
     return ApiError(
@@ -120,6 +136,8 @@ def to_api_error(error: Exception) -> ApiError:
             return error
         case UnknownModelError():
             return model_not_found(str(error))
+        case PromptTooLongError():
+            return prompt_too_long(error.limit, error.least)
         case PromptError():
             return invalid_value(f"The prompt cannot be used: {error}.", param=None)
         case GrammarError() | AnswerRefusedError():

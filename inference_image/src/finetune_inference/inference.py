@@ -234,11 +234,11 @@ class InferenceService:
             raise ValueError(f"the seed {seed} is no signed 64-bit integer")
         served = self.model(model)
         served = served if served.in_memory else self.read_again(served.name)
-        vocabulary = served.vocabulary
+        vocabulary, limit = served.vocabulary, self.facts.context_length
         prompt = (
-            vocabulary.encode_chat([{"role": "user", "content": text}])
+            vocabulary.encode_chat([{"role": "user", "content": text}], limit)
             if vocabulary.has_chat_template
-            else vocabulary.encode(text)
+            else vocabulary.encode(text, limit)
         )
         request = TokenRequest(
             prompt=prompt,

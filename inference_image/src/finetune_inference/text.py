@@ -28,10 +28,25 @@ WINDOW = 16
 """Tokens that are decoded again with each new one, at least; more until the text ends with a whole character."""
 LONGEST_WINDOW = 64
 """Tokens after which a stream of broken characters is taken as it is."""
+FIRST_LOOK = 8
+"""Characters for each token that there is room for: longer texts are looked at from their beginning. Most have about four."""
+NEXT_LOOK = 4
+"""How many times as long the next beginning is."""
+UNCERTAIN = 256
+"""Last tokens of a beginning that may come out as fewer once the text goes on: a word that was cut, for example."""
 
 
 class PromptError(ValueError):
     """A prompt that cannot be made into tokens; the message says why."""
+
+
+class PromptTooLongError(PromptError):
+    """A prompt that was not read to its end, because its beginning has more tokens than there is room for."""
+
+    def __init__(self, limit: int, least: int) -> None:
+        super().__init__(f"it has more than {least} tokens; the model's context has {limit}")
+        self.limit = limit
+        self.least = least
 
 
 class Vocabulary:
@@ -59,9 +74,14 @@ class Vocabulary:
         token = self._tokenizer.eos_token_id
         return frozenset() if token is None else frozenset([token])
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text as the model wants it to begin; at least one. Raises PromptError."""
+    def encode(self, text: str, limit: int | None = None) -> list[int]:
+        """Token ids of a text as the model wants it to begin; at least one. Raises PromptError.
+
+        A text of clearly more than `limit` tokens is refused without finding out how many.
+        """
         _check_unicode(text)
+        if limit is not None:
+            self._check_length(text, limit)
         ids: list[int] = self._tokenizer(text).input_ids
         if not ids and self._tokenizer.bos_token_id is not None:
             return [self._tokenizer.bos_token_id]
@@ -69,22 +89,37 @@ class Vocabulary:
             raise PromptError("the prompt is empty")
         return ids
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Token ids of a conversation, up to where the assistant begins to speak. Raises PromptError."""
+    def encode_chat(self, messages: Sequence[dict[str, Any]], limit: int | None = None) -> list[int]:
+        """Token ids of a conversation, up to where the assistant begins to speak; `limit` as for `encode`. Raises PromptError."""
         if not self.has_chat_template:
             raise PromptError("this model has no chat template; use /v1/completions")
         for message in messages:
             _check_unicode(message["content"])
         try:
+            if limit is not None and sum(len(message["content"]) for message in messages) > FIRST_LOOK * limit:
+                # Of what the template makes of them, because it may leave most of it out.
+                rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                self._check_length(rendered, limit)
             ids: list[int] = self._tokenizer.apply_chat_template(
                 messages, tokenize=True, add_generation_prompt=True, return_dict=False
             )
+        except PromptTooLongError:
+            raise
         except Exception as error:
             # Templates are programs that come with the model; they refuse by raising, and break on what they did not expect.
             raise PromptError(f"the model's chat template refused these messages: {error}") from None
         if not ids:
             raise PromptError("the model's chat template made an empty prompt of these messages")
         return ids
+
+    def _check_length(self, text: str, limit: int) -> None:
+        """Raise PromptTooLongError if a beginning has too many tokens: megabytes of text keep a thread busy for a minute."""
+        end = FIRST_LOOK * limit
+        while end < len(text):
+            least = len(self._tokenizer(text[:end]).input_ids) - UNCERTAIN
+            if least > limit:
+                raise PromptTooLongError(limit, least)
+            end *= NEXT_LOOK
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, without special ones."""

@@ -17,9 +17,10 @@ router = APIRouter()
 async def tokenize(body: TokenizeRequest, request: Request) -> TokenizeResponse:
     """Nothing is computed and no weights are needed, so an adapter that is not in memory stays where it is."""
     serving: Serving = request.app.state.serving
-    vocabulary = serving.service.model(body.model).vocabulary
+    vocabulary, limit = serving.service.model(body.model).vocabulary, serving.service.facts.context_length
     if body.messages is not None:
-        tokens = await asyncio.to_thread(vocabulary.encode_chat, [message.to_template() for message in body.messages])
+        messages = [message.to_template() for message in body.messages]
+        tokens = await asyncio.to_thread(vocabulary.encode_chat, messages, limit)
     else:
-        tokens = await asyncio.to_thread(vocabulary.encode, body.prompt or "")
-    return TokenizeResponse(count=len(tokens), max_model_len=serving.service.facts.context_length, tokens=tokens)
+        tokens = await asyncio.to_thread(vocabulary.encode, body.prompt or "", limit)
+    return TokenizeResponse(count=len(tokens), max_model_len=limit, tokens=tokens)

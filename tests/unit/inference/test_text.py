@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_model import make_tiny_tokenizer
 
 from finetune_inference.engine import Finished, Generated, ScoredToken
-from finetune_inference.text import Answer, Detokenizer, PromptError, StopTexts, Vocabulary
+from finetune_inference.text import Answer, Detokenizer, PromptError, PromptTooLongError, StopTexts, Vocabulary
 
 pytestmark = pytest.mark.model
 
@@ -108,3 +108,50 @@ def test_a_template_that_refuses_is_a_problem_of_the_prompt(tokenizer: Any, temp
 def test_text_that_is_not_unicode_is_a_problem_of_the_prompt(vocabulary: Vocabulary) -> None:
     with pytest.raises(PromptError, match="surrogate"):
         vocabulary.encode("\ud800")
+
+
+class Counting:
+    """A tokenizer that notes how much it was given to read."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.longest = 0
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        self.longest = max(self.longest, len(text))
+        return self._tokenizer(text, **options)
+
+    def apply_chat_template(self, *arguments: Any, **options: Any) -> Any:
+        rendered = self._tokenizer.apply_chat_template(*arguments, **options | {"tokenize": False})
+        return self(rendered, add_special_tokens=False).input_ids if options["tokenize"] else rendered
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["text", "chat"])
+def test_a_giant_prompt_is_refused_without_reading_it(tokenizer: Any, *, chat: bool) -> None:
+    counting = Counting(tokenizer)
+    vocabulary = Vocabulary(counting)
+    giant = "How do I reset my password? " * 100_000
+    with pytest.raises(PromptTooLongError, match="more than"):
+        vocabulary.encode_chat([{"role": "user", "content": giant}], 512) if chat else vocabulary.encode(giant, 512)
+    assert counting.longest < 20_000
+
+
+@pytest.mark.parametrize("limit", [100, 400])
+def test_a_prompt_that_fits_is_read_whole_however_long_its_tokens_are(vocabulary: Vocabulary, limit: int) -> None:
+    # 14 characters a token: longer than what is looked at first.
+    text = "<|endoftext|>" * limit
+    assert vocabulary.encode(text, limit) == vocabulary.encode(text)
+    messages = [{"role": "user", "content": text}]
+    assert vocabulary.encode_chat(messages, limit) == vocabulary.encode_chat(messages)
+
+
+def test_a_template_may_leave_out_most_of_a_giant_chat(tokenizer: Any) -> None:
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{{ messages[-1]['content'] }}"
+    messages = [{"role": "user", "content": "a" * 1_000_000}, {"role": "user", "content": "hi"}]
+    assert Vocabulary(other).encode_chat(messages, 16) == Vocabulary(other).encode("hi")
