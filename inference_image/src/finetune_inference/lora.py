@@ -16,12 +16,15 @@ import torch
 from safetensors.torch import load
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from finetune_inference.adapters import AdapterRefusedError, VerifiedAdapter
 from finetune_inference.lora_batch import Delta, LoadedLora, Replacement
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What adapters are stored as; a tensor of any other type is no weight."""
+TUNABLE = (nn.Linear, nn.Embedding, Conv1D)
+"""Modules that adapters may change. peft also wraps whole groups of experts, whose rows are not those of the batch."""
 NAMED = 3
 """Tensors named in a message; the rest is counted."""
 PREFIX = "base_model.model."
@@ -57,6 +60,11 @@ class LoraLoader:
         _check_fit(adapter, shape.tensors, tensors)
         tensors = {name.removeprefix(PREFIX): t.to(self._base.device, self._base.dtype) for name, t in tensors.items()}
         _check_range(adapter, shape.scalings, tensors, self._base.dtype)
+        odd = [path for path in shape.scalings if not isinstance(self._modules.get(path), TUNABLE)]
+        if odd:
+            raise AdapterRefusedError(
+                f"the adapter tunes {_listed(odd)}; only linear layers and embeddings are served tuned"
+            )
         deltas = {path: self._delta(path, scaling, tensors) for path, scaling in shape.scalings.items()}
         return LoadedLora(adapter.name, adapter.digest, deltas, self._replacements(adapter, deltas, tensors))
 

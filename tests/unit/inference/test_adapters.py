@@ -270,6 +270,25 @@ def test_a_file_that_changes_later_changes_no_loaded_weights(models: Path, tmp_p
     assert all(delta.b.equal(before[path]) for path, delta in loaded.deltas.items())
 
 
+def test_an_adapter_for_a_group_of_experts_is_refused(models: Path, tmp_path: Path) -> None:
+    """peft wraps the group as one module, whose rows are not those of the batch: it would fail in the engine, for everybody."""
+    from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    from finetune_inference.lora import LoraLoader
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "head_dim": 8}
+    counts = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4}
+    base = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=384, **sizes, **counts))
+    base.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(models / "base").save_pretrained(tmp_path / "base")
+    folder = tmp_path / "experts"
+    make_tiny_adapter(folder, tmp_path / "base", seed=1, target_modules=["down_proj"])
+    edit_config(folder, target_modules=["down_proj"], target_parameters=None)
+    adapter = verify(ServedAdapter(name="experts", path=str(folder)), Limits(64, 1 << 30))
+    with pytest.raises(AdapterRefusedError, match=r"mlp\.experts; only linear layers and embeddings"):
+        LoraLoader(base).load(adapter)
+
+
 def test_weights_must_be_finite_in_the_type_that_the_base_computes_in(models: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
