@@ -14,6 +14,10 @@ SMALLEST_CAPACITY = 64
 """Tokens; below this, copying from pool to pool costs more than the padding."""
 FEWEST_ROWS = 4
 """Rows that a pool begins with, if the budget has room for them."""
+GROWTH = 1.5
+"""Rows that are made for each that is needed; copying all of them for every new one would cost more."""
+CROWDED = 2
+"""How many times as many rows as would be made now a pool keeps at most."""
 
 
 @dataclass
@@ -50,7 +54,7 @@ class Pool:
         """The tensors of a layer with room for all owners. keys, values: [heads, tokens, head size], for their shapes."""
         layer = self.layers.get(index)
         if layer is None or layer.keys.shape[0] < len(self.owners):
-            ahead = max(FEWEST_ROWS, math.ceil(len(self.owners) * 1.5))
+            ahead = max(FEWEST_ROWS, math.ceil(len(self.owners) * GROWTH))
             rows = max(len(self.owners), min(ahead, self.most))
             grown = Layer(self._empty(rows, keys), self._empty(rows, values))
             if layer is not None:
@@ -64,6 +68,13 @@ class Pool:
         for layer in self.layers.values():
             layer.wipe(len(self.owners))
         self.owners.append(key)
+
+    def shrink(self) -> None:
+        """Give memory back that a crowd left behind: all pools together may hold what only the budget of each one bounds."""
+        rows = max(FEWEST_ROWS, math.ceil(len(self.owners) * GROWTH))
+        for layer in self.layers.values():
+            if layer.keys.shape[0] >= CROWDED * rows:
+                layer.keys, layer.values = layer.keys[:rows].clone(), layer.values[:rows].clone()
 
     def _empty(self, rows: int, like: torch.Tensor) -> torch.Tensor:
         """Zeros, as in `take_row`."""
@@ -160,5 +171,7 @@ class KVCache:
                 layer.move(last, row)
             pool.owners[row] = moved
         pool.owners.pop()
-        if not pool.owners:
+        if pool.owners:
+            pool.shrink()
+        else:
             del self._pools[pool.capacity]

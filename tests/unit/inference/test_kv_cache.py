@@ -80,3 +80,18 @@ def test_rows_are_made_ahead_only_within_the_budget() -> None:
     small = make(budget=512)
     write(small, 0, 300, 0.0)
     assert small.place(0)[0].layers[0].keys.shape[0] == 1
+
+
+def test_a_pool_gives_back_what_a_crowd_took_while_somebody_stays() -> None:
+    cache = make()
+    for key in range(32):
+        write(cache, key, 10, key)
+    pool, _ = cache.place(31)
+    assert pool.layers[0].keys.shape[0] >= 32
+    for key in range(31):
+        cache.release(key)
+    assert pool.layers[0].keys.shape[0] <= 8
+    assert written(cache, 31) == {31.0}
+    for key in range(32, 64):
+        write(cache, key, 10, key)
+    assert {key: written(cache, key) for key in range(31, 64)} == {key: {float(key)} for key in range(31, 64)}
