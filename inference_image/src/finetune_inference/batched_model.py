@@ -8,6 +8,7 @@ be served like this is not guessed from its name but tried, see `model_check`.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -72,7 +73,9 @@ class BatchedModel:
         self._plan = _Plan()
         self._adapter = _CacheAdapter()
         name = f"finetune_batched_{id(self)}"
-        AttentionInterface.register(name, self._attend)
+        # The registry lasts as long as the process, the model only as long as somebody uses it.
+        own = WeakMethod(self._attend)
+        AttentionInterface.register(name, lambda *arguments, **options: own()(*arguments, **options))  # type: ignore[misc]
         model.set_attn_implementation(name)
 
     def forward(self, pieces: Sequence[Piece]) -> torch.Tensor:

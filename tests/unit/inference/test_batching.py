@@ -1,6 +1,8 @@
 """Many sequences in one batch: each must get the tokens it would get alone, whoever its neighbours are."""
 
+import gc
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -329,6 +331,14 @@ def test_a_short_context_is_batched_all_the_same(models: Path, caplog: pytest.Lo
     config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")), max_model_length=100)
     TransformersEngine(config, Settings(threads=1)).load_model()
     assert "one sequence at a time" not in caplog.text
+
+
+def test_a_model_that_nobody_uses_any_more_leaves_memory(models: Path) -> None:
+    runs = Runs(models / "base", {})
+    module = weakref.ref(runs.engine._model._model)
+    del runs
+    gc.collect()
+    assert module() is None
 
 
 def make_adapter(directory: Path, base: Path, *, seed: int, **lora: Any) -> None:
