@@ -149,6 +149,8 @@ class Catalogue:
             for name in self._asked.keys() - names:
                 log.info("removed adapter %s", name)
                 del self._asked[name]
+            for name in [name for name in list(self._used) if name not in self._models]:
+                self._used.pop(name, None)
             self._tried = {name: tried for name, tried in self._tried.items() if name in names}
             self.refused = refused
 
