@@ -116,6 +116,26 @@ def test_the_next_step_is_computed_while_a_checkpoint_is_written_and_applied_onc
     assert events == ["step 1", "step 2", "checkpoint 2", "step 3", "step 4", "checkpoint 4"]
 
 
+def test_a_checkpoint_that_a_pass_left_no_memory_for_is_written_after_it(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = RunStore.commit_checkpoint
+    written: list[tuple[int, bool]] = []
+
+    def beside_a_large_pass(self: RunStore, staged: Path, manifest: Manifest) -> Committed:
+        beside = threading.current_thread() is not threading.main_thread()
+        written.append((manifest.step, beside))
+        if beside and manifest.step == 2:
+            raise MemoryError
+        return commit(self, staged, manifest)
+
+    monkeypatch.setattr(RunStore, "commit_checkpoint", beside_a_large_pass)
+    hyperparameters = {"batchSize": 4, "learningRate": 0.01, "maxSteps": 5}
+    checkpoint = interrupted_after(3, a_training_config(tiny_model, tmp_path, hyperparameters=hyperparameters))
+    assert written == [(2, True), (2, False), (3, True)]
+    assert checkpoint.manifest.step == 3
+
+
 def test_a_checkpoint_is_due_by_the_clock_too() -> None:
     from transformers import TrainerControl
 

@@ -15,6 +15,7 @@ from training_runs import AtStep, a_training_config, an_attempt
 
 from finetune_api.outcome import Outcome, Progress, Result, StepPasses
 from finetune_api.reasons import Reason
+from finetune_trainer.errors import is_out_of_memory
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 
@@ -185,6 +186,22 @@ def test_other_errors_are_not_taken_for_memory(tiny_model: Path, tmp_path: Path)
         outcome = run_finetuning(a_config(tiny_model, tmp_path), Losses(), StopSignal())
     assert outcome.reason is Reason.TRAINER_CRASHED
     assert len(refused) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "is_memory"),
+    [
+        (
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to",
+            True,
+        ),
+        ("std::bad_alloc", True),
+        ("could not create a primitive", True),
+        ("could not create a primitive descriptor for a matmul primitive", False),
+    ],
+)
+def test_what_libraries_say_when_the_kernel_refuses_memory_is_known(text: str, is_memory: bool) -> None:
+    assert is_out_of_memory(RuntimeError(text)) is is_memory
 
 
 def test_a_resumed_attempt_starts_with_what_fitted(tiny_model: Path, tmp_path: Path) -> None:

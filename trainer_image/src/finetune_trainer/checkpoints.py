@@ -28,6 +28,7 @@ from transformers.trainer_pt_utils import safe_globals
 from finetune_api.artifacts import Manifest
 from finetune_trainer import distributed
 from finetune_trainer.artifacts import RunStore, write_durably
+from finetune_trainer.errors import is_out_of_memory
 
 if TYPE_CHECKING:
     from finetune_trainer.evaluation import BestAdapter
@@ -156,7 +157,7 @@ class CheckpointSaver:
         self._keep = keep
         self._best = best
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._under_way: Future[None] | None = None
+        self._under_way: tuple[Snapshot, Future[None]] | None = None
         self.saved = 0
         """Checkpoints committed."""
         self.blocked_seconds = 0.0
@@ -178,7 +179,7 @@ class CheckpointSaver:
         started = time.monotonic()
         snapshot = take_snapshot(trainer, self._best)
         if distributed.rank() == 0:
-            self._under_way = self._executor.submit(self._commit, snapshot)
+            self._under_way = snapshot, self._executor.submit(self._commit, snapshot)
         self.blocked_seconds += time.monotonic() - started
 
     def wait(self) -> None:
@@ -186,8 +187,15 @@ class CheckpointSaver:
         under_way, self._under_way = self._under_way, None
         if under_way is None:
             return
+        snapshot, written = under_way
         started = time.monotonic()
-        under_way.result()
+        try:
+            written.result()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # The pass beside it took all the memory that there is, and is over.
+            self._commit(snapshot)
         self.blocked_seconds += time.monotonic() - started
 
     def _commit(self, snapshot: Snapshot) -> None:

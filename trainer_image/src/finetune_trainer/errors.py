@@ -41,8 +41,10 @@ NO_SPACE_PHRASES: Final = (
 )
 """safetensors and tokenizers write from native code and report a full disk as text only."""
 
-NO_HOST_MEMORY: Final = "can't allocate memory"
-"""What torch's allocator of main memory says, in a plain RuntimeError."""
+NO_HOST_MEMORY: Final = ("can't allocate memory", "std::bad_alloc")
+"""What torch's allocator of main memory says, and C++ of a small piece of it, in a plain RuntimeError."""
+NO_CODE_MEMORY: Final = "could not create a primitive"
+"""All that oneDNN says when it has no memory for a product's code; with anything behind it, something else is wrong."""
 NO_HANDLE_MEMORY: Final = "CUBLAS_STATUS_ALLOC_FAILED"
 """What cuBLAS says where torch's allocator left it nothing, in a plain RuntimeError too."""
 
@@ -105,7 +107,13 @@ def as_training_error(error: BaseException) -> TrainingError:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is memory that does not suffice, of the accelerator or of the host."""
-    return isinstance(error, MemoryError) or NO_HOST_MEMORY in str(error) or _is_of_accelerator(error)
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or any(phrase in text for phrase in NO_HOST_MEMORY)
+        or text == NO_CODE_MEMORY
+        or _is_of_accelerator(error)
+    )
 
 
 def _is_of_accelerator(error: BaseException) -> bool:
