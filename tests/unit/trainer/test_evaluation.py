@@ -187,6 +187,49 @@ def test_an_exact_match_is_an_answer_that_greedy_generation_gives(
     assert f"<th>share of held-out rows answered exactly</th><td>{right / 8:.4f}</td>" in page
 
 
+@pytest.mark.parametrize("pairs", [False, True], ids=["rows", "pairs"])
+def test_held_out_rows_that_memory_does_not_suffice_for_are_measured_in_halves(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: bool
+) -> None:
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+    rows = [{"prompt": f"{n}?", "chosen": f"Yes, {n}.", "rejected": "No."} for n in range(9)]
+    preference: dict[str, Any] = {
+        "dataset": {"inline": as_jsonl(rows)},
+        "evaluation": {"inline": as_jsonl(rows)},
+        "dpo": {},
+    }
+    changes: dict[str, Any] = preference if pairs else {"evaluation": {"inline": answered(2)}}
+    hyperparameters = {"batchSize": 2, "learningRate": 0.01, "maxSteps": 1}
+    forward = LlamaModel.forward
+    refused: list[int] = []
+
+    def narrow(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = forward(self, *args, **kwargs)
+        size = result.last_hidden_state.shape[0] * result.last_hidden_state.shape[1]
+        if torch.is_inference_mode_enabled() and narrowed and size > 100:
+            refused.append(size)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return result
+
+    monkeypatch.setattr(LlamaModel, "forward", narrow)
+    outcomes = []
+    for narrowed in (False, True):
+        config = a_training_config(
+            tiny_model,
+            tmp_path / str(narrowed),
+            hyperparameters=hyperparameters,
+            checkpoint={"everySteps": 5},
+            **changes,
+        )
+        outcomes.append(run_finetuning(config, Curve(), StopSignal()))
+    expected, found = outcomes
+    assert found.result is expected.result is Result.SUCCEEDED, found
+    assert len(refused) > 1, "memory hardly ran out, so little was shown"
+    assert found.metrics == pytest.approx(expected.metrics, rel=1e-5, abs=1e-5)
+
+
 def test_settings_that_have_nothing_to_work_on_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="evaluationSettings need held-out rows"):
         a_training_config(tiny_model, tmp_path, evaluationSettings={"evalSteps": 2})

@@ -9,6 +9,7 @@ is about to start.
 import logging
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,6 +24,7 @@ from finetune_trainer.batching import choose_micro_batch_size
 from finetune_trainer.checkpoints import ADAPTER, BEST_ADAPTER_FILE, adapter_tensors
 from finetune_trainer.data import IGNORED, Tokenized, TokenRow
 from finetune_trainer.interruption import StopSignal
+from finetune_trainer.out_of_memory import in_halves
 from finetune_trainer.passes import Passes
 
 logger = logging.getLogger(__name__)
@@ -68,15 +70,20 @@ class HeldOutRows:
                     return None
                 if not rows:
                     continue
-                batch = self._passes.collate(rows)
-                batch = {key: value.to(model.device) for key, value in batch.items()}
-                # With a count of one the loss is the sum over tokens, so that the mean is one over all of them.
-                output = model(**batch, use_cache=False, num_items_in_batch=torch.tensor(1))
-                loss += float(output.loss)
-                exact += exact_rows(output.logits, batch, rows)
+                for part_loss, part_exact in in_halves(partial(self._measure, model), rows):
+                    loss += part_loss
+                    exact += part_exact
         loss, right = distributed.total(loss, exact)
         measured = {"eval_loss": loss / self._loss_tokens, "exact_match": right / len(self._rows)}
         return {name: value for name, value in measured.items() if name == "eval_loss" or name in self._metrics}
+
+    def _measure(self, model: Any, rows: Sequence[TokenRow]) -> tuple[float, int]:
+        """Loss and exact rows of one pass, each a sum."""
+        batch = self._passes.collate(rows)
+        batch = {key: value.to(model.device) for key, value in batch.items()}
+        # With a count of one the loss is the sum over tokens, so that the mean is one over all of them.
+        output = model(**batch, use_cache=False, num_items_in_batch=torch.tensor(1))
+        return float(output.loss), exact_rows(output.logits, batch, rows)
 
 
 def exact_rows(logits: torch.Tensor, batch: dict[str, Any], rows: Sequence[TokenRow]) -> int:

@@ -2,8 +2,8 @@
 
 A step's loss is a mean over all of its rows however they are cut into passes, so its gradients, and with them the adapter, stay
 the same within rounding. `trainer.StepTrainer` asks `PassSizes` how to cut; what was learnt about this device is part of the
-Trainer's state and thus of every checkpoint, so that the next attempt starts with what fits. Like `trainer`, this module is
-imported only once training is about to start.
+Trainer's state and thus of every checkpoint, so that the next attempt starts with what fits. Held-out rows are measured by
+`in_halves` where their passes are too large. Like `trainer`, this module is imported only once training is about to start.
 
 A kernel does not tell a process that its container is at its limit, it kills it; `memory_refused_beyond` has it tell.
 """
@@ -12,17 +12,19 @@ import contextlib
 import gc
 import logging
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import torch
 from transformers import TrainerCallback
 
 from finetune_api.outcome import StepPasses
 from finetune_api.v1alpha1.finetune_job import GradientCheckpointing
-from finetune_trainer.errors import as_training_error, one_line
+from finetune_trainer import distributed
+from finetune_trainer.errors import as_training_error, is_out_of_memory, one_line
+from finetune_trainer.preflight.estimate import container_limit
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,9 @@ STATE: Final = "PassSizes"
 
 KEPT_SHARE: Final = 0.03
 """Share of a container's limit that is left to what it is charged for and no process allocates: page tables, sockets, files."""
+
+Row = TypeVar("Row")
+Value = TypeVar("Value")
 
 
 class PassSizes(TrainerCallback):  # type: ignore[misc] # transformers is untyped
@@ -123,6 +128,26 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def in_halves(measure: Callable[[Sequence[Row]], Value], rows: Sequence[Row]) -> list[Value]:
+    """What `measure` returns for all rows in one pass, or for each part of them if memory suffices for parts only."""
+    try:
+        with memory_refused_beyond(host_limit()):
+            return [measure(rows)]
+    except (RuntimeError, MemoryError) as error:
+        if len(rows) == 1 or not is_out_of_memory(error):
+            raise
+        logger.warning("out of memory: rows are measured in halves rows=%d problem=%s", len(rows), one_line(error))
+    release_memory()
+    middle = len(rows) // 2
+    return in_halves(measure, rows[:middle]) + in_halves(measure, rows[middle:])
+
+
+def host_limit() -> int | None:
+    """Main memory in bytes that this rank's passes may take at most; None for what the machine has, or on an accelerator."""
+    limit = None if torch.cuda.is_available() else container_limit()
+    return None if limit is None else limit // distributed.count()
 
 
 @contextlib.contextmanager

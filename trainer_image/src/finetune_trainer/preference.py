@@ -9,6 +9,7 @@ training is about to start.
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -20,6 +21,7 @@ from finetune_trainer.checkpoints import ADAPTER
 from finetune_trainer.data import IGNORED
 from finetune_trainer.data.pairs import Pair, PreferencePairs, flattened
 from finetune_trainer.interruption import StopSignal
+from finetune_trainer.out_of_memory import in_halves
 from finetune_trainer.passes import Passes
 from finetune_trainer.trainer import StepTrainer
 
@@ -176,12 +178,16 @@ class HeldOutPairs:
                     return None
                 if not pairs:
                     continue
-                batch = self._passes.collate(pairs)
-                batch = {key: value.to(model.device) for key, value in batch.items()}
-                margins.append(reward_margins(model, model, batch, self._beta, self._reference))
+                margins += in_halves(partial(self._margins, model), pairs)
         margin = torch.cat([part for parts in distributed.everyones(margins) for part in parts])
         return {
             "eval_loss": float(-logsigmoid(margin).mean()),
             "reward_accuracy": float((margin > 0).float().mean()),
             "reward_margin": float(margin.mean()),
         }
+
+    def _margins(self, model: Any, pairs: Sequence[Pair]) -> torch.Tensor:
+        """Those of one pass."""
+        batch = self._passes.collate(pairs)
+        batch = {key: value.to(model.device) for key, value in batch.items()}
+        return reward_margins(model, model, batch, self._beta, self._reference)

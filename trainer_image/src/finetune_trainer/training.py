@@ -57,7 +57,6 @@ from finetune_trainer.fingerprint import take_fingerprint
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.lora import build_lora_config
 from finetune_trainer.output import check_output
-from finetune_trainer.preflight.estimate import container_limit
 from finetune_trainer.progress import LogReporter, Reporter
 from finetune_trainer.quantization import PACKAGE, served_weights
 from finetune_trainer.run_report import render_model_card, render_page
@@ -244,7 +243,7 @@ class FinetuningPipeline:
         from finetune_trainer.divergence import DivergenceCallback
         from finetune_trainer.evaluation import BestAdapter, EvaluationCallback, held_out_curve
         from finetune_trainer.objectives import choose_objective
-        from finetune_trainer.out_of_memory import PassSizes
+        from finetune_trainer.out_of_memory import PassSizes, host_limit
 
         hyper = self.config.hyperparameters
         objective = choose_objective(self.config, dataset, passes)
@@ -252,12 +251,9 @@ class FinetuningPipeline:
         micro = choose_micro_batch_size(
             passes.row_tokens(rows, hyper.batch_size), hyper.batch_size, hyper.micro_batch_size, on_gpu=base.on_gpu
         )
-        limit = None if base.on_gpu else container_limit()
-        if limit is not None:
-            limit //= distributed.count()
         recompute = hyper.gradient_checkpointing == "enabled"
         planned = StepPasses(micro_batch_size=micro, gradient_checkpointing=recompute)
-        sizes = PassSizes(planned, hyper.gradient_checkpointing, model, limit=limit)
+        sizes = PassSizes(planned, hyper.gradient_checkpointing, model, limit=host_limit())
         self.reached = stock.Reached()
         best = BestAdapter()
         saver = CheckpointSaver(self.store, self.reached, self._manifest(base, 0), self.config.checkpoint.keep, best)
