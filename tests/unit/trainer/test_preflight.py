@@ -197,8 +197,8 @@ def test_a_sound_run_is_estimated_and_what_is_probably_not_meant_is_said(tiny_mo
     assert found.shape is not None
     # Rank 8 beside 7 linear layers of 2 blocks, each with rank * (inputs + outputs) parameters.
     assert found.shape.trainable == 2 * 8 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
-    assert found.memory.weights == 4 * sum(p.numel() for p in found.shape.model.parameters())
-    assert found.memory.adapter == 16 * found.shape.trainable
+    assert found.memory.estimate.weights == 4 * sum(p.numel() for p in found.shape.model.parameters())
+    assert found.memory.estimate.adapter == 16 * found.shape.trainable
     assert found.shape.model.device.type == "meta"
     assert not (tmp_path / "out").exists()
 
@@ -242,7 +242,7 @@ def test_a_model_that_is_larger_than_the_gpu_will_not_fit(tiny_model: Path, tmp_
     assert "the accelerator has 0.1 MiB; use a smaller model" in failure.message
     memory = run_preflight(config, gpu_memory=80 << 30).memory
     assert memory is not None
-    tight = run_preflight(config, gpu_memory=memory.least + 1)
+    tight = run_preflight(config, gpu_memory=memory.estimate.least + 1)
     assert tight.failures == []
     assert "lower hyperparameters.microBatchSize or maxLength" in tight.warnings[-1]
 

@@ -16,11 +16,8 @@ import numpy as np
 from finetune_trainer.attention import packed_attention, supports_packing
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.batching import Collator, StepSampler, supports_loss_logits
-from finetune_trainer.chunked_loss import chunked_loss
 from finetune_trainer.data import IGNORED, TokenRow
 from finetune_trainer.errors import one_line
-from finetune_trainer.fused_lora import fused_lora
-from finetune_trainer.fused_norm import fused_norm
 from finetune_trainer.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS, PackedCollator
 
 logger = logging.getLogger(__name__)
@@ -122,6 +119,11 @@ class PackedPasses:
 @contextlib.contextmanager
 def _lean(model: Any) -> Iterator[None]:
     """What makes a pass of either kind faster and smaller, wherever a peft model has the layers for it."""
+    # Here, since they import peft: a preflight asks for the size of passes, and does without the seconds.
+    from finetune_trainer.chunked_loss import chunked_loss
+    from finetune_trainer.fused_lora import fused_lora
+    from finetune_trainer.fused_norm import fused_norm
+
     with fused_lora(model), fused_norm(model), chunked_loss(model.get_base_model()):
         yield
 

@@ -57,6 +57,7 @@ from finetune_trainer.fingerprint import take_fingerprint
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.lora import build_lora_config
 from finetune_trainer.output import check_output
+from finetune_trainer.preflight.estimate import MemoryPlan, available_memory, largest_pass, plan_memory
 from finetune_trainer.progress import LogReporter, Reporter
 from finetune_trainer.quantization import PACKAGE, served_weights
 from finetune_trainer.run_report import render_model_card, render_page
@@ -85,6 +86,8 @@ class Trained:
     """Step and loss of the evaluations while training ran."""
     best_step: int | None
     """Step whose adapter was the best in these evaluations and is the one to be committed; None for the last step."""
+    memory: MemoryPlan
+    """What it was expected to take."""
     passes: StepPasses
     """How the last steps were cut into passes."""
     reductions: list[dict[str, Any]]
@@ -235,6 +238,21 @@ class FinetuningPipeline:
         logger.info("rows go through the model passes=%s", passes.name)
         return passes
 
+    def plan_memory(
+        self, model: Any, base: BaseModel, dataset: PreparedDataset, passes: "Passes", micro_batch_size: int
+    ) -> MemoryPlan:
+        """Whether activations are kept or computed again, by what this device has."""
+        import torch
+
+        largest = largest_pass(
+            self.config, dataset, micro_batch_size, packed=passes.name == "packed", on_gpu=base.on_gpu
+        )
+        trainable, _ = model.get_nb_trainable_parameters()
+        limit = torch.cuda.mem_get_info()[1] if base.on_gpu else available_memory() // distributed.count()
+        plan = plan_memory(self.config, base.model, trainable, base.dtype, largest, limit)
+        logger.info("memory planned gradient_checkpointing=%s why=%s", plan.gradient_checkpointing, plan.explanation)
+        return plan
+
     def train(self, model: Any, base: BaseModel, dataset: PreparedDataset, passes: "Passes") -> Trained:
         """Run transformers.Trainer from the newest whole checkpoint, or from the start."""
         self._check_stop()
@@ -251,8 +269,8 @@ class FinetuningPipeline:
         micro = choose_micro_batch_size(
             passes.row_tokens(rows, hyper.batch_size), hyper.batch_size, hyper.micro_batch_size, on_gpu=base.on_gpu
         )
-        recompute = hyper.gradient_checkpointing == "enabled"
-        planned = StepPasses(micro_batch_size=micro, gradient_checkpointing=recompute)
+        memory = self.plan_memory(model, base, dataset, passes, micro)
+        planned = StepPasses(micro_batch_size=micro, gradient_checkpointing=memory.gradient_checkpointing)
         sizes = PassSizes(planned, hyper.gradient_checkpointing, model, limit=host_limit())
         self.reached = stock.Reached()
         best = BestAdapter()
@@ -310,6 +328,7 @@ class FinetuningPipeline:
             losses,
             held_out_curve(state.log_history),
             state.best_global_step,
+            memory=memory,
             passes=sizes.now,
             reductions=sizes.reductions,
         )
@@ -434,6 +453,11 @@ class FinetuningPipeline:
             "bestStep": trained.best_step,
             "passes": trained.passes.to_dict(),
             "outOfMemory": trained.reductions,
+            "memory": {
+                "expectedBytes": trained.memory.estimate.total,
+                "limitBytes": trained.memory.limit,
+                "gradientCheckpointing": trained.memory.explanation,
+            },
             "metrics": metrics,
             "environment": {
                 "python": platform.python_version(),

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
 from finetune_trainer import base_model
+from finetune_trainer.batching import choose_micro_batch_size
 from finetune_trainer.config import SourceSettings
 from finetune_trainer.continuation import read_initial_adapter
 from finetune_trainer.data import TokenCache
@@ -19,12 +20,14 @@ from finetune_trainer.dataset import Examples, PreparedDataset, model_length, pr
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.lora import adapter_shapes, count_trainable
 from finetune_trainer.output import check_output, free_disk
+from finetune_trainer.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS
 from finetune_trainer.preflight.estimate import (
-    MemoryEstimate,
+    MemoryPlan,
     available_memory,
     estimate_disk,
-    estimate_memory,
     gib,
+    largest_pass,
+    plan_memory,
 )
 from finetune_trainer.preflight.weights import count_weights
 from finetune_trainer.quantization import check_quantization
@@ -61,7 +64,7 @@ class Preflight:
     examples: Examples | None = None
     shape: ModelShape | None = None
     dataset: PreparedDataset | None = None
-    memory: MemoryEstimate | None = None
+    memory: MemoryPlan | None = None
     disk: int | None = None
     """Bytes that the run writes to the output volume."""
 
@@ -121,10 +124,11 @@ def run_preflight(
     )
     if found.dataset is None:
         return found
-    found.memory, found.disk = _estimate(config, shape, found.dataset, gpu_memory)
-    memory, disk = found.memory, found.disk
-    if gpu_memory != 0:
-        found.attempt(lambda: check_memory(memory, gpu_memory, found.warnings))
+    dataset = found.dataset
+    memory = found.memory = found.attempt(lambda: _plan_memory(config, shape, dataset, gpu_memory))
+    disk = found.disk = estimate_disk(config, shape.trainable, shape.folder, dataset)
+    if memory:
+        found.attempt(lambda: check_memory(memory, found.warnings, on_gpu=gpu_memory is not None))
     found.attempt(lambda: check_disk(config, disk))
     return found
 
@@ -147,12 +151,14 @@ def check_model(config: TrainingConfig) -> ModelShape:
     return ModelShape(model, tokenizer, folder, revision, count_trainable(config.lora, model))
 
 
-def check_memory(memory: MemoryEstimate, gpu_memory: int | None, warnings: list[str]) -> None:
+def check_memory(plan: MemoryPlan, warnings: list[str], *, on_gpu: bool) -> None:
     """Raise TrainingError (WontFitGPU, HostOutOfMemory) if not even weights and adapter fit; warn if all of it will not."""
-    limit = available_memory() if gpu_memory is None else gpu_memory
-    where = "this container or machine" if gpu_memory is None else "the accelerator"
+    memory, limit = plan.estimate, plan.limit
+    if limit is None:
+        return
+    where = "the accelerator" if on_gpu else "this container or machine"
     if memory.least > limit:
-        reason = Reason.HOST_OUT_OF_MEMORY if gpu_memory is None else Reason.WONT_FIT_GPU
+        reason = Reason.WONT_FIT_GPU if on_gpu else Reason.HOST_OUT_OF_MEMORY
         raise TrainingError(
             reason,
             f"Weights and adapter alone take about {gib(memory.least)}, {where} has {gib(limit)}; use a smaller model, "
@@ -179,13 +185,22 @@ def check_disk(config: TrainingConfig, needed: int) -> None:
         )
 
 
-def _estimate(
+def _plan_memory(
     config: TrainingConfig, shape: ModelShape, dataset: PreparedDataset, gpu_memory: int | None
-) -> tuple[MemoryEstimate, int]:
-    on_gpu = gpu_memory is not None
-    dtype = base_model.dtype_of(config.hyperparameters.precision, on_gpu=on_gpu)
-    memory = estimate_memory(config, shape.model, shape.trainable, dtype, dataset, on_gpu=on_gpu)
-    return memory, estimate_disk(config, shape.trainable, shape.folder, dataset)
+) -> MemoryPlan:
+    from finetune_trainer.attention import supports_packing
+    from finetune_trainer.passes import PackedPasses
+
+    on_gpu, hyper = gpu_memory is not None, config.hyperparameters
+    answers = 2 if config.dpo else 1
+    # A model that claims to support packing is taken at its word; training puts it to the proof.
+    passes = PackedPasses(GPU_MIN_SHARED_TOKENS if on_gpu else MIN_SHARED_TOKENS)
+    row_tokens = answers * passes.row_tokens(dataset.training.rows, answers * hyper.batch_size)
+    micro = choose_micro_batch_size(row_tokens, hyper.batch_size, hyper.micro_batch_size, on_gpu=on_gpu)
+    largest = largest_pass(config, dataset, micro, packed=supports_packing(shape.model), on_gpu=on_gpu)
+    dtype = base_model.dtype_of(hyper.precision, on_gpu=on_gpu)
+    limit = available_memory() if gpu_memory is None else gpu_memory or None
+    return plan_memory(config, shape.model, shape.trainable, dtype, largest, limit)
 
 
 def _on_meta_device(model_config: Any, shown: str) -> Any:

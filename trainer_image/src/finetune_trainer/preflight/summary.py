@@ -18,7 +18,9 @@ def describe(config: TrainingConfig, found: Preflight) -> str:
         lines.append(render_report(found.dataset.report))
     if found.memory and found.disk is not None:
         lines += [
-            f"memory:     about {found.memory}",
+            f"memory:     about {found.memory.estimate}",
+            f"            gradient checkpointing is {'on' if found.memory.gradient_checkpointing else 'off'}: "
+            f"{found.memory.explanation}",
             f"disk:       about {gib(found.disk)} in {config.output.directory}",
         ]
     return "\n".join([*lines, *(f"warning:    {warning}" for warning in warnings_of(found))])
@@ -32,7 +34,7 @@ def summarize(found: Preflight) -> str:
     parts = [f"training: {_counted(report.training)}"]
     if report.evaluation:
         parts.append(f"held out: {_counted(report.evaluation)}")
-    figures = f"{'; '.join(parts)}; memory about {gib(found.memory.total)}, disk about {gib(found.disk)}."
+    figures = f"{'; '.join(parts)}; memory about {gib(found.memory.estimate.total)}, disk about {gib(found.disk)}."
     warnings = "".join(f" Warning: {warning}." for warning in warnings_of(found))
     return figures[:1].upper() + figures[1:] + warnings
 
