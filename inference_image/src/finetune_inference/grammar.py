@@ -19,6 +19,8 @@ MAX_SCHEMA_BYTES = 32 << 10
 """Of a schema as JSON: compiling one takes longer the longer it is, two seconds at worst."""
 MAX_DIVISOR = 10_000
 """Product of all different `multipleOf` of a schema, in units of their last digit: llguidance makes a state of each remainder."""
+MAX_ALTERNATIVES = 20_000
+"""Parts of a schema once what stands beside a choice is written into each of its options, which llguidance does."""
 MAX_LEXER_STATES = 50_000
 """1 or 2 KB each; a long answer to an ordinary schema needs some hundreds."""
 MAX_REASON = 300
@@ -120,6 +122,10 @@ def _checked(schema: dict[str, Any]) -> str:
         raise GrammarError(f"the schema cannot be used: {error}") from None
     if len(text) > MAX_SCHEMA_BYTES:
         raise GrammarError(f"the schema has {len(text)} bytes; use {MAX_SCHEMA_BYTES} or less")
+    if _expanded(schema) > MAX_ALTERNATIVES:
+        raise GrammarError(
+            "the schema has too many alternatives: anyOf, oneOf or allOf beside other keywords multiply, level by level"
+        )
     if math.prod(divisors) > MAX_DIVISOR:
         raise GrammarError(
             "the schema's multipleOf are too fine: written without their decimal point, the different ones have a product "
@@ -137,6 +143,19 @@ def _values_of(key: str, value: Any) -> Iterator[Any]:
     elif isinstance(value, list):
         for inner in value:
             yield from _values_of(key, inner)
+
+
+def _expanded(value: Any) -> int:
+    """Parts of a schema with its choices multiplied out; more than the real ones, not less."""
+    if isinstance(value, list):
+        return sum(map(_expanded, value))
+    if not isinstance(value, dict):
+        return 0
+    choices = [value[key] for key in ("anyOf", "oneOf", "allOf") if isinstance(value.get(key), list)]
+    own = 1 + sum(_expanded(inner) for key, inner in value.items() if key not in ("anyOf", "oneOf", "allOf"))
+    for options in choices:
+        own = own * max(1, len(options)) + sum(map(_expanded, options))
+    return own
 
 
 def _divisor(value: Any) -> int:

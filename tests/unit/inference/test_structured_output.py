@@ -241,3 +241,11 @@ def test_no_schema_takes_long(server: Running) -> None:
 def test_a_tokenizer_that_llguidance_does_not_know_is_an_error_with_a_sentence() -> None:
     with pytest.raises(GrammarError, match="this model's tokenizer"):
         Grammars(object()).compile({"type": "object"}, lenient=False)
+
+
+def test_a_schema_whose_choices_multiply_is_refused_at_once(server: Running) -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(60):
+        schema = {"type": "object", "properties": {"a": schema}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}
+    with pytest.raises(GrammarError, match="too many alternatives"):
+        server.service.model().vocabulary.grammars.compile(schema, lenient=True)
