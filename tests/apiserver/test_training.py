@@ -263,7 +263,8 @@ def test_a_train_only_job_costs_few_writes_and_a_settled_one_none(world: World) 
         time.sleep(1)
         writes = world.writes()[before:]
         counts.append(len(writes))
-        assert len(writes) <= 5, [(w["verb"], w["objectRef"]) for w in writes]
+        # The Job, Scheduling, Validating, Running, Succeeded and its event; a quick machine passes over one of the states.
+        assert len(writes) <= 6, [(w["verb"], w["objectRef"]) for w in writes]
     settled = len(world.writes())
     time.sleep(IDLE_SECONDS)
     idle = world.writes()[settled:]
