@@ -32,6 +32,18 @@ def test_a_job_ends_with_its_adapter_in_status(world: World) -> None:
     assert "ownerReferences" not in claim["metadata"]
 
 
+def test_a_job_waits_for_the_adapter_that_it_continues_from(world: World) -> None:
+    world.kubelet.script(world.namespace, replace(succeeding(), seconds=2), succeeding())
+    world.submit("first")
+    world.submit("second", continueFrom={"finetuneJob": "first"})
+    waiting = world.wait_for_phase("Pending", name="second")
+    assert waiting["reason"] == "WaitingForAdapter"
+    adapter = world.wait_for_phase("Succeeded", name="first")["adapter"]
+    status = world.wait_for_phase("Succeeded", name="second")
+    assert status["initialAdapter"] == {"uri": adapter["uri"], "digest": adapter["digest"]}
+    assert status["attempt"] == 1
+
+
 def test_a_failed_attempt_is_followed_by_the_next_and_explained(world: World) -> None:
     world.kubelet.script(world.namespace, Run(message="Traceback: boom", exit_code=1), succeeding())
     world.submit()
