@@ -95,7 +95,8 @@ def ours(
     model_path: str, rows: list[TokenRow], dtype: str, batch_size: int, directory: Path, *, shared: bool
 ) -> dict[str, Any]:
     """The pipeline's steps, with rows that are tokens already."""
-    from finetune_trainer.data import Tokenized
+    from datasets_for_tests import tokenized
+
     from finetune_trainer.dataset import PreparedDataset
     from finetune_trainer.passes import PackedPasses
     from finetune_trainer.training import FinetuningPipeline
@@ -128,7 +129,7 @@ def ours(
     pipeline.store.open()
     base = pipeline.load_base_model()
     model = pipeline.add_lora(base)
-    dataset = PreparedDataset(training=Tokenized(rows, 0, 0), evaluation=None, max_length=512, report=None)
+    dataset = PreparedDataset(training=tokenized(rows), evaluation=None, max_length=512, report=None)
     passes: Any = pipeline.choose_passes(model, base, dataset)
     assert passes.name == "packed"
     if not shared:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets_for_tests import tokenized
 from training_runs import a_training_config
 
 from finetune_trainer.batching import StepSampler
@@ -68,7 +69,6 @@ def ours(model_path: Path, directory: Path) -> tuple[list[float], dict[str, Any]
     """The pipeline's own steps with the same rows."""
     from peft import get_peft_model_state_dict
 
-    from finetune_trainer.data import Tokenized
     from finetune_trainer.dataset import PreparedDataset
     from finetune_trainer.training import FinetuningPipeline
 
@@ -84,9 +84,8 @@ def ours(model_path: Path, directory: Path) -> tuple[list[float], dict[str, Any]
     pipeline.store.open()
     base = pipeline.load_base_model()
     model = pipeline.add_lora(base)
-    tokenized: Any = Tokenized(rows(), 0, 0)  # type: ignore[arg-type]
     nothing: Any = None
-    dataset = PreparedDataset(training=tokenized, evaluation=None, max_length=512, report=nothing)
+    dataset = PreparedDataset(training=tokenized(rows()), evaluation=None, max_length=512, report=nothing)
     passes = pipeline.choose_passes(model, base, dataset)
     assert passes.name == "packed"
     trained = pipeline.train(model, base, dataset, passes)
