@@ -139,11 +139,8 @@ def _report(
         adapters=adapters,
         adapters_summary=f"{verified}/{len(adapters)}" if adapters else None,
     )
-    return ServicePlan(
-        status=_stamped(service.status, status, now),
-        events=_events(service.status, status),
-        **_next_look(service, replicas, adapters, settings, has_answers=bool(answers)),
-    )
+    plan = ServicePlan(status=_stamped(service.status, status, now), events=_events(service.status, status))
+    return _with_next_look(plan, service, replicas, settings, has_answers=bool(answers))
 
 
 def _replicas(service: InferenceService, rollout: Rollout, pods: tuple[PodView, ...]) -> Replicas:
@@ -153,30 +150,25 @@ def _replicas(service: InferenceService, rollout: Rollout, pods: tuple[PodView, 
     return Replicas(desired=rollout.desired, ready=current, has_others=len(current) < len(ready))
 
 
-def _next_look(
-    service: InferenceService,
-    replicas: Replicas,
-    adapters: list[ServedAdapterStatus],
-    settings: Settings,
-    *,
-    has_answers: bool,
-) -> dict[str, Any]:
-    """Whom to ask next, and when to look again."""
-    before = {a.name: a for a in service.status.adapters}
+def _with_next_look(
+    plan: ServicePlan, service: InferenceService, replicas: Replicas, settings: Settings, *, has_answers: bool
+) -> ServicePlan:
+    """The plan that also says whom to ask next, and when to look again."""
+    adapters, before = plan.status.adapters, {a.name: a for a in service.status.adapters}
     if any(_version(a) != _version(before.get(a.name)) for a in adapters):
         # The new list follows once the status says which version was chosen.
-        return {"requeue_after": 0.0}
-    requests = [
+        return replace(plan, requeue_after=0.0)
+    requests = tuple(
         request
         for adapter, status in zip(service.spec.adapters, adapters, strict=True)
         for request in probe_requests(service, adapter, status, replicas)
-    ]
+    )
     if not requests:
-        return {}
+        return plan
     known = {(a.name, verdict.pod, verdict.restarts) for a in adapters for verdict in a.replicas}
     is_refused = all((r.adapter.name, r.pod.name, r.pod.restarts) in known for r in requests)
     wait = REFUSED_SECONDS if is_refused else settings.probe_retry_seconds
-    return {"probes": () if has_answers else tuple(requests), "requeue_after": wait}
+    return replace(plan, probes=() if has_answers else requests, requeue_after=wait)
 
 
 def _conditions(
