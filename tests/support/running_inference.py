@@ -6,12 +6,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import openai
 import uvicorn
 from fastapi import FastAPI
 
+from finetune_api.fingerprint import Fingerprint, Observation, Verdict, judge
+from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.app import app_around
+from finetune_inference.config import Settings
 from finetune_inference.inference import InferenceService
 
 
@@ -46,3 +50,24 @@ def running(service: InferenceService, *, wait: bool = True) -> Iterator[Running
     finally:
         server.should_exit = True
         thread.join()
+
+
+def verdict_about(model: Path, adapter: Path, fingerprint: Fingerprint) -> Verdict:
+    """What the operator would find out from a server of our own with this adapter."""
+    config = ServingConfig(
+        model=ServedModel(name="base", path=str(model)), adapters=[ServedAdapter(name="tuned", path=str(adapter))]
+    )
+    settings = Settings(threads=1, drain_delay_seconds=0)
+    with running(InferenceService(config, settings)) as server, server.openai as client:
+
+        def replayed(name: str, token_ids: list[int], prompt_tokens: int) -> list[float]:
+            answer = client.completions.create(model=name, prompt=token_ids, max_tokens=0, echo=True, logprobs=0)
+            logprobs = answer.choices[0].logprobs
+            assert logprobs is not None
+            return [float(value or 0) for value in (logprobs.token_logprobs or [])[prompt_tokens:]]
+
+        observed = [
+            Observation(*(replayed(name, probe.token_ids, probe.prompt_tokens) for name in ("tuned", "base")))
+            for probe in fingerprint.probes
+        ]
+    return judge(fingerprint, observed)[0]

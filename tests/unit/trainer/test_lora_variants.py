@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_inference import running
+from running_inference import verdict_about
 from training_runs import AtStep, a_training_config, an_attempt
 
-from finetune_api.fingerprint import Fingerprint, Observation, Verdict, judge
-from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
-from finetune_inference.config import Settings
-from finetune_inference.inference import InferenceService
+from finetune_api.fingerprint import Fingerprint, Verdict
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
@@ -19,7 +16,6 @@ from finetune_trainer.training import FinetuningPipeline
 pytestmark = pytest.mark.model
 
 VARIANTS = {"rslora": {"useRslora": True}, "dora": {"useDora": True}, "both": {"useRslora": True, "useDora": True}}
-SETTINGS = Settings(threads=1, drain_delay_seconds=0)
 
 
 class KeptModel(FinetuningPipeline):
@@ -67,23 +63,7 @@ def test_only_layers_that_are_plain_are_fused(trained: KeptModel) -> None:
 
 def test_the_server_answers_with_the_fingerprint_of_the_trained_model(trained: KeptModel, tiny_model: Path) -> None:
     fingerprint = Fingerprint.model_validate_json((trained.store.adapter / "fingerprint.json").read_text())
-    config = ServingConfig(
-        model=ServedModel(name="base", path=str(tiny_model)),
-        adapters=[ServedAdapter(name="tuned", path=str(trained.store.adapter))],
-    )
-    with running(InferenceService(config, SETTINGS)) as server, server.openai as client:
-
-        def replayed(model: str, token_ids: list[int], prompt_tokens: int) -> list[float]:
-            answer = client.completions.create(model=model, prompt=token_ids, max_tokens=0, echo=True, logprobs=0)
-            logprobs = answer.choices[0].logprobs
-            assert logprobs is not None
-            return [float(score or 0) for score in (logprobs.token_logprobs or [])[prompt_tokens:]]
-
-        observed = [
-            Observation(*(replayed(model, probe.token_ids, probe.prompt_tokens) for model in ("tuned", "base")))
-            for probe in fingerprint.probes
-        ]
-    assert judge(fingerprint, observed)[0] is Verdict.MATCHED
+    assert verdict_about(tiny_model, trained.store.adapter, fingerprint) is Verdict.MATCHED
 
 
 def test_the_scale_of_rslora_falls_with_the_root_of_the_rank(tiny_model: Path, tmp_path: Path) -> None:

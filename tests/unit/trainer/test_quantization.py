@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_inference import running
+from running_inference import verdict_about
 from training_runs import AtStep, a_training_config, an_attempt
 
-from finetune_api.fingerprint import Fingerprint, Observation, Verdict, judge
+from finetune_api.fingerprint import Fingerprint, Verdict
 from finetune_api.reasons import Reason
-from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_api.training import ModelConfig
-from finetune_inference.config import Settings
-from finetune_inference.inference import InferenceService
 from finetune_trainer.base_model import load
 from finetune_trainer.fingerprint import score
 from finetune_trainer.interruption import StopSignal
@@ -127,24 +124,7 @@ def test_served_weights_are_the_models_own_and_give_way_again(tiny_model: Path, 
 
 @needs_package
 def test_the_server_is_verified_with_it(finished_qlora: Kept, fingerprint: Fingerprint, tiny_model: Path) -> None:
-    config = ServingConfig(
-        model=ServedModel(name="base", path=str(tiny_model)),
-        adapters=[ServedAdapter(name="tuned", path=str(finished_qlora.store.adapter))],
-    )
-    settings = Settings(threads=1, drain_delay_seconds=0)
-    with running(InferenceService(config, settings)) as server, server.openai as client:
-
-        def replayed(model: str, token_ids: list[int], prompt_tokens: int) -> list[float]:
-            answer = client.completions.create(model=model, prompt=token_ids, max_tokens=0, echo=True, logprobs=0)
-            logprobs = answer.choices[0].logprobs
-            assert logprobs is not None
-            return [float(value or 0) for value in (logprobs.token_logprobs or [])[prompt_tokens:]]
-
-        observed = [
-            Observation(*(replayed(model, probe.token_ids, probe.prompt_tokens) for model in ("tuned", "base")))
-            for probe in fingerprint.probes
-        ]
-    assert judge(fingerprint, observed)[0] is Verdict.MATCHED
+    assert verdict_about(tiny_model, finished_qlora.store.adapter, fingerprint) is Verdict.MATCHED
 
 
 @needs_package
