@@ -224,6 +224,21 @@ def test_a_model_is_packed_only_if_its_rows_prove_it(kind: str, options: dict[st
     assert torch.cosine_similarity(found_gradients, gradients, dim=0) > 0.9999
 
 
+def test_the_rows_that_prove_packing_are_short_and_two_of_them_begin_alike() -> None:
+    from finetune_trainer.passes import CHECKED_TOKENS, sample_rows
+
+    system = list(range(100, 200))
+    long = TokenRow([*system, 1, 2, 3], [*[IGNORED] * 100, 1, 2, IGNORED])
+    short = TokenRow(ids(5, 6, 7), ids(IGNORED, 6, 7))
+    for rows in ([long], [long, short], [long] * 9, [short]):
+        sample = sample_rows(rows)
+        assert all(len(row.input_ids) == len(row.labels) <= CHECKED_TOKENS for row in sample)
+        assert all(row.loss_tokens for row in sample[:-1])
+    first, *_, grafted = sample_rows([long, long])
+    assert list(first.input_ids[-2:]) == [1, 2]
+    assert len(build_tree([ids(*first.input_ids), ids(*grafted.input_ids[:-1], 9)])) == 3
+
+
 @pytest.mark.model
 def test_a_fused_layer_takes_what_autocast_gives_it() -> None:
     """On an accelerator autocast computes LayerNorm in float32, and so a layer of bfloat16 gets float32."""
