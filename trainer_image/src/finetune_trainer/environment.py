@@ -1,6 +1,7 @@
 """What a process has to be told before torch is imported; what its environment says already wins."""
 
 import ctypes
+import gc
 import os
 from typing import Final
 
@@ -34,7 +35,12 @@ MALLOC: Final = {
 
 
 def prepare_environment() -> None:
-    """Set the defaults of this process. Of the accelerators of a machine, each process of torchrun's has its own."""
+    """Set the defaults of this process. Of the accelerators of a machine, each process of torchrun's has its own.
+
+    Garbage is not collected until `modules_are_imported`.
+    """
+    # Importing makes hundreds of thousands of objects, all of which stay. A fifth of that time was spent looking through them.
+    gc.disable()
     if local_rank := int(os.environ.get("LOCAL_RANK") or 0):
         devices = os.environ.get(DEVICES_ENV, "").split(",")
         os.environ[DEVICES_ENV] = devices[local_rank] if local_rank < len(devices) else str(local_rank)
@@ -44,3 +50,10 @@ def prepare_environment() -> None:
     if mallopt and not any(name.startswith("MALLOC_") for name in os.environ):
         for parameter, number in MALLOC.items():
             mallopt(parameter, number)
+
+
+def modules_are_imported() -> None:
+    """Collect garbage from now on, and look only at what is made from now on, if `prepare_environment` was called before."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()

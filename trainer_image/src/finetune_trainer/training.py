@@ -52,6 +52,7 @@ from finetune_trainer.dataset import (
     read_examples,
     token_cache,
 )
+from finetune_trainer.environment import modules_are_imported
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.fingerprint import take_fingerprint
 from finetune_trainer.interruption import StopSignal
@@ -185,6 +186,7 @@ class FinetuningPipeline:
             revision = found.result()
         precision, quantization = self.config.hyperparameters.precision, self.config.lora.quantization
         base = base_model.load(self.config.model, folder, revision, precision, quantization)
+        modules_are_imported()
         logger.info(
             "base model loaded model=%s revision=%s dtype=%s device=%s parameters=%d seconds=%.1f",
             self.config.model.source or self.config.model.path,
