@@ -144,9 +144,11 @@ def how_to_go_on(target: cluster.Target, finished: job.Finished) -> str:
         'client = OpenAI(base_url="http://localhost:8000/v1", api_key="none")',
         f'answer = client.chat.completions.create(model="{finished.adapter}", temperature=0, messages=[{message}])',
         "print(answer.choices[0].message.content)",
+        "",
+        f".venv/bin/python demo/chat.py{'' if target.local else ' --use-current-context'}   # talk to it; --base: to the untuned model",
     ]
     if target.local:
-        lines += ["", "make demo-down   # removes the cluster; images and compiled programs are kept"]
+        lines += ["make demo-down   # removes the cluster; images and compiled programs are kept"]
     return "\n".join(lines)
 
 
