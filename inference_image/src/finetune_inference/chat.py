@@ -45,6 +45,9 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     messages = [message.to_template() for message in body.messages]
     prompt = await asyncio.to_thread(served.vocabulary.encode_chat, messages, serving.service.facts.context_length)
     constraint = await _constraint(serving, served.vocabulary, body.response_format)
+    if body.logprobs:
+        # Not when the first token is written: all other answers would wait.
+        await asyncio.get_running_loop().run_in_executor(serving.compiling, served.vocabulary.prepare_token_bytes)
     requests = token_requests(
         serving.service,
         served,

@@ -57,6 +57,10 @@ class Grammars:
             raise GrammarError(f"the schema cannot be used: {error}") from None
         return JsonAnswer(LLMatcher(self._tokens, grammar, log_level=0, limits=_limits()))
 
+    def prepare(self) -> None:
+        """Make now what the other methods need, which takes up to two seconds the first time. Raises GrammarError."""
+        self._tokens  # noqa: B018 - made by being asked for
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for, which need not be whole characters. Raises GrammarError."""
         return self._tokens.decode_bytes([token_id])

@@ -4,6 +4,7 @@ Nothing here knows HTTP or torch. `Vocabulary` is used from several threads; it 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,11 @@ class Vocabulary:
         """One token as text, special or not; a token that is a part of a character shows the replacement character."""
         text: str = self._tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+    def prepare_token_bytes(self) -> None:
+        """Make now what `token_bytes` needs, which takes up to two seconds the first time."""
+        with suppress(GrammarError):
+            self.grammars.prepare()
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """One token as bytes; those of tokens in a row make whole characters where each alone may not. None if unknown."""
