@@ -55,18 +55,26 @@ class LoraLoader:
 
     def load(self, adapter: VerifiedAdapter) -> LoadedLora:
         """Read one adapter into memory. Raises AdapterRefusedError."""
+        scalings, tensors = self.read(adapter)
+        tensors = {name.removeprefix(PREFIX): t.to(self._base.device, self._base.dtype) for name, t in tensors.items()}
+        deltas = {path: self._delta(path, scaling, tensors) for path, scaling in scalings.items()}
+        return LoadedLora(adapter.name, adapter.digest, deltas, self._replacements(adapter, deltas, tensors))
+
+    def read(self, adapter: VerifiedAdapter) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        """Scalings by module path and tensors as they were saved, once they are known to fit. Raises AdapterRefusedError.
+
+        Asks for nothing but the names, types and shapes of the base model, which may be one without storage.
+        """
         tensors = _read_tensors(adapter)
         shape = self._shape_for(adapter)
         _check_fit(adapter, shape.tensors, tensors)
-        tensors = {name.removeprefix(PREFIX): t.to(self._base.device, self._base.dtype) for name, t in tensors.items()}
         _check_range(adapter, shape.scalings, tensors, self._base.dtype)
         odd = [path for path in shape.scalings if not isinstance(self._modules.get(path), TUNABLE)]
         if odd:
             raise AdapterRefusedError(
                 f"the adapter tunes {_listed(odd)}; only linear layers and embeddings are served tuned"
             )
-        deltas = {path: self._delta(path, scaling, tensors) for path, scaling in shape.scalings.items()}
-        return LoadedLora(adapter.name, adapter.digest, deltas, self._replacements(adapter, deltas, tensors))
+        return shape.scalings, tensors
 
     def _shape_for(self, adapter: VerifiedAdapter) -> _Shape:
         key = json.dumps(adapter.lora, sort_keys=True)
@@ -143,7 +151,7 @@ def _check_range(
     wild = [path for path, scaling in scalings.items() if not torch.tensor(scaling, dtype=dtype).isfinite()]
     if wild:
         raise AdapterRefusedError(f"{adapter.directory} scales {_listed(wild)} by what is not finite as {dtype}")
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    broken = [name.removeprefix(PREFIX) for name, tensor in tensors.items() if not tensor.to(dtype).isfinite().all()]
     if broken:
         raise AdapterRefusedError(f"{adapter.weights} has values that are not finite as {dtype} in {_listed(broken)}")
 

@@ -64,7 +64,7 @@ class Sampler:
         if self._bias is not None:
             logits = logits + self._bias
         if self._constraint is not None:
-            logits = logits.masked_fill(_forbidden(self._constraint.allowed, logits), -torch.inf)
+            logits = logits.masked_fill(forbidden(self._constraint.allowed, logits), -torch.inf)
         return logits
 
     def _choose(self, logits: torch.Tensor) -> int:
@@ -118,7 +118,7 @@ def _generator(sampling: Sampling, device: torch.device) -> torch.Generator | No
     return generator
 
 
-def _forbidden(allowed: bytes, logits: torch.Tensor) -> torch.Tensor:
+def forbidden(allowed: bytes, logits: torch.Tensor) -> torch.Tensor:
     """[vocabulary] True where a token has no bit, or one that is not set (see `engine.Constraint`)."""
     packed = torch.frombuffer(bytearray(allowed), dtype=torch.uint8).to(logits.device)
     bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device)) & 1

@@ -25,6 +25,14 @@ from finetune_inference.lora import LoraLoader
 from finetune_inference.lora_batch import LoadedLora, LoraBatch
 from finetune_inference.lora_merge import merge
 from finetune_inference.model_check import CACHED_TOKENS, disagreement, moving_positions, reference_logits
+from finetune_inference.model_config import (
+    CACHE_SHARE,
+    NOT_NUMBERS,
+    PREFILL_TOKENS,
+    context_length,
+    precision_on,
+    token_ids,
+)
 from finetune_inference.pieces import Piece, PieceModel
 from finetune_inference.plain_model import PlainModel
 from finetune_inference.sampling import Sampler
@@ -32,16 +40,8 @@ from finetune_inference.sequence import Sequence
 
 log = logging.getLogger(__name__)
 
-PREFILL_TOKENS = {"cpu": 256, "cuda": 2048}
-"""Prompt tokens per step: those who answer wait for them, so about as long as a step takes anyway. It also bounds the
-logits of a scored prompt: 256 x 150,000 floats are 150 MB."""
-CACHE_SHARE = 4
-"""A quarter of the memory that the model leaves is for keys and values, unless a setting says otherwise."""
 PACKED_SHARE = 4
 """A quarter of the memory that the model leaves may be taken by a second, packed copy of its weights."""
-NOT_NUMBERS = "the model computes values that are not numbers"
-DEFAULT_CONTEXT = 2048
-"""Context length when the model's config does not say."""
 
 
 class TransformersEngine:
@@ -72,10 +72,11 @@ class TransformersEngine:
         model = self._read_model()
         model.eval()
         generation = model.generation_config
-        self._stop_ids = _token_ids(generation.eos_token_id or model.config.eos_token_id)
+        self._stop_ids = token_ids(generation.eos_token_id or model.config.eos_token_id)
         self._repetition_penalty = generation.repetition_penalty or 1.0
+        limit = context_length(model.config)
         self._facts = ModelFacts(
-            context_length=self._context_length(model.config),
+            context_length=min(limit, self._config.max_model_length or limit),
             vocabulary_size=model.get_input_embeddings().weight.shape[0],
             parameters=sum(p.numel() for p in model.parameters()),
             dtype=str(model.dtype).removeprefix("torch."),
@@ -181,9 +182,7 @@ class TransformersEngine:
 
     def _read_model(self) -> Any:
         wanted = self._config.model
-        precision = self._config.precision
-        if precision == "auto":
-            precision = "bfloat16" if self._device.type == "cuda" else "float32"
+        precision = precision_on(self._device.type, self._config.precision)
         log.info("loading base model %s from %s as %s on %s", wanted.name, wanted.path, precision, self._device)
         try:
             return AutoModelForCausalLM.from_pretrained(
@@ -231,11 +230,6 @@ class TransformersEngine:
         memory = torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else spare_memory()
         return memory // CACHE_SHARE // max(1, bytes_per_token)
 
-    def _context_length(self, config: Any) -> int:
-        text_config = config.get_text_config()
-        limit = getattr(text_config, "max_position_embeddings", None) or DEFAULT_CONTEXT
-        return min(limit, self._config.max_model_length or limit)
-
 
 def planned_counts(sequences: list[Sequence], budget: int) -> dict[int, int]:
     """Tokens that each sequence should read in the next step, by key.
@@ -259,10 +253,3 @@ def planned_counts(sequences: list[Sequence], budget: int) -> dict[int, int]:
 def _takes_logits_to_keep(model: Any) -> bool:
     """Most models can skip the head for all but some positions; a few have no such argument."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
-
-
-def _token_ids(value: int | list[int] | None) -> frozenset[int]:
-    """End tokens as configs write them: one, several or none."""
-    if value is None:
-        return frozenset()
-    return frozenset([value] if isinstance(value, int) else value)

@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_inference.engine import Sampling
-from finetune_inference.transformers_engine import _token_ids
+from finetune_inference.model_config import token_ids
 
 torch = pytest.importorskip("torch")
 
@@ -74,4 +74,4 @@ def test_scores_are_the_log_softmax_of_each_row() -> None:
 
 
 def test_end_tokens_are_read_however_a_config_writes_them() -> None:
-    assert [_token_ids(value) for value in (None, 3, [3, 4])] == [frozenset(), {3}, {3, 4}]
+    assert [token_ids(value) for value in (None, 3, [3, 4])] == [frozenset(), {3}, {3, 4}]

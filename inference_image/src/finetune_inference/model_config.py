@@ -1,0 +1,33 @@
+"""What both engines read from a model's own files, and how much they compute and keep unless a setting says otherwise."""
+
+from typing import Any, Literal
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+PREFILL_TOKENS = {"cpu": 256, "cuda": 2048}
+"""Prompt tokens per step: those who answer wait for them, so about as long as a step takes anyway. It also bounds the
+logits of a scored prompt: 256 x 150,000 floats are 150 MB."""
+CACHE_SHARE = 4
+"""A quarter of the memory that the model leaves is for keys and values, unless a setting says otherwise."""
+NOT_NUMBERS = "the model computes values that are not numbers"
+DEFAULT_CONTEXT = 2048
+"""Context length when the model's config does not say."""
+
+
+def context_length(config: Any) -> int:
+    """Tokens of prompt and answer that the model was made for. config: transformers' PretrainedConfig."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
+
+
+def token_ids(value: int | list[int] | None) -> frozenset[int]:
+    """End tokens as configs write them: one, several or none."""
+    if value is None:
+        return frozenset()
+    return frozenset([value] if isinstance(value, int) else value)
+
+
+def precision_on(device: str, precision: Precision) -> Literal["float32", "bfloat16"]:
+    """The type of the weights. device: torch's name of its type."""
+    if precision == "auto":
+        return "float32" if device == "cpu" else "bfloat16"
+    return precision
