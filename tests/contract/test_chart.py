@@ -218,6 +218,17 @@ def test_trainers_of_every_named_namespace_find_the_broker() -> None:
     assert len({s["stringData"][OperatorSettings().broker_secret_key] for s in secrets}) == 1
 
 
+def test_an_image_of_vllm_is_allowed_once_it_is_named() -> None:
+    with_vllm = render({"inference": {"vllm": {"image": {"repository": "registry.example/vllm", "tag": "1"}}}})
+    for manifests, count in ((render({}), 0), (with_vllm, 1)):
+        settings = [e for _, c in containers(manifests) for e in c.get("env", []) if e["name"].endswith("VLLM_IMAGE")]
+        assert [e["value"] for e in settings] == ["registry.example/vllm:1"] * count
+        policy = named(manifests, "ValidatingAdmissionPolicy", "-operator-workloads")
+        (prefixes,) = (v["expression"] for v in policy["spec"]["variables"] if v["name"] == "imagePrefixes")
+        assert prefixes.count("'registry.example/vllm") == 2 * count
+        assert "':'" not in prefixes
+
+
 def test_crds_are_those_of_the_api_and_survive_an_uninstall() -> None:
     for crd in of_kind(render({}), "CustomResourceDefinition"):
         assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}

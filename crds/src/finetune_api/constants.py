@@ -99,6 +99,8 @@ GPU_MEMORY_ENV: Final = "FINETUNE_GPU_MEMORY"
 """Environment variable with the bytes of the GPU that the trainer will have, for `validate`, which has none."""
 SERVER_PORT: Final = 8000
 """Port of the inference container and of its Service (named `http`)."""
+SERVER_ENGINE_ENV: Final = "FINETUNE_SERVER_ENGINE"
+"""Environment variable with the engine of the inference container: transformers or vllm."""
 DEFAULT_ADAPTERS_CLAIM: Final = "finetune-adapters"
 """Claim that receives adapters when a job names none; the operator creates it if the namespace has none."""
 

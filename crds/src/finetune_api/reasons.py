@@ -91,6 +91,8 @@ class Reason(StrEnum):
     # The user must change something
     SPEC_INVALID = "SpecInvalid"
     """The spec contradicts itself or exceeds a limit that the schema cannot express."""
+    ENGINE_NOT_AVAILABLE = "EngineNotAvailable"
+    """spec.engine asks for an engine that the operator has no image of; the message says what to set."""
     DATASET_INVALID = "DatasetInvalid"
     """A row or the whole file cannot be used; the message names the row."""
     DATASET_NOT_FOUND = "DatasetNotFound"

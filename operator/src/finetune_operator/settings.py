@@ -36,8 +36,10 @@ class Settings(BaseSettings):
     """Image of training pods. Users cannot choose one: whoever chooses the image chooses the code."""
     inference_image: str = "ghcr.io/finetune-operator/inference:0.1.0"
     """Image of server pods."""
+    inference_vllm_image: str | None = None
+    """Image of server pods with spec.engine VLLM; without it there are none."""
     image_pull_policy: str = "IfNotPresent"
-    """imagePullPolicy of both."""
+    """imagePullPolicy of all of them."""
     image_pull_secrets: tuple[str, ...] = ()
     """Names of pull secrets, which must exist in the namespace of the pod."""
     service_account: str = "default"

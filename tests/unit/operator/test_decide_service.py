@@ -430,3 +430,17 @@ def test_a_service_that_is_being_deleted_is_left_to_the_garbage_collector() -> N
     service = service.model_copy(update={"metadata": metadata})
     assert plan_for(service, {}) == ServicePlan(status=service.status)
     assert service.metadata.uid == UID
+
+
+def test_an_engine_without_an_image_is_refused_and_says_what_to_set() -> None:
+    service = a_service(engine="VLLM")
+    plan = plan_for(service, {})
+    assert plan.apply == plan.probes == ()
+    assert condition(plan.status, ConditionType.READY) == ("False", Reason.ENGINE_NOT_AVAILABLE)
+    assert "FINETUNE_OPERATOR_INFERENCE_VLLM_IMAGE" in plan.status.conditions[0].message
+    settings = SETTINGS.model_copy(update={"inference_vllm_image": "registry.example/vllm:1"})
+    plan = decide_service(service, ServiceObserved(), {}, NOW, settings)
+    (deployment,) = (child for child in plan.apply if child["kind"] == "Deployment")
+    (server,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert server["image"] == "registry.example/vllm:1"
+    assert {"name": "FINETUNE_SERVER_ENGINE", "value": "vllm"} in server["env"]

@@ -119,6 +119,13 @@ class InferenceServiceSpec(SpecModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         ),
     ] = Field(default_factory=list)
+    engine: Annotated[
+        Literal["Transformers", "VLLM"],
+        Field(
+            description="engine that computes the answers: Transformers, for CPUs and adapters of every kind; VLLM, for large "
+            "models on GPUs, where the administrator has given the operator an image with it."
+        ),
+    ] = "Transformers"
     adapters_from: Annotated[
         Literal["Spec", "Jobs"],
         Field(

@@ -10,6 +10,10 @@
 {{- end }}
 - name: FINETUNE_OPERATOR_INFERENCE_IMAGE
   value: {{ include "finetune.image" (list . .Values.inference.image) | quote }}
+{{- if .Values.inference.vllm.image.repository }}
+- name: FINETUNE_OPERATOR_INFERENCE_VLLM_IMAGE
+  value: {{ include "finetune.image" (list . .Values.inference.vllm.image) | quote }}
+{{- end }}
 - name: FINETUNE_OPERATOR_LOG_LEVEL
   value: {{ .Values.operator.logLevel | quote }}
 - name: FINETUNE_OPERATOR_CLUSTER_DOMAIN

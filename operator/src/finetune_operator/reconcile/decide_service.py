@@ -28,6 +28,7 @@ from finetune_operator.resources.serving import (
     build_serving_children,
     encoded_config,
     model_name,
+    server_image,
     service_url,
     with_replicas,
 )
@@ -40,6 +41,10 @@ REPAIR_SECONDS: Final = 10.0
 REFUSED_SECONDS: Final = 30.0
 """How often to ask a server again that could not load an adapter: its folder may have come meanwhile."""
 READY_PHASE: Final = "Ready"
+NO_VLLM_IMAGE: Final = (
+    "spec.engine is VLLM, and this operator has no image of it. Set engine to Transformers, or have the administrator set "
+    "inference.vllm.image.repository of the chart (FINETUNE_OPERATOR_INFERENCE_VLLM_IMAGE)."
+)
 LIST_KIND: Final = "ConfigMap"
 """The kind of the child that changes without any other."""
 
@@ -82,6 +87,8 @@ def decide_service(
     """The next plan. Never raises; the same input gives the same plan."""
     if service.metadata.deletion_timestamp is not None:
         return ServicePlan(status=service.status)
+    if server_image(service, settings) is None:
+        return stalled(service, now, Reason.ENGINE_NOT_AVAILABLE, NO_VLLM_IMAGE)
     children = build_serving_children(service, settings)
     for child in children:
         live = seen.live.get(child["kind"])

@@ -7,6 +7,7 @@ from finetune_api.constants import (
     ADAPTER_LIST_MOUNT,
     ADAPTERS_MOUNT,
     ANNOTATION_CONFIG,
+    SERVER_ENGINE_ENV,
     SERVER_PORT,
 )
 from finetune_api.serving import ServedModel, ServingConfig
@@ -89,9 +90,9 @@ def build_server_pod_spec(service: InferenceService, settings: Settings) -> Mani
     volumes.scratch(settings.scratch_size)
     container = {
         "name": SERVER_CONTAINER,
-        "image": settings.inference_image,
+        "image": server_image(service, settings),
         "imagePullPolicy": settings.image_pull_policy,
-        "env": common_env(service.spec.model),
+        "env": [*common_env(service.spec.model), *_engine_env(service)],
         "ports": [{"name": "http", "containerPort": SERVER_PORT, "protocol": "TCP"}],
         "startupProbe": _probe("/readyz", period=STARTUP_PERIOD_SECONDS, failures=STARTUP_FAILURES),
         "readinessProbe": _probe("/readyz", period=5, failures=2),
@@ -117,6 +118,11 @@ def build_service(service: InferenceService) -> Manifest:
             "ports": [{"name": "http", "port": SERVICE_PORT, "targetPort": "http", "protocol": "TCP"}],
         },
     )
+
+
+def server_image(service: InferenceService, settings: Settings) -> str | None:
+    """The image with the engine that is asked for; None if there is none."""
+    return settings.inference_vllm_image if service.spec.engine == "VLLM" else settings.inference_image
 
 
 def is_autoscaled(service: InferenceService) -> bool:
@@ -198,6 +204,11 @@ def server_url(address: str, pod_name: str, service: InferenceService, settings:
         host = f"[{address}]" if ":" in address else address
         return f"http://{host}:{SERVER_PORT}"
     return settings.server_url_template.format(pod=pod_name, namespace=service.metadata.namespace)
+
+
+def _engine_env(service: InferenceService) -> list[Manifest]:
+    """Nothing for the default engine, so that its pods are what they were before there was another one."""
+    return [{"name": SERVER_ENGINE_ENV, "value": "vllm"}] if service.spec.engine == "VLLM" else []
 
 
 def _probe(path: str, *, period: int, failures: int) -> Manifest:
