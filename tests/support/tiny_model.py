@@ -41,6 +41,8 @@ def make_tiny_model(directory: Path, *, seed: int = 0, with_chat_template: bool 
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        # The least that vLLM has kernels for.
+        head_dim=32,
         max_position_embeddings=512,
         # Wider than usual: with the default of 0.02 a net this small starts as good as constant.
         initializer_range=0.3,

@@ -55,7 +55,7 @@ def configuration(arguments: list[str] | None = None) -> tuple[Settings, Serving
     Raises OSError or ValueError.
     """
     options = _parser().parse_args(arguments)
-    fields = ("host", "port", "config_path", "chat_page")
+    fields = ("host", "port", "config_path", "chat_page", "engine")
     given = {name: value for name in fields if (value := getattr(options, name)) is not None}
     settings = Settings(**given)
     if options.model is None:
@@ -126,6 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--chat", dest="chat_page", action="store_true", default=None, help="serve a page to chat with, at /chat"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        help="what computes the answers: transformers (the default, always installed, good on CPUs and for adapters of every "
+        "kind) or vllm (faster with large models on GPUs; the package vllm has to be installed)",
     )
     parser.add_argument("--max-model-length", type=int, help="longest prompt plus answer in tokens")
     parser.add_argument("--host", help="address to listen on")

@@ -7,7 +7,7 @@ the pod. How this process serves it (queue, limits, threads, address) is `Settin
 import math
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -38,6 +38,13 @@ class Settings(BaseSettings):
         ),
     ] = None
     config_path: Annotated[Path, Field(description="File with the ServingConfig (JSON).")] = Path(CONFIG_PATH)
+    engine: Annotated[
+        Literal["transformers", "vllm"],
+        Field(
+            description="What computes: transformers, which every image has, or vllm, which needs the package vllm. The API and "
+            "what is checked of adapters are the same."
+        ),
+    ] = "transformers"
     host: Annotated[str, Field(description="Address to listen on.")] = "0.0.0.0"  # noqa: S104 - a pod has one address
     port: Annotated[int, Field(description="TCP port to listen on; 0 picks a free one.", ge=0, le=65535)] = SERVER_PORT
     threads: Annotated[
@@ -62,6 +69,14 @@ class Settings(BaseSettings):
     ] = Path(ADAPTER_LIST_MOUNT, ADAPTER_LIST_FILE)
     adapters_poll_seconds: Annotated[float, Field(description="Seconds between two looks at that file.", gt=0)] = 0.1
     max_lora_rank: Annotated[int, Field(description="Highest rank of an adapter.", ge=1)] = 256
+    max_batched_adapters: Annotated[
+        int,
+        Field(
+            description="Adapters that vllm works with in one step, each with room for the highest rank; requests for others "
+            "wait for their turn. transformers has no such limit.",
+            ge=1,
+        ),
+    ] = 8
     adapter_memory_bytes: Annotated[
         int | None,
         Field(

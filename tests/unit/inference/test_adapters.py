@@ -19,7 +19,7 @@ from finetune_inference.adapters import AdapterRefusedError, Limits, VerifiedAda
 from finetune_inference.config import Settings
 from finetune_inference.inference import InferenceService
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.engine]
 
 PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
 

@@ -44,10 +44,11 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_command_line_serves_without_any_file() -> None:
+    adapters = ["--adapter", "a=/x/a", "--adapter", "b=/x/b=c"]
     settings, serving = configuration(
-        ["--model", "/m/smollm2", "--adapter", "a=/x/a", "--adapter", "b=/x/b=c", "--port", "9", "--host", "127.0.0.1"]
+        ["--model", "/m/smollm2", *adapters, "--port", "9", "--host", "127.0.0.1", "--engine", "vllm"]
     )
-    assert (settings.port, settings.host) == (9, "127.0.0.1")
+    assert (settings.port, settings.host, settings.engine) == (9, "127.0.0.1", "vllm")
     assert (serving.model.name, serving.model.path) == ("smollm2", "/m/smollm2")
     assert [(a.name, a.path) for a in serving.adapters] == [("a", "/x/a"), ("b", "/x/b=c")]
 

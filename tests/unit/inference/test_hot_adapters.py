@@ -21,7 +21,7 @@ from finetune_inference.config import Settings
 from finetune_inference.engine import Event, Finished, Sampling, TokenRequest
 from finetune_inference.inference import InferenceService
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.engine]
 
 Events = queue.SimpleQueue[Event]
 QUESTION = "Where is my order?"

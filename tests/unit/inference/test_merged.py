@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from engine_under_test import ENGINE
 from pydantic import ValidationError
 from running_inference import Running, running
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,7 @@ from finetune_inference.config import Settings
 from finetune_inference.engine import ModelLoadError
 from finetune_inference.inference import InferenceService
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.engine]
 
 IDS = [3 + i * 7 % 250 for i in range(60)]
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -62,13 +63,15 @@ def merged(models: Path) -> Iterator[Running]:
         yield server
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if ENGINE != "vllm" or name != "biased"])
 def test_answers_are_those_of_the_unmerged_adapter(models: Path, tmp_path: Path, variant: str) -> None:
     make_tiny_adapter(models / variant, models / "base", seed=4, **VARIANTS[variant])
     only_lora(models / variant)
     found = []
     for merge in (False, True):
-        service = InferenceService(config(models, variant, merge=merge), Settings(threads=1))
+        # The default engine serves every kind of adapter unmerged, and others do not.
+        engine = ENGINE if merge else "transformers"
+        service = InferenceService(config(models, variant, merge=merge), Settings(threads=1, engine=engine))
         with running(service) as server, server.openai as client:
             found.append((scores(client, "tuned"), tokens(client)))
             base = None if merge else scores(client, "base")
@@ -77,6 +80,13 @@ def test_answers_are_those_of_the_unmerged_adapter(models: Path, tmp_path: Path,
     (unmerged, text), (one, same_text) = found
     assert one == pytest.approx(unmerged, abs=1e-4)
     assert same_text == text
+
+
+@pytest.mark.skipif(ENGINE != "vllm", reason="the default engine has a place for every bias")
+def test_a_bias_that_the_model_has_no_place_for_is_refused(models: Path) -> None:
+    make_tiny_adapter(models / "added", models / "base", seed=4, **VARIANTS["biased"])
+    with pytest.raises(ModelLoadError, match=r"adds .*\.bias, for which vLLM has no place"):
+        InferenceService(config(models, "added", merge=True), Settings(threads=1)).load()
 
 
 def test_only_the_adapter_is_served_and_asking_for_the_base_says_why(merged: Running) -> None:

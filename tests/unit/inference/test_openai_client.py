@@ -8,10 +8,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from running_inference import verdict_about
+from tampered_adapter import sabotage
 
 from finetune_api.fingerprint import Fingerprint, Observation, Probe, Verdict, judge
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.engine]
 
 MODELS = ["base", "formal", "rude"]
 QUESTION: list[Any] = [{"role": "user", "content": "How do I reset my password?"}]
@@ -221,6 +223,25 @@ def test_a_replayed_fingerprint_matches_its_adapter_and_no_other(
     assert verdict(model) is Verdict.MATCHED
     assert verdict("base") is Verdict.NO_EFFECT
     assert verdict(other) is Verdict.INCOMPATIBLE
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("zeroed", Verdict.NO_EFFECT),
+        ("halved", Verdict.INCOMPATIBLE),
+        ("random", Verdict.INCOMPATIBLE),
+        (None, Verdict.MATCHED),
+    ],
+)
+def test_a_tampered_adapter_is_not_verified(
+    models: Path, reference: Reference, tmp_path: Path, how: str | None, expected: Verdict
+) -> None:
+    folder = models / "rude"
+    if how:
+        sabotage(models / "rude", tmp_path / "tampered", how)
+        folder = tmp_path / "tampered"
+    assert verdict_about(models / "base", folder, take_fingerprint(reference, "rude")) is expected
 
 
 def test_concurrent_requests_for_different_models_do_not_mix(client: openai.OpenAI, reference: Reference) -> None:

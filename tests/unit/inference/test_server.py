@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import httpx
 import openai
 import pytest
+from engine_under_test import ENGINE
 from fastapi import Body, FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +21,7 @@ from stepped_engine import SECONDS, SteppedEngine
 
 from finetune_api.serving import ServedModel, ServingConfig
 from finetune_inference.config import Settings
+from finetune_inference.engine import ModelLoadError
 from finetune_inference.inference import InferenceService, NotReadyError
 
 pytestmark = pytest.mark.model
@@ -169,6 +171,13 @@ def test_running_answers_are_completed_when_the_server_ends(models: Path) -> Non
     assert answers[0].json()["usage"]["completion_tokens"] == 100
 
 
+@pytest.mark.skipif(ENGINE == "vllm", reason="it is installed here")
+def test_an_engine_that_is_not_installed_fails_with_the_name_of_its_package(models: Path) -> None:
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
+    with pytest.raises(ModelLoadError, match="the package vllm is not installed here"):
+        InferenceService(config, Settings(engine="vllm")).load()
+
+
 def test_a_model_that_is_not_there_fails_with_a_sentence(tmp_path: Path) -> None:
     config = ServingConfig(model=ServedModel(name="base", path=str(tmp_path / "nothing")))
     with running(InferenceService(config), wait=False) as server, httpx.Client(base_url=server.url) as client:
@@ -177,6 +186,7 @@ def test_a_model_that_is_not_there_fails_with_a_sentence(tmp_path: Path) -> None
         assert client.post("/v1/completions", json=PROMPT).status_code == 503
 
 
+@pytest.mark.engine
 def test_process_text_works_inside_any_fastapi_application(server: Running) -> None:
     app = FastAPI()
 
@@ -258,6 +268,7 @@ PLAUSIBLE = st.fixed_dictionaries(
 FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.engine
 @FUZZ
 @given(
     path=st.sampled_from(["/v1/completions", "/v1/chat/completions"]),

@@ -17,7 +17,7 @@ from finetune_inference.errors import to_api_error
 from finetune_inference.grammar import MAX_SCHEMA_BYTES, GrammarError, Grammars
 from finetune_inference.text import Answer, AnswerRefusedError
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.engine]
 
 QUESTION: list[Any] = [{"role": "user", "content": "How do I reset my password?"}]
 Word = Annotated[str, Field(max_length=6)]
