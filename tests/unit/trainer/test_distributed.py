@@ -25,7 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "rows": {
         "dataset": {"inline": as_jsonl(chat_rows(9))},
         "evaluation": {"inline": as_jsonl(chat_rows(12)[9:])},
-        "evaluationSettings": {"evalSteps": 2, "metrics": ["exact_match"]},
+        "evaluationSettings": {"evalSteps": 2, "metrics": ["exact_match", "token_f1"]},
     },
     "dropout": {"dataset": {"inline": as_jsonl(chat_rows(9))}, "lora": {"dropout": 0.2}},
     "pairs": {

@@ -208,7 +208,7 @@ def test_held_out_rows_that_memory_does_not_suffice_for_are_measured_in_halves(
     def narrow(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = forward(self, *args, **kwargs)
         size = result.last_hidden_state.shape[0] * result.last_hidden_state.shape[1]
-        if torch.is_inference_mode_enabled() and narrowed and size > 100:
+        if torch.is_inference_mode_enabled() and narrowed and size > 60:
             refused.append(size)
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return result

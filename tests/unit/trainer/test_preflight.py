@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_model import make_tiny_tokenizer
+from tiny_model import as_jsonl, chat_rows, make_tiny_tokenizer
 from training_runs import a_training_config, write_config
 
 from finetune_api.constants import ExitCode
@@ -163,6 +163,11 @@ SETTINGS: list[tuple[dict[str, Any], Reason, str]] = [
         "(all-linear must stand alone); it has down_proj",
     ),
     ({"output": {"directory": "/dev/null", "adapterName": "a"}}, Reason.SPEC_INVALID, "/dev/null is a file, expected"),
+    (
+        {"evaluation": {"inline": as_jsonl(chat_rows(2))}, "evaluationSettings": {"metrics": ["bleu"]}},
+        Reason.SPEC_INVALID,
+        "evaluation.metrics names bleu, which is not installed here; known are answer_match, exact_match, rouge_l, token_f1",
+    ),
 ]
 
 
@@ -273,6 +278,7 @@ SPECS: list[tuple[dict[str, Any], str]] = [
     ({"dataset": {"inline": "a", "evaluationFraction": 1}}, "dataset.evaluationFraction: Input should be less than"),
     ({"model": {}}, "model.path is missing"),
     ({"output": {"directory": "/out"}}, "output.adapterName is missing"),
+    ({"evaluationSettings": {"metrics": ["F1 score"]}}, "evaluationSettings.metrics.0: String should match pattern"),
     ({"checkpoint": {"everySteps": 0}}, "checkpoint.everySteps: Input should be greater than or equal to 1"),
 ]
 

@@ -80,6 +80,9 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
         "train_loss": "training loss at the end",
         "eval_loss": "loss on held-out rows",
         "exact_match": "share of held-out rows answered exactly",
+        "answer_match": "share of generated answers that match the wanted one",
+        "token_f1": "F1 of the words of generated answers",
+        "rouge_l": "ROUGE-L of generated answers",
         "reward_accuracy": "share of held-out pairs whose chosen answer is preferred",
         "reward_margin": "mean reward margin of held-out pairs",
     }

@@ -57,10 +57,12 @@ from finetune_trainer.errors import TrainingError
 from finetune_trainer.fingerprint import take_fingerprint
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.lora import build_lora_config
+from finetune_trainer.metrics import check_metrics, generated_metrics, measure
 from finetune_trainer.output import check_output
 from finetune_trainer.preflight.estimate import MemoryPlan, available_memory, largest_pass, plan_memory
 from finetune_trainer.progress import LogReporter, Reporter
 from finetune_trainer.quantization import PACKAGE, served_weights
+from finetune_trainer.questions import check_questions, find_questions
 from finetune_trainer.run_report import render_model_card, render_page
 
 if TYPE_CHECKING:
@@ -133,6 +135,7 @@ class FinetuningPipeline:
             self.clear_away(sweep=True)
             return self.report(committed)
         check_output(self.config)
+        check_metrics(self.config)
         examples = self.read_examples()
         self.store.open()
         base = self.load_base_model()
@@ -140,7 +143,8 @@ class FinetuningPipeline:
         model = self.add_lora(base)
         passes = self.choose_passes(model, base, dataset)
         trained = self.train(model, base, dataset, passes)
-        metrics = trained.metrics | self.evaluate(model, dataset, passes, on_gpu=base.on_gpu)
+        measured = trained.metrics | self.evaluate(model, dataset, passes, on_gpu=base.on_gpu)
+        metrics = self.score_answers(model, base, dataset) | measured
         fingerprint = self.take_fingerprint(model, base)
         committed = self.save_adapter(model, base, examples, dataset.report, fingerprint, trained, metrics)
         self.clear_away()
@@ -209,6 +213,7 @@ class FinetuningPipeline:
         )
         distributed.check_alike(examples.digest, "rows")
         log_report(dataset.report)
+        check_questions(self.config, dataset)
         return dataset
 
     def add_lora(self, base: BaseModel) -> Any:
@@ -352,6 +357,21 @@ class FinetuningPipeline:
                 "would end alike.",
             )
         return {name: round(value, 6) for name, value in (metrics or {}).items()}
+
+    def score_answers(self, model: Any, base: BaseModel, dataset: PreparedDataset) -> dict[str, float]:
+        """What the metrics that are asked for say of generated answers to held-out rows; empty if there are none."""
+        names = generated_metrics(self.config)
+        if not names or dataset.evaluation is None:
+            return {}
+        from finetune_trainer.answers import answer
+
+        settings, started = self.config.evaluation_settings, time.monotonic()
+        questions = find_questions(dataset.evaluation.rows, settings.generated_rows)
+        answers, wanted = answer(model, base, questions, settings.max_new_tokens, self._check_stop)
+        values = {name: round(value, 6) for name, value in measure(names, answers, wanted).items()}
+        figures = " ".join(f"{name}={value:.4f}" for name, value in values.items())
+        logger.info("answers scored rows=%d %s seconds=%.1f", len(answers), figures, time.monotonic() - started)
+        return values
 
     def take_fingerprint(self, model: Any, base: BaseModel) -> Fingerprint:
         """Log-probabilities by which an endpoint can be shown to serve this adapter."""

@@ -98,7 +98,8 @@ class Dataset(SpecModel):
         return self
 
 
-EvaluationMetric = Literal["exact_match"]
+EvaluationMetric = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z][a-z0-9_]*$")]
+"""Name of a metric; the trainer knows which there are, since packages may bring more."""
 
 
 class EvaluationSettings(SpecModel):
@@ -127,11 +128,30 @@ class EvaluationSettings(SpecModel):
         list[EvaluationMetric],
         Field(
             description="metrics that are measured beside the loss. exact_match is the share of held-out rows whose answer "
-            "greedy decoding gives token by token, its end included; pairs of method.dpo have reward_accuracy and "
-            "reward_margin instead, always.",
+            "greedy decoding gives token by token, its end included. All others compare answers that are generated at the end "
+            "of training with the wanted ones: answer_match, token_f1, rouge_l, and entry points of the group "
+            "finetune_trainer.metrics in the trainer image. Pairs of method.dpo have reward_accuracy and reward_margin "
+            "instead, always.",
             max_length=8,
         ),
     ] = Field(default_factory=list)
+    generated_rows: Annotated[
+        int | None,
+        Field(
+            description="generatedRows is how many held-out rows, evenly spread, are answered for metrics that need "
+            "generated answers; 200 if unset.",
+            ge=1,
+            le=100_000,
+        ),
+    ] = None
+    max_new_tokens: Annotated[
+        int | None,
+        Field(
+            description="maxNewTokens is where a generated answer is cut off that has not ended by itself; 128 if unset.",
+            ge=1,
+            le=8192,
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _patience_needs_evaluations(self) -> Self:

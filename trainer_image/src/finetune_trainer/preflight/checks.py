@@ -19,6 +19,7 @@ from finetune_trainer.data import TokenCache
 from finetune_trainer.dataset import Examples, PreparedDataset, model_length, prepare_dataset, read_examples
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.lora import adapter_shapes, count_trainable
+from finetune_trainer.metrics import check_metrics
 from finetune_trainer.output import check_output, free_disk
 from finetune_trainer.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS
 from finetune_trainer.preflight.estimate import (
@@ -31,6 +32,7 @@ from finetune_trainer.preflight.estimate import (
 )
 from finetune_trainer.preflight.weights import count_weights
 from finetune_trainer.quantization import check_quantization
+from finetune_trainer.questions import check_questions
 from finetune_trainer.tracking import check_trackers
 
 MAX_LAYERS: Final = 1000
@@ -103,6 +105,7 @@ def run_preflight(
     found.shape = found.attempt(lambda: check_model(config))
     found.attempt(lambda: check_output(config))
     found.attempt(lambda: check_trackers(config))
+    found.attempt(lambda: check_metrics(config))
     if found.shape is None:
         return found
     shape = found.shape
@@ -125,6 +128,7 @@ def run_preflight(
     if found.dataset is None:
         return found
     dataset = found.dataset
+    found.attempt(lambda: check_questions(config, dataset))
     memory = found.memory = found.attempt(lambda: _plan_memory(config, shape, dataset, gpu_memory))
     disk = found.disk = estimate_disk(config, shape.trainable, shape.folder, dataset)
     if memory:

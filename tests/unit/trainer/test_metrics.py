@@ -1,0 +1,199 @@
+"""Metrics of generated answers: which there are, what they say, and that none of them costs an adapter."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from tiny_model import LINES, as_jsonl, chat_rows
+from training_runs import a_training_config
+
+from finetune_api.reasons import Reason
+from finetune_trainer.data import IGNORED, TokenRow
+from finetune_trainer.errors import TrainingError
+from finetune_trainer.metrics import answer_match, check_metrics, known_metrics, measure, rouge_l, token_f1
+from finetune_trainer.preflight import run_preflight
+from finetune_trainer.questions import Question, find_questions
+from finetune_trainer.training import FinetuningPipeline
+
+PACKAGE = """
+def shouts(predictions, references):
+    assert len(predictions) == len(references)
+    return sum(text.isupper() for text in predictions) / len(predictions)
+
+def raises(predictions, references):
+    raise KeyError("weights")
+
+def infinite(predictions, references):
+    return float("inf")
+
+def says_nothing(predictions, references):
+    return None
+
+def fails_later(predictions, references):
+    return 1 / (len(predictions) == 2)
+"""
+ENTRY_POINTS = """[finetune_trainer.metrics]
+shouts = our_metrics:shouts
+raises = our_metrics:raises
+infinite = our_metrics:infinite
+says_nothing = our_metrics:says_nothing
+fails_later = our_metrics:fails_later
+gone = our_metrics.nowhere:gone
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package that brings metrics, as pip leaves it."""
+    site = tmp_path / "site"
+    information = site / "our_metrics-1.0.dist-info"
+    information.mkdir(parents=True)
+    (site / "our_metrics.py").write_text(PACKAGE)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: our-metrics\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(ENTRY_POINTS)
+    monkeypatch.syspath_prepend(site)
+    yield
+    sys.modules.pop("our_metrics", None)
+
+
+def a_config(*metrics: str, **changes: Any) -> Any:
+    rows = {"evaluation": {"inline": as_jsonl(chat_rows(4))}, "evaluationSettings": {"metrics": list(metrics)}}
+    return a_training_config(Path("/model"), Path("/output"), **{**rows, **changes})
+
+
+def test_words_are_compared_in_any_order_or_in_theirs() -> None:
+    assert token_f1(["The cat, sat!", "one"], ["sat the CAT", "two"]) == 0.5
+    assert rouge_l(["a b c d"], ["a c x d"]) == 0.75
+    assert rouge_l(["d c b a"], ["a b c d"]) == 0.25
+    assert token_f1(["", "a"], ["", ""]) == 0.5
+    assert answer_match(["#Crash  [APP]\n", "no"], [" #crash [app]", "yes"]) == 0.5
+
+
+@pytest.mark.usefixtures("package")
+def test_packages_add_metrics() -> None:
+    assert {"exact_match", "answer_match", "token_f1", "rouge_l", "shouts"} <= set(known_metrics())
+    check_metrics(a_config("shouts", "exact_match", "token_f1"))
+    assert measure(["shouts", "answer_match"], ["YES", "no"], ["yes", "maybe"]) == {"shouts": 0.5, "answer_match": 0.5}
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("blue", "names blue, which is not installed here; known are answer_match, exact_match, "),
+        ("raises", "raises KeyError ('weights') for a trial"),
+        ("infinite", "returns inf for a trial"),
+        ("says_nothing", "raises TypeError"),
+        ("gone", "our_metrics.nowhere:gone cannot be imported"),
+    ],
+)
+def test_a_metric_that_cannot_be_measured_is_refused_before_training(name: str, expected: str) -> None:
+    with pytest.raises(TrainingError) as refused:
+        check_metrics(a_config("shouts", name))
+    assert refused.value.reason is Reason.SPEC_INVALID
+    assert "evaluation.metrics" in refused.value.message
+    assert expected in refused.value.message
+
+
+def test_pairs_have_no_one_wanted_answer() -> None:
+    pairs = as_jsonl([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    rows = {"dataset": {"inline": pairs}, "evaluation": {"inline": pairs}, "dpo": {}}
+    with pytest.raises(TrainingError, match=r"rouge_l, .* the pairs of method.dpo have two"):
+        check_metrics(a_config("rouge_l", **rows))
+
+
+@pytest.mark.parametrize("name", ["Accuracy", "exact-match", "", "a" * 64])
+def test_a_name_is_a_python_name(name: str) -> None:
+    with pytest.raises(ValidationError, match="metrics"):
+        a_config(name)
+
+
+@pytest.mark.usefixtures("package")
+def test_a_metric_that_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    names = ["raises", "token_f1", "infinite", "says_nothing", "fails_later", "blue"]
+    assert measure(names, ["a", "b", "c"], ["a", "b", "d"]) == {"token_f1": pytest.approx(2 / 3)}
+    left_out = [record.getMessage() for record in caplog.records]
+    assert "name=raises problem=raises KeyError ('weights')" in left_out[0]
+    assert [text.split()[4] for text in left_out] == [f"name={name}" for name in names if name != "token_f1"]
+
+
+def test_a_question_is_a_row_up_to_its_last_answer() -> None:
+    chat = TokenRow([1, 2, 3, 4, 5, 6, 7], [IGNORED, 2, 3, IGNORED, 5, 6, IGNORED])
+    text = TokenRow([1, 2, 3], [1, 2, 3])
+    assert find_questions([chat, text], 9) == [Question([1, 2, 3, 4], [5, 6])]
+    numbered = [TokenRow([i, 9], [IGNORED, 9]) for i in range(10)]
+    assert [question.prompt for question in find_questions(numbered, 4)] == [[0], [2], [5], [7]]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": {"inline": as_jsonl([{"text": line} for line in LINES])},
+         "evaluation": {"inline": as_jsonl([{"text": LINES[0]}])}},
+        {"hyperparameters": {"lossOn": "all"}},
+    ],
+    ids=["text", "loss on all"],
+)  # fmt: skip
+def test_rows_without_a_question_are_refused_before_training(
+    changes: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    config = a_config("token_f1", model={"path": str(tiny_model)}, output=an_output(tmp_path), **changes)
+    failures = run_preflight(config).failures
+    assert [failure.reason for failure in failures] == [Reason.SPEC_INVALID]
+    assert "token_f1, which compares answers, and no held-out row says where its answer begins" in failures[0].message
+    with pytest.raises(TrainingError, match="no held-out row says"):
+        FinetuningPipeline(config).run()
+
+
+@pytest.mark.model
+def test_answers_are_what_transformers_generates_and_the_adapter_does_not_know_of_them(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    learnt = as_jsonl(chat_rows(4))
+    other = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": q}]} for q in LINES[:5]]
+    rows = learnt + as_jsonl(other)
+    sections: dict[str, Any] = {
+        "model": {"path": str(tiny_model)},
+        "dataset": {"inline": learnt},
+        "evaluation": {"inline": rows},
+        "lora": {"dropout": 0.1},
+        "hyperparameters": {"batchSize": 4, "learningRate": 0.03, "maxSteps": 24},
+    }
+    plain = FinetuningPipeline(a_config(output=an_output(tmp_path / "plain"), **sections))
+    without = plain.run()
+    settings = {"metrics": ["answer_match", "exact_match", "rouge_l"], "maxNewTokens": 60}
+    scored = FinetuningPipeline(
+        a_config(output=an_output(tmp_path / "scored"), evaluationSettings=settings, **sections)
+    )
+    outcome = scored.run()
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), scored.store.adapter).eval()
+    predictions, references = [], []
+    for line in rows.splitlines():
+        question, answer = json.loads(line)["messages"]
+        prompt = tokenizer(f"<|im_start|>user\n{question['content']}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+        generated = model.generate(input_ids=torch.tensor([prompt]), do_sample=False, max_new_tokens=60)
+        predictions.append(tokenizer.decode(generated[0][len(prompt) :], skip_special_tokens=True))
+        references.append(answer["content"])
+    assert 0 < outcome.metrics["answer_match"] < 1
+    assert outcome.metrics["answer_match"] == pytest.approx(answer_match(predictions, references), abs=1e-6)
+    assert outcome.metrics["rouge_l"] == pytest.approx(rouge_l(predictions, references), abs=1e-6)
+    assert outcome.metrics.keys() - without.metrics.keys() == set(settings["metrics"])
+    page = (scored.store.adapter / "report.html").read_text()
+    assert f"<th>ROUGE-L of generated answers</th><td>{outcome.metrics['rouge_l']:.4f}</td>" in page
+    for name in ("adapter_model.safetensors", "fingerprint.json"):
+        assert (plain.store.adapter / name).read_bytes() == (scored.store.adapter / name).read_bytes()
+
+
+def an_output(folder: Path) -> dict[str, str]:
+    return {"directory": str(folder), "adapterName": "support-tone"}
