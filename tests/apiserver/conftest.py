@@ -62,8 +62,12 @@ def kubelet(api: Api) -> Iterator[KubeletActor]:
 
 @pytest.fixture(scope="session")
 def endpoint(api: Api) -> Iterator[FakeEndpoint]:
-    def listed(namespace: str) -> Adapters:
-        """What the kubelet would have put into the pods' volumes."""
+    def listed(namespace: str, pod: str) -> Adapters:
+        """What the kubelet would have put into the pod's volumes: its own adapters, or the list that others read."""
+        raw = api.get("pods", namespace, pod) or {"spec": {}}
+        if raw["spec"].get("readinessGates"):
+            adapters: Adapters = json.loads(raw["metadata"]["annotations"]["finetune.dev/config"])["adapters"]
+            return adapters
         lists = api.list("configmaps", namespace, selector="app.kubernetes.io/managed-by=finetune-operator")
         return [entry for found in lists for entry in json.loads(found["data"]["adapters.json"])["adapters"]]
 

@@ -101,6 +101,9 @@ def test_adapters_that_cannot_be_served_together_are_refused(api: Api, adapters:
         ({"adaptersFrom": "Anybody"}, "spec.adaptersFrom: Unsupported value"),
         ({"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}, "must not be greater than maxReplicas"),
         ({"autoscaling": {}}, "spec.autoscaling.maxReplicas: Required value"),
+        ({"rollout": {"mode": "Cold"}}, "spec.rollout.mode: Unsupported value"),
+        ({"mergeAdapter": True, "adapters": [{"name": "a", "source": "pvc://one/a"}]}, "set rollout.mode to Rolling"),
+        ({"mergeAdapter": True, "rollout": {"mode": "Rolling"}}, "mergeAdapter needs exactly one adapter; list one"),
     ],
 )
 def test_a_broken_service_is_refused_with_the_field_and_the_remedy(api: Api, spec: Raw, words: str) -> None:

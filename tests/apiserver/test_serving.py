@@ -6,7 +6,18 @@ import time
 import pytest
 from api import Raw, wait_for
 from factories import an_inference_service
-from fake_endpoint import BASE, FINGERPRINT, TUNED, Behaviour, failing, refusing, scores, serving, serving_versions
+from fake_endpoint import (
+    BASE,
+    FINGERPRINT,
+    TUNED,
+    Behaviour,
+    failing,
+    merged,
+    refusing,
+    scores,
+    serving,
+    serving_versions,
+)
 from kubelet_actor import Run, succeeding
 from world import World
 
@@ -324,3 +335,138 @@ def test_a_deployment_of_somebody_else_is_a_conflict_that_is_left_alone(world: W
     wait_for("phase Failed", lambda: service_status(world, "chat").get("phase") == "Failed")
     assert service_status(world, "chat")["conditions"][0]["reason"] == "ChildConflict"
     assert world.api.get("deployments", world.namespace, "chat-server")["spec"]["selector"]["matchLabels"] == labels  # type: ignore[index]
+
+
+ROLLING = {"rollout": {"mode": "Rolling"}}
+
+
+def in_traffic(world: World) -> set[str]:
+    """Versions of the adapter that ready pods were started with."""
+    found = set()
+    for pod in world.pods():
+        if condition_of(pod, "Ready").get("status") == "True" and "deletionTimestamp" not in pod["metadata"]:
+            config = json.loads(pod["metadata"]["annotations"]["finetune.dev/config"])
+            found |= {adapter["path"] for adapter in config["adapters"]} or {"none"}
+    return found
+
+
+def condition_of(raw: Raw, kind: str) -> Raw:
+    return next((c for c in raw["status"].get("conditions") or [] if c["type"] == kind), {})
+
+
+def edit_service(world: World, **spec: object) -> None:
+    world.api.patch("inferenceservices", world.namespace, "chat", {"spec": spec})
+
+
+def test_pods_of_a_new_version_get_traffic_once_each_was_proven(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = merged("a")
+    serve(world, an_adapter("a/1", "1"), replicas=2, mergeAdapter=True, **ROLLING)
+    assert world.api.get("configmaps", world.namespace, "chat-adapters") is None
+    assert in_traffic(world) == {"/adapters/a/1"}
+    world.endpoint.behaviours[world.namespace] = failing()
+    edit_service(world, adapters=[an_adapter("a/2", "2")])
+    wait_for("a pod of the new version", lambda: len(world.pods()) == 3)
+    wait_for("it to be asked", lambda: served_adapter(world).get("reason") == "EndpointUnreachable")
+    assert in_traffic(world) == {"/adapters/a/1"}
+    world.endpoint.behaviours[world.namespace] = merged("a")
+
+    def is_done() -> bool:
+        assert in_traffic(world), "no moment without a pod that answers"
+        return served_adapter(world).get("verified") == "True" and len(world.pods()) == 2
+
+    wait_for("the rollout", is_done)
+    assert in_traffic(world) == {"/adapters/a/2"}
+    adapter = served_adapter(world)
+    assert (adapter["served"]["digest"], adapter["verifiedReplicas"]) == (f"sha256:{'2' * 64}", 2)
+    wait_for("phase Ready", lambda: service_status(world, "chat").get("phase") == "Ready")
+    time.sleep(1)
+    writes = len(world.writes())
+    time.sleep(6)  # A resync.
+    assert world.writes()[writes:] == [], "settled means zero writes"
+
+
+def test_pods_of_a_version_without_effect_never_get_traffic_and_a_better_one_recovers(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = serving("a")
+    world.endpoint.ineffective.add("/adapters/a/zeroed")
+    serve(world, an_adapter("a/1", "1"), **ROLLING)
+    first = world.pods()[0]["metadata"]["name"]
+    edit_service(world, adapters=[an_adapter("a/zeroed", "2")])
+
+    def is_refused() -> bool:
+        assert in_traffic(world) == {"/adapters/a/1"}
+        return bool(service_status(world, "chat").get("phase") == "Failed")
+
+    wait_for("the refusal", is_refused)
+    conditions = {c["type"]: c for c in service_status(world, "chat")["conditions"]}
+    assert {kind: c["status"] for kind, c in conditions.items()} == {
+        "Ready": "True",
+        "Progressing": "False",
+        "AdapterVerified": "False",
+    }
+    verified = conditions["AdapterVerified"]
+    assert verified["reason"] == "AdapterHasNoEffect"
+    assert verified["message"].startswith("Adapter a: ")
+    assert "Clients still get version sha256:111111111111." in verified["message"]
+    world.api.delete("pods", world.namespace, first)
+    wait_for("the pod to go", lambda: first not in {pod["metadata"]["name"] for pod in world.pods()})
+    wait_for("one that takes its place", lambda: in_traffic(world) == {"/adapters/a/1"})
+    edit_service(world, adapters=[an_adapter("a/3", "3")])
+    wait_for("the better version", lambda: served_adapter(world).get("served", {}).get("digest", "")[7:8] == "3")
+    wait_for("the others to go", lambda: in_traffic(world) == {"/adapters/a/3"} and len(world.pods()) == 1)
+
+
+def test_a_server_that_restarts_is_proven_before_it_gets_traffic_again(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = serving("a")
+    serve(world, an_adapter("a/1", "1"), **ROLLING)
+    (pod,) = world.pods()
+    asked = len(world.endpoint.requests)
+    world.endpoint.behaviours[world.namespace] = failing()
+    world.kubelet.restart_server(pod)
+    wait_for("the server", lambda: condition_of(world.pods()[0], "ContainersReady").get("status") == "True")
+    wait_for("it to be asked", lambda: len(world.endpoint.requests) > asked)
+    assert condition_of(world.pods()[0], "finetune.dev/adapters-verified")["status"] == "False"
+    assert in_traffic(world) == set()
+    world.endpoint.behaviours[world.namespace] = serving("a")
+    wait_for("it to be let in", lambda: in_traffic(world) == {"/adapters/a/1"})
+    gate = condition_of(world.pods()[0], "finetune.dev/adapters-verified")
+    assert gate["message"].endswith("restarts of its server so far: 1.")
+
+
+def test_the_mode_of_a_living_service_changes_both_ways_without_an_outage(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = serving("a")
+    serve(world, an_adapter("a/1", "1"))
+    hot = {pod["metadata"]["uid"] for pod in world.pods()}
+
+    def follow(pods: set[str]) -> None:
+        def is_done() -> bool:
+            assert in_traffic(world), "no moment without a pod that answers"
+            assert served_adapter(world)["verified"] == "True"
+            found = {pod["metadata"]["uid"] for pod in world.pods()}
+            return not found & pods and service_status(world, "chat").get("phase") == "Ready"
+
+        wait_for("the rollout", is_done)
+
+    edit_service(world, **ROLLING)
+    follow(hot)
+    assert in_traffic(world) == {"/adapters/a/1"}
+    assert listed(world) == {"a": "/adapters/a/1"}, "pods from before read it until they are gone"
+    edit_service(world, rollout={"mode": "Hot"})
+    follow({pod["metadata"]["uid"] for pod in world.pods()})
+    assert in_traffic(world) == {"none"}
+    edit_service(world, adapters=[an_adapter("a/2", "2")])
+    wait_for("the second version", lambda: listed(world) == {"a": "/adapters/a/2"})
+
+
+def test_a_job_brings_a_version_into_a_rolling_endpoint(world: World) -> None:
+    world.endpoint.behaviours[world.namespace] = serving("tone")
+    serve(world, adaptersFrom="Jobs", adapterClaim="finetune-adapters", **ROLLING)
+    world.kubelet.script(world.namespace, a_measured_run("1", 0.4))
+    world.submit("first", output={"adapterName": "tone"}, serve={"into": "chat"})
+    world.wait_for_phase("Succeeded", name="first", seconds=40)
+    assert in_traffic(world) == {"/adapters/tone/1"}
+    edit_service(world, mergeAdapter=True)
+    wait_for("phase Ready", lambda: service_status(world, "chat").get("phase") == "Ready")
+    world.kubelet.script(world.namespace, a_measured_run("2", 0.4))
+    world.submit("second", output={"adapterName": "other"}, serve={"into": "chat"})
+    status = world.wait_for_phase("Failed", name="second", seconds=40)
+    assert "mergeAdapter needs exactly one adapter" in status["message"]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from api import Api, Raw, wait_for
+from api import STRATEGIC_PATCH, Api, Raw, wait_for
 from chart import NAMESPACE
 from chart_cluster import a_namespace, as_account, install, uninstall
 from factories import a_finetune_job, an_inference_service
@@ -226,6 +226,43 @@ def test_the_operator_notes_the_list_on_servers_and_changes_nothing_else_of_pods
             operator.patch("pods", "team-a", "server", attack)
     with pytest.raises(ApiError, match="only the annotation"):
         operator.patch("pods", "team-a", "theirs", NOTE)
+
+
+def a_state(kind: str, **others: str) -> Raw:
+    return {"status": {**others, "conditions": [{"type": kind, "status": "True"}]}}
+
+
+GATE = "finetune.dev/adapters-verified"
+STATE_ATTACKS: dict[str, Raw] = {
+    "a condition of the kubelet": a_state("Ready"),
+    "a phase": a_state(GATE, phase="Failed"),
+    "an address": a_state(GATE, podIP="10.0.0.1"),
+    "conditions less": {"status": {"conditions": [{"type": "PodScheduled", "$patch": "delete"}]}},
+}
+
+
+def test_the_operator_says_which_servers_were_proven_and_nothing_else_of_the_state_of_pods(
+    plane: ControlPlane, operator: Api
+) -> None:
+    people = Api(plane.admin)
+    wait_for("the account", lambda: people.get("serviceaccounts", "team-a", "default"))
+
+    def set_state(who: Api, name: str, body: Raw) -> Raw:
+        return who.patch("pods", "team-a", name, body, "status", STRATEGIC_PATCH)
+
+    for name, app in (("gated", "finetune-inference"), ("gated-too", "payments")):
+        people.create("pods", a_pod(name, app))
+        set_state(people, name, a_state("PodScheduled"))
+    done = set_state(operator, "gated", a_state(GATE))
+    assert {c["type"] for c in done["status"]["conditions"]} >= {GATE, "PodScheduled"}
+    for attack in STATE_ATTACKS.values():
+        with pytest.raises(ApiError, match="only the condition"):
+            set_state(operator, "gated", attack)
+    for attack in (POD_ATTACKS["a label"], POD_ATTACKS["another annotation"]):
+        with pytest.raises(ApiError, match="only the annotation"):
+            set_state(operator, "gated", attack)
+    with pytest.raises(ApiError, match="only of a server"):
+        set_state(operator, "gated-too", a_state(GATE))
 
 
 def test_other_people_are_not_held_to_the_operators_rules(plane: ControlPlane, operator: Api) -> None:

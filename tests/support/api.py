@@ -24,6 +24,8 @@ ROOTS = {
 """API roots by plural; everything else is in the core group."""
 
 MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+"""Merges lists of Kubernetes' own kinds by their keys, as a kubelet does with a pod's conditions."""
 
 
 class Api:
@@ -53,9 +55,11 @@ class Api:
     def create(self, plural: str, manifest: Raw) -> Raw:
         return self.client.post(self.path(plural, manifest["metadata"].get("namespace")), manifest)
 
-    def patch(self, plural: str, namespace: str | None, name: str, body: Raw, subresource: str = "") -> Raw:
+    def patch(
+        self, plural: str, namespace: str | None, name: str, body: Raw, subresource: str = "", how: str = MERGE_PATCH
+    ) -> Raw:
         path = self.path(plural, namespace, name, subresource)
-        return self.client._call("PATCH", path, body, content_type=MERGE_PATCH)
+        return self.client._call("PATCH", path, body, content_type=how)
 
     def delete(self, plural: str, namespace: str | None, name: str, **options: Any) -> None:
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background", **options}

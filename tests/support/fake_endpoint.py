@@ -1,6 +1,6 @@
 """Servers on loopback that speak just enough HTTP to be probed: one behaviour per namespace or pod.
 
-Which adapters they have is what `listed` says, as if each read its list at every request.
+Which adapters a pod has is what `listed` says, as if it read its list at every request.
 """
 
 import json
@@ -63,19 +63,21 @@ def _stem(request: dict[str, Any]) -> str:
 class FakeEndpoint:
     """Serves `{url}/{namespace}/{pod}/v1/completions`, `/v1/models` and `/readyz`."""
 
-    def __init__(self, listed: Callable[[str], Adapters] | None = None) -> None:
+    def __init__(self, listed: Callable[[str, str], Adapters] | None = None) -> None:
         self.behaviours: dict[str, Behaviour] = {}
         """By namespace, or by NAMESPACE/POD where one pod differs."""
         self.tokenize: Behaviour = lambda request: (404, {"error": {"message": "Not Found"}})
         """Of all servers; one of another kind need not have the route."""
         self.refused: dict[str, str] = {}
         """Reasons by the path of the adapter that no server can load."""
+        self.ineffective: set[str] = set()
+        """Paths of adapters with which a server answers like the base model."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
         """Scored sequences, by namespace."""
         self.looks: list[str] = []
         """Namespaces whose servers were asked what they serve."""
         endpoint = self
-        adapters_of = listed or (lambda namespace: [])
+        adapters_of = listed or (lambda namespace, pod: [])
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
@@ -85,12 +87,16 @@ class FakeEndpoint:
                     self._answer(*endpoint.tokenize(request))
                     return
                 endpoint.requests.append((namespace, request))
+                paths = {a["name"]: a["path"] for a in adapters_of(namespace, pod)} if endpoint.ineffective else {}
+                if paths.get(request["model"]) in endpoint.ineffective:
+                    self._answer(*scores(BASE))
+                    return
                 behaviour = endpoint.behaviours.get(namespace, failing())
                 self._answer(*endpoint.behaviours.get(f"{namespace}/{pod}", behaviour)(request))
 
             def do_GET(self) -> None:
-                _, namespace, _, route = self.path.split("/", 3)
-                adapters = adapters_of(namespace)
+                _, namespace, pod, route = self.path.split("/", 3)
+                adapters = adapters_of(namespace, pod)
                 refused = {a["name"]: endpoint.refused[a["path"]] for a in adapters if a["path"] in endpoint.refused}
                 if route == "readyz":
                     self._answer(200, {"status": "ready", "refusedAdapters": refused})

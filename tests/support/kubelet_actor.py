@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from api import Api, Raw
+from api import STRATEGIC_PATCH, Api, Raw
 
 from finetune_api.outcome import CommittedAdapter, Outcome, Result
 from finetune_api.reasons import Reason
@@ -219,6 +219,7 @@ class KubeletActor:
             self.api.delete("pods", namespace, raw["metadata"]["name"], gracePeriodSeconds=0)
             return
         if uid in self._pods:
+            self._follow_gates(raw)
             return
         self._bind(raw)
         scheduled = {"type": "PodScheduled", "status": "True"}
@@ -229,12 +230,27 @@ class KubeletActor:
             self._patch(raw, {"phase": "Running", "conditions": [scheduled], "containerStatuses": [container]})
             self._pods[uid] = _Pod(None)
             return
-        state = {"running": {"startedAt": _now()}}
-        ready = {"type": "Ready", "status": "True", "lastTransitionTime": _now()}
-        container = {**_container(raw, state), "ready": True, "started": True}
-        body = {"phase": "Running", "conditions": [scheduled, ready], "containerStatuses": [container]}
-        self._patch(raw, body)
+        answering = _answering(raw, restarts=0)
+        conditions = [scheduled, *answering["conditions"]]
+        self._patch(raw, {"phase": "Running", **answering, "conditions": conditions})
         self._pods[uid] = _Pod(None)
+
+    def restart_server(self, raw: Raw, seconds: float = 1.0) -> None:
+        """A server that crashes, and answers again after a while."""
+        restarts = raw["status"]["containerStatuses"][0]["restartCount"] + 1
+        starting = {**_container(raw, {"running": {"startedAt": _now()}}), "restartCount": restarts}
+        waiting = [_condition("ContainersReady", is_true=False), _condition("Ready", is_true=False)]
+        self._patch(raw, {"conditions": waiting, "containerStatuses": [starting]})
+        time.sleep(seconds)
+        self._patch(raw, _answering(raw, restarts))
+
+    def _follow_gates(self, raw: Raw) -> None:
+        """A pod is ready when its containers are, and every gate is open."""
+        conditions = {c["type"]: c["status"] == "True" for c in raw["status"].get("conditions") or []}
+        gates = [gate["conditionType"] for gate in raw["spec"].get("readinessGates") or []]
+        is_ready = all(conditions.get(kind) for kind in ("ContainersReady", *gates))
+        if is_ready != conditions.get("Ready", False):
+            self._patch(raw, {"conditions": [_condition("Ready", is_true=is_ready)]})
 
     def _bind(self, raw: Raw) -> None:
         if raw["spec"].get("nodeName"):
@@ -249,7 +265,8 @@ class KubeletActor:
         self.api.client.post(self.api.path("pods", namespace, name, "binding"), body)
 
     def _patch(self, raw: Raw, status: Raw) -> None:
-        self.api.patch("pods", raw["metadata"]["namespace"], raw["metadata"]["name"], {"status": status}, "status")
+        namespace, name = raw["metadata"]["namespace"], raw["metadata"]["name"]
+        self.api.patch("pods", namespace, name, {"status": status}, "status", STRATEGIC_PATCH)
 
     def _register_node(self) -> None:
         self.api.create("nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
@@ -277,6 +294,17 @@ INITIALIZING = {"waiting": {"reason": "PodInitializing"}}
 
 def _container(raw: Raw, state: Raw) -> Raw:
     return _status(raw["spec"]["containers"][0], state)
+
+
+def _answering(raw: Raw, restarts: int) -> Raw:
+    """Of a server that answers; whether it is ready is up to its gates."""
+    container = {**_container(raw, {"running": {"startedAt": _now()}}), "ready": True, "started": True}
+    conditions = [_condition("ContainersReady", is_true=True)]
+    return {"conditions": conditions, "containerStatuses": [{**container, "restartCount": restarts}]}
+
+
+def _condition(kind: str, *, is_true: bool) -> Raw:
+    return {"type": kind, "status": "True" if is_true else "False", "lastTransitionTime": _now()}
 
 
 def _init_container(raw: Raw, state: Raw) -> Raw:

@@ -44,6 +44,8 @@ MAX_CONFIG_BYTES: Final = 200_000
 ANNOTATION_ADAPTER_LIST: Final = f"{GROUP}/adapter-list"
 """Pod annotation with the hash of the AdapterList that the pod should have: a changed pod is one whose volumes the kubelet
 refreshes at once, where a changed ConfigMap alone waits for its next round, up to a minute."""
+CONDITION_ADAPTERS_VERIFIED: Final = f"{GROUP}/adapters-verified"
+"""Readiness gate of the pods of a Rolling service: a pod gets no traffic before the operator has set this condition to True."""
 ANNOTATION_DESIRED_HASH: Final = f"{GROUP}/desired-hash"
 """Hash of the manifest as the operator built it: equal hash and no drift means there is nothing to apply."""
 

@@ -200,6 +200,21 @@ class Cluster:
             if not error.is_conflict:
                 raise
 
+    async def patch_condition(
+        self, resource: Resource, namespace: str, name: str, uid: str, resource_version: str, condition: Raw
+    ) -> None:
+        """Set one condition of this very object as it was read. One that changed meanwhile, or is gone, is left as it is.
+
+        A strategic merge, so that conditions of others stay what they are; only kinds of Kubernetes itself know it.
+        """
+        body = {"metadata": {"uid": uid, "resourceVersion": resource_version}, "status": {"conditions": [condition]}}
+        try:
+            await self._request("patch condition of", resource, namespace, name, body=body, may_miss=True)
+        except ClusterError as error:
+            # Conflict: whoever changed it has it looked at again.
+            if not error.is_conflict:
+                raise
+
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Delete this very object and, in the background, what it owns. One that is gone is fine."""
         body = {
@@ -279,6 +294,7 @@ _METHODS: Final = {
     "apply": ("PATCH", "application/apply-patch+yaml"),
     "annotate": ("PATCH", "application/merge-patch+json"),
     "patch status of": ("PATCH", "application/merge-patch+json"),
+    "patch condition of": ("PATCH", "application/strategic-merge-patch+json"),
     "delete": ("DELETE", "application/json"),
 }
 """HTTP method and content type by verb. JSON is YAML, so an apply may be sent as JSON."""
@@ -291,7 +307,7 @@ def _path(verb: str, resource: Resource, namespace: str | None, name: str) -> st
     path += f"/{resource.plural}"
     if verb not in ("list", "create"):
         path += f"/{quote(name)}"
-    return path + ("/status" if verb == "patch status of" else "")
+    return path + ("/status" if verb in ("patch status of", "patch condition of") else "")
 
 
 def _message(text: bytes) -> str:

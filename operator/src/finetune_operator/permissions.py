@@ -39,6 +39,7 @@ APPLICATION: Final = (
     Rule("", "services", ("get", "create", "patch"), "the endpoint's address"),
     Rule("", "configmaps", ("get", "create", "patch"), "the list of an endpoint's adapters"),
     Rule("", "pods", ("patch",), "an annotation on server pods, so that they see a new list at once"),
+    Rule("", "pods/status", ("patch",), "the readiness gate of server pods that are proven before they get traffic"),
     Rule("policy", "poddisruptionbudgets", ("get", "create", "patch", "delete"), "endpoints with several replicas"),
     Rule("autoscaling", "horizontalpodautoscalers", ("get", "create", "patch", "delete"), "endpoints that scale"),
     Rule("", "persistentvolumeclaims", ("get", "create"), "missing claims are reported; the default one is made"),

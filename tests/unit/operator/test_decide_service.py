@@ -444,3 +444,192 @@ def test_an_engine_without_an_image_is_refused_and_says_what_to_set() -> None:
     (server,) = deployment["spec"]["template"]["spec"]["containers"]
     assert server["image"] == "registry.example/vllm:1"
     assert {"name": "FINETUNE_SERVER_ENGINE", "value": "vllm"} in server["env"]
+
+
+def rolling(*adapters: dict[str, Any], **spec: Any) -> InferenceService:
+    return a_service(adapters=[*adapters], rollout={"mode": "Rolling"}, **spec)
+
+
+def proven(*adapters: dict[str, Any], **spec: Any) -> InferenceService:
+    """A Rolling service whose pods were all shown to answer, and that is settled."""
+    service = rolling(*adapters, **spec)
+    pods, objects = gated(service, service.spec.replicas), live(service, ready=service.spec.replicas)
+    answers = {request.key: MATCHED for request in plan_for(service, objects, pods=pods).probes}
+    service = with_status(service, plan_for(service, objects, answers, pods=pods).status)
+    assert service.status.adapters_summary == f"{len(adapters)}/{len(adapters)}"
+    return service
+
+
+def gated(service: InferenceService, count: int = 1, name: str = "n", **fields: Any) -> tuple[PodView, ...]:
+    """Server pods of a Rolling service that answer and were not let in."""
+    annotations = {ANNOTATION_CONFIG: encoded_config(service)}
+    values = {"annotations": annotations, "started_at": CREATED, "are_containers_ready": True, **fields}
+    return tuple(PodView(name=f"{name}{number}", is_gated=True, **values) for number in range(count))
+
+
+def let_in(pod: PodView) -> PodView:
+    return replace(pod, is_ready=True, let_in=pod.proof)
+
+
+def opened(plan: ServicePlan) -> dict[str, bool]:
+    return {gate.pod.name: gate.is_open for gate in plan.gates}
+
+
+def test_pods_of_a_rolling_service_have_their_adapters_from_the_start_and_read_no_list() -> None:
+    service = rolling({**ADAPTER, "name": "b"}, ADAPTER)
+    children = {child["kind"]: child for child in build_serving_children(service, SETTINGS)}
+    assert set(children) == {"Deployment", "Service"}
+    config = json.loads(encoded_config(service))
+    assert [adapter["name"] for adapter in config["adapters"]] == ["a", "b"], "another order is no other configuration"
+    pod = children["Deployment"]["spec"]["template"]["spec"]
+    assert pod["readinessGates"] == [{"conditionType": "finetune.dev/adapters-verified"}]
+    assert not [volume for volume in pod["volumes"] if "configMap" in volume]
+
+
+def test_a_new_pod_is_let_in_once_it_was_shown_to_answer_with_every_adapter() -> None:
+    service = rolling(ADAPTER, {**ADAPTER, "name": "b"})
+    pods, objects = gated(service), live(service)
+    first = plan_for(service, objects, pods=pods)
+    assert (opened(first), [r.key for r in first.probes]) == ({}, [("n0", 0, "a"), ("n0", 0, "b")])
+    half = plan_for(service, objects, {("n0", 0, "a"): MATCHED, ("n0", 0, "b"): SILENCE}, pods=pods)
+    assert opened(half) == {}
+    service = with_status(service, half.status)
+    whole = plan_for(service, objects, {("n0", 0, "b"): MATCHED}, pods=pods)
+    assert opened(whole) == {"n0": True}
+    service = with_status(service, whole.status)
+    assert opened(plan_for(service, objects, pods=pods)) == {"n0": True}, "one that was not done is done again"
+    settled = plan_for(service, live(service, ready=1), pods=(let_in(pods[0]),))
+    assert (settled.gates, settled.probes, settled.status.phase) == ((), (), "Ready")
+    assert settled.status.adapters_summary == "2/2"
+
+
+def test_a_rolling_service_without_adapters_lets_its_pods_in() -> None:
+    service = rolling()
+    assert opened(plan_for(service, live(service), pods=gated(service, are_containers_ready=False))) == {"n0": True}
+
+
+def test_a_version_is_served_once_no_pod_of_the_one_before_gets_traffic() -> None:
+    old = proven(ADAPTER)
+    service = changed(old, adapters=[NEWER], rollout={"mode": "Rolling"})
+    before, after = let_in(gated(old, name="o")[0]), gated(service)[0]
+    objects = live(service, ready=1, replicas=2, updatedReplicas=1)
+    plan = plan_for(service, objects, {("n0", 0, "a"): MATCHED}, pods=(before, after))
+    adapter = plan.status.adapters[0]
+    assert opened(plan) == {"n0": True}
+    assert (adapter.verified, adapter.reason, adapter.verified_replicas) == ("Unknown", "Verifying", 1)
+    assert (adapter.served, plan.events) == (old.status.adapters[0].served, ())
+    service = with_status(service, plan.status)
+    done = plan_for(service, live(service, ready=1), pods=(let_in(after),))
+    adapter = done.status.adapters[0]
+    assert adapter.served is not None
+    assert (adapter.verified, adapter.served.digest, adapter.message) == ("True", NEWER["digest"], MATCHED.message)
+    assert [event.reason for event in done.events] == ["FingerprintMatched", "AdapterSwitched"]
+    assert done.status.proven_config != old.status.proven_config
+
+
+def test_a_disproven_version_gets_no_traffic_and_the_conditions_say_so() -> None:
+    old = proven(ADAPTER)
+    service = changed(old, adapters=[NEWER], rollout={"mode": "Rolling"})
+    before, after = let_in(gated(old, name="o")[0]), gated(service)[0]
+    objects = live(service, ready=1, replicas=2, updatedReplicas=1)
+    plan = plan_for(service, objects, {("n0", 0, "a"): NO_EFFECT}, pods=(before, after))
+    assert (plan.gates, plan.status.phase) == ((), "Failed")
+    messages = {c.type: (c.status, c.reason, c.message) for c in plan.status.conditions}
+    kept = "Clients still get version sha256:000000000000."
+    assert messages["AdapterVerified"] == ("False", "AdapterHasNoEffect", f"Adapter a: like the base {kept}")
+    assert messages["Ready"] == (
+        "True",
+        "EndpointReady",
+        "Pods without the new version of adapter a answer: the new one was disproven.",
+    )
+    assert messages["Progressing"][:2] == ("False", "AdapterHasNoEffect")
+    service = with_status(service, plan.status)
+    settled = plan_for(service, objects, pods=(before, after))
+    assert (settled.status, settled.gates, settled.probes, settled.requeue_after) == (service.status, (), (), None)
+    upgraded = plan_for(service, objects, pods=(before, *gated(service, name="image")))
+    assert [r.pod.name for r in upgraded.probes] == ["image0"], "pods of another image are asked for themselves"
+    back = changed(service, adapters=[ADAPTER], rollout={"mode": "Rolling"})
+    plan = plan_for(back, live(back, ready=1), pods=(before,))
+    assert (plan.status.adapters_summary, [r.pod.name for r in plan.probes]) == ("0/1", ["o0"])
+
+
+def test_a_pod_that_replaces_one_of_the_proven_configuration_is_let_in_while_a_version_is_refused() -> None:
+    old = proven(ADAPTER)
+    service = changed(old, adapters=[NEWER], rollout={"mode": "Rolling"})
+    other = rolling({**ADAPTER, "source": "pvc://c/never-proven"})
+    pods = (*gated(old, name="o"), *gated(other, name="x"), *gated(service))
+    plan = plan_for(service, live(service, replicas=3, updatedReplicas=1), {("n0", 0, "a"): NO_EFFECT}, pods=pods)
+    assert opened(plan) == {"o0": True}
+
+
+def test_a_process_is_let_in_until_it_restarts_and_is_proven_again_then() -> None:
+    service = proven(ADAPTER)
+    objects = live(service, ready=1)
+    pod = let_in(gated(service)[0])
+    assert plan_for(service, objects, pods=(replace(pod, is_ready=False, are_containers_ready=False),)).gates == ()
+    lost = service.model_copy(update={"status": InferenceServiceStatus()})
+    assert plan_for(lost, objects, pods=(pod,)).gates == (), "a lost record is no reason for an outage"
+    restarted = replace(pod, restarts=1)
+    plan = plan_for(service, objects, pods=(restarted,))
+    assert (opened(plan), [r.key for r in plan.probes]) == ({"n0": False}, [("n0", 1, "a")])
+    service = with_status(service, plan.status)
+    plan = plan_for(service, objects, {("n0", 1, "a"): MATCHED}, pods=(replace(restarted, let_in=None),))
+    assert opened(plan) == {"n0": True}
+
+
+def test_the_mode_changes_without_taking_anything_from_the_pods_that_answer() -> None:
+    hot = verified(ADAPTER)
+    service = changed(hot, adapters=[ADAPTER], rollout={"mode": "Rolling"})
+    objects = live(hot, ready=1)
+    plan = plan_for(service, objects, pods=servers(hot))
+    assert [child["kind"] for child in plan.apply] == ["Deployment"]
+    assert (plan.delete, plan.refresh) == ((), ()), "pods from before read their list until they are gone"
+    under_way = {**objects, **live(service, ready=1, replicas=2, updatedReplicas=1)}
+    plan = plan_for(service, under_way, {("n0", 0, "a"): MATCHED}, pods=(*servers(hot), *gated(service)))
+    assert (opened(plan), plan.apply, plan.status.adapters[0].verified) == ({"n0": True}, (), "True")
+    back = changed(with_status(service, plan.status), adapters=[ADAPTER])
+    assert listed(back) == {"a": "/adapters/a"}
+    pods = (let_in(gated(service)[0]), *servers(back))
+    plan = plan_for(back, live(back, ready=2, replicas=2, updatedReplicas=1), pods=pods)
+    assert (plan.gates, plan.refresh, [r.key for r in plan.probes]) == ((), (), [("s0", 0, "a")])
+
+
+def test_what_was_disproven_in_running_pods_is_asked_for_in_pods_of_its_own() -> None:
+    refused = changed(verified(ADAPTER), adapters=[NEWER])
+    refused = with_status(refused, answered(refused, NO_EFFECT, name="a@" + "1" * 12).status)
+    service = changed(refused, adapters=[NEWER], rollout={"mode": "Rolling"})
+    plan = plan_for(service, live(service, ready=1), pods=gated(service))
+    assert [r.key for r in plan.probes] == [("n0", 0, "a")]
+
+
+def test_a_disproven_candidate_is_asked_for_again_once_the_pods_that_disproved_it_are_gone() -> None:
+    service = changed(verified(ADAPTER), adapters=[NEWER])
+    service = with_status(service, answered(service, NO_EFFECT, name="a@" + "1" * 12).status)
+    upgraded = (replace(servers(service)[0], name="image0"),)
+    plan = plan_for(service, live(service, ready=1), pods=(*servers(service), *upgraded))
+    assert (plan.status.adapters[0].verified, plan.probes) == ("False", ())
+    plan = plan_for(service, live(service, ready=1), pods=upgraded)
+    assert (plan.status.adapters[0].verified, plan.probes, plan.requeue_after) == ("Unknown", (), 0.0)
+    service = with_status(service, plan.status)
+    assert set(listed(service)) == {"a", "a@" + "1" * 12}
+    assert [r.key for r in plan_for(service, live(service), pods=upgraded).probes] == [("image0", 0, "a@" + "1" * 12)]
+
+
+def test_a_merged_adapter_is_the_only_model() -> None:
+    service = proven(ADAPTER, mergeAdapter=True)
+    assert json.loads(encoded_config(service))["mergeAdapter"] is True
+    assert service.status.model_name is None
+    assert service.status.adapters[0].verified == "True"
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"adapters": [ADAPTER]}, "set rollout.mode to Rolling"),
+        ({"adapters": [], "rollout": {"mode": "Rolling"}}, "with 0 adapters; list exactly one"),
+        ({"adapters": [ADAPTER, {**ADAPTER, "name": "b"}], "rollout": {"mode": "Rolling"}}, "with 2 adapters"),
+    ],
+)
+def test_what_cannot_be_merged_says_what_to_change(spec: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        a_service(mergeAdapter=True, **spec)

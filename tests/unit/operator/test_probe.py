@@ -124,7 +124,7 @@ def test_a_silent_endpoint_costs_the_timeout_and_no_verdict(endpoint: FakeEndpoi
 
 def test_a_server_says_what_it_has_loaded_and_what_it_refused() -> None:
     listed = [{"name": "tone", "path": "/a", "digest": "sha256:1"}, {"name": "bad", "path": "/b"}]
-    with FakeEndpoint(lambda namespace: listed) as endpoint:
+    with FakeEndpoint(lambda *_: listed) as endpoint:
         endpoint.refused["/b"] = "its digest differs"
         served = asyncio.run(ask_served(f"{endpoint.url}/ml/pod", 5))
     assert served is not None

@@ -38,6 +38,7 @@ from finetune_api.v1alpha1.inference_service import (
     InferenceServiceSpec,
     InferenceServiceStatus,
     ReplicaVerdict,
+    RolloutStrategy,
     ServedAdapterStatus,
     ServedVersion,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "ProgressStatus",
     "ReplicaVerdict",
     "Resources",
+    "RolloutStrategy",
     "Serve",
     "ServedAdapterStatus",
     "ServedVersion",

@@ -90,6 +90,18 @@ class Autoscaling(SpecModel):
         return self
 
 
+class RolloutStrategy(SpecModel):
+    """How a change of the adapters reaches the server pods."""
+
+    mode: Annotated[
+        Literal["Hot", "Rolling"],
+        Field(
+            description="mode says how adapters change: Hot, in running pods; Rolling, with new pods, each of which gets traffic "
+            "once it was shown to answer with every adapter, while pods of the version before serve on."
+        ),
+    ] = "Hot"
+
+
 class InferenceServiceSpec(SpecModel):
     """Desired state of an InferenceService."""
 
@@ -105,6 +117,17 @@ class InferenceServiceSpec(SpecModel):
                     "rule": "!has(self.adapterClaim) || !has(self.adapters) || "
                     "self.adapters.all(a, a.source.split('/')[2] == self.adapterClaim)",
                     "message": "all adapters must be on adapterClaim",
+                },
+                {
+                    "rule": "!has(self.mergeAdapter) || !self.mergeAdapter || "
+                    "has(self.rollout) && self.rollout.mode == 'Rolling'",
+                    "message": "mergeAdapter needs new pods for each version, because it changes the weights; set rollout.mode to "
+                    "Rolling, or mergeAdapter to false",
+                },
+                {
+                    "rule": "!has(self.mergeAdapter) || !self.mergeAdapter || "
+                    "has(self.adapters) && self.adapters.size() == 1",
+                    "message": "mergeAdapter needs exactly one adapter; list one in adapters, or set mergeAdapter to false",
                 },
             ]
         }
@@ -143,6 +166,16 @@ class InferenceServiceSpec(SpecModel):
             pattern=DNS_LABEL_PATTERN,
         ),
     ] = None
+    rollout: Annotated[
+        RolloutStrategy, Field(description="rollout says how a change of the adapters reaches the server pods.")
+    ] = Field(default_factory=RolloutStrategy)
+    merge_adapter: Annotated[
+        bool,
+        Field(
+            description="mergeAdapter makes the one adapter a part of the weights: it costs no time then, and the base model is "
+            "not served beside it. It needs rollout.mode Rolling."
+        ),
+    ] = False
     replicas: Annotated[
         int,
         Field(
@@ -179,6 +212,19 @@ class InferenceServiceSpec(SpecModel):
         if self.adapter_claim is not None and claims - {self.adapter_claim}:
             raise ValueError(
                 f"adapters are on claim {claims.pop()} and adapterClaim is {self.adapter_claim}; name one claim in both"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_merge(self) -> Self:
+        if self.merge_adapter and self.rollout.mode != "Rolling":
+            raise ValueError(
+                f"mergeAdapter is true and rollout.mode is {self.rollout.mode}; set rollout.mode to Rolling, because merging "
+                "changes the weights and so needs new pods, or set mergeAdapter to false"
+            )
+        if self.merge_adapter and len(self.adapters) != 1:
+            raise ValueError(
+                f"mergeAdapter is true with {len(self.adapters)} adapters; list exactly one, or set mergeAdapter to false"
             )
         return self
 
@@ -274,9 +320,12 @@ class InferenceServiceStatus(StatusModel):
         ),
     ] = Field(default_factory=list)
     url: Annotated[str | None, Field(description="url of the OpenAI-compatible API inside the cluster.")] = None
-    model_name: Annotated[str | None, Field(description="modelName is what clients put into `model` for the base.")] = (
-        None
-    )
+    model_name: Annotated[
+        str | None,
+        Field(
+            description="modelName is what clients put into `model` for the base; unset where an adapter is merged into it."
+        ),
+    ] = None
     replicas: Annotated[int, Field(description="replicas that exist.", ge=0)] = 0
     ready_replicas: Annotated[int, Field(description="readyReplicas answer requests.", ge=0)] = 0
     adapters: Annotated[
@@ -286,6 +335,13 @@ class InferenceServiceStatus(StatusModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         ),
     ] = Field(default_factory=list)
+    proven_config: Annotated[
+        str | None,
+        Field(
+            description="provenConfig identifies the configuration that all pods of a Rolling service were last proven with; a "
+            "pod that takes the place of one of them gets traffic without being asked once the spec has moved on."
+        ),
+    ] = None
     adapters_summary: Annotated[
         str | None, Field(description="adaptersSummary is `verified/wanted`, for the printer column.")
     ] = None

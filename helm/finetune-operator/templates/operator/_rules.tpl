@@ -39,7 +39,7 @@ no nodes, no roles. The same rules are a ClusterRole, or one Role per namespace 
   resources: [configmaps]
   verbs: [get, create, patch]
 - apiGroups: [""]
-  resources: [pods]
+  resources: [pods, pods/status]
   verbs: [patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]

@@ -14,6 +14,7 @@ from finetune_operator.reconcile.adapter_verdicts import (
     Answers,
     ProbeRequest,
     Replicas,
+    has_shown,
     judge_adapter,
     probe_requests,
 )
@@ -22,10 +23,11 @@ from finetune_operator.reconcile.plan import EventDraft
 from finetune_operator.reconcile.rollout import Rollout, observe_rollout
 from finetune_operator.reconcile.views import PodView
 from finetune_operator.resources import Manifest
-from finetune_operator.resources.adapter_list import list_hash
+from finetune_operator.resources.adapter_list import build_adapter_list, is_rolling, list_hash
 from finetune_operator.resources.drift import has_drifted, is_outdated
 from finetune_operator.resources.serving import (
     build_serving_children,
+    config_hash,
     encoded_config,
     model_name,
     server_image,
@@ -60,17 +62,35 @@ class ServiceObserved:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """A pod of a Rolling service that is to get traffic from now on, or no more, and why."""
+
+    pod: PodView
+    is_open: bool
+    message: str
+
+    @property
+    def is_transition(self) -> bool:
+        """Whether it is not so already."""
+        return self.is_open != (self.pod.let_in is not None)
+
+
+@dataclass(frozen=True)
 class ServicePlan:
     """What to do now: make children, or report (and repair what others edited), or probe."""
 
     status: InferenceServiceStatus
     apply: tuple[Manifest, ...] = ()
+    is_rollout: bool = False
+    """`apply` has what is asked for now and was not before; its first changes should be seen together."""
     delete: tuple[Manifest, ...] = ()
     """Children that are not asked for any more."""
     refresh: tuple[PodView, ...] = ()
     """Pods to be given `adapter_list` as an annotation after that, so that they see the new list at once."""
     adapter_list: str = ""
-    """Hash of the list of adapters."""
+    """Hash of the list of adapters; empty if there is none."""
+    gates: tuple[Gate, ...] = ()
+    """To be set once the status is written: they follow from it."""
     probes: tuple[ProbeRequest, ...] = ()
     """What to ask pods once the status is written; then decide again with the answers."""
     events: tuple[EventDraft, ...] = ()
@@ -101,16 +121,15 @@ def decide_service(
         if child["kind"] not in seen.live or has_drifted(child, seen.live[child["kind"]])
     )
     wanted = {child["kind"] for child in children}
-    surplus = tuple(o for kind, o in seen.live.items() if kind not in wanted and _is_owned(o, service))
+    # A list stays when the service becomes a Rolling one: pods from before read it until they are gone.
+    surplus = tuple(o for kind, o in seen.live.items() if kind not in {*wanted, LIST_KIND} and _is_owned(o, service))
     if surplus or any(c["kind"] != LIST_KIND and _is_new(c, seen) for c in apply):
-        return ServicePlan(status=service.status, apply=apply, delete=surplus)
-    adapter_list = next(list_hash(child) for child in children if child["kind"] == LIST_KIND)
-    report = replace(
-        _report(service, seen, answers, now, settings),
-        apply=apply,
-        refresh=tuple(pod for pod in seen.pods if _is_stale(pod, adapter_list)),
-        adapter_list=adapter_list,
-    )
+        return ServicePlan(status=service.status, apply=apply, delete=surplus, is_rollout=bool(apply))
+    report = replace(_report(service, seen, answers, now, settings), apply=apply)
+    if not is_rolling(service):
+        adapter_list = list_hash(build_adapter_list(service))
+        stale = tuple(pod for pod in seen.pods if _is_stale(pod, adapter_list))
+        report = replace(report, refresh=stale, adapter_list=adapter_list)
     if any(not _is_new(child, seen) for child in apply):
         # Whoever edited our children may do so again and again; the status stays true meanwhile.
         return replace(report, probes=(), requeue_after=REPAIR_SECONDS)
@@ -124,6 +143,9 @@ def _is_new(child: Manifest, seen: ServiceObserved) -> bool:
 
 def _is_stale(pod: PodView, adapter_list: str) -> bool:
     """Whether a server runs that was not told of the current list. One that starts finds it."""
+    if pod.is_gated:
+        # From when the service was a Rolling one; it never reads a list.
+        return False
     is_running = pod.started_at is not None and pod.end is None and not pod.is_deleting and not pod.is_finished
     return is_running and pod.annotations.get(ANNOTATION_ADAPTER_LIST) != adapter_list
 
@@ -132,7 +154,8 @@ def _report(
     service: InferenceService, seen: ServiceObserved, answers: Answers, now: datetime, settings: Settings
 ) -> ServicePlan:
     rollout = observe_rollout(service, seen.live["Deployment"], seen.pods)
-    replicas = _replicas(service, rollout, seen.pods)
+    pods = tuple(pod for pod in seen.pods if not pod.is_deleting and not pod.is_finished)
+    replicas = _replicas(service, rollout, pods)
     adapters = [judge_adapter(service, adapter, replicas, answers) for adapter in service.spec.adapters]
     verified = sum(a.verified == "True" for a in adapters)
     status = InferenceServiceStatus(
@@ -140,29 +163,67 @@ def _report(
         phase=_phase(rollout, adapters),
         conditions=_conditions(service, rollout, adapters, now),
         url=service_url(service, settings),
-        model_name=model_name(service),
+        model_name=None if service.spec.merge_adapter else model_name(service),
         replicas=rollout.replicas,
         ready_replicas=rollout.ready_replicas,
         adapters=adapters,
+        proven_config=_proven_config(service, replicas, adapters),
         adapters_summary=f"{verified}/{len(adapters)}" if adapters else None,
     )
-    plan = ServicePlan(status=_stamped(service.status, status, now), events=_events(service.status, status))
+    plan = ServicePlan(
+        status=_stamped(service.status, status, now),
+        gates=_gates(replicas, pods, status),
+        events=_events(service.status, status),
+    )
     return _with_next_look(plan, service, replicas, settings, has_answers=bool(answers))
 
 
 def _replicas(service: InferenceService, rollout: Rollout, pods: tuple[PodView, ...]) -> Replicas:
-    ready = tuple(pod for pod in pods if pod.is_ready and not pod.is_deleting)
     config = encoded_config(service)
-    current = tuple(pod for pod in ready if pod.annotations.get(ANNOTATION_CONFIG) == config)
-    return Replicas(desired=rollout.desired, ready=current, has_others=len(current) < len(ready))
+    current = tuple(pod for pod in pods if pod.annotations.get(ANNOTATION_CONFIG) == config)
+    has_others = any(pod.is_ready for pod in pods if pod not in current)
+    return Replicas(desired=rollout.desired, pods=current, has_others=has_others)
+
+
+def _proven_config(service: InferenceService, replicas: Replicas, adapters: list[ServedAdapterStatus]) -> str | None:
+    """The configuration that was proven last on every pod that gets traffic."""
+    is_proven = all(has_shown(adapter, pod) for adapter in adapters for pod in replicas.ready)
+    if not is_rolling(service) or not replicas.ready or replicas.has_others or not is_proven:
+        return service.status.proven_config
+    return config_hash(encoded_config(service))
+
+
+def _gates(replicas: Replicas, pods: tuple[PodView, ...], status: InferenceServiceStatus) -> tuple[Gate, ...]:
+    """Whom to let in, and whom no more: a process that was not shown to answer with each of its adapters gets no traffic.
+
+    One that was let in stays so until it restarts, whatever becomes of the record about it: all of them at once would be an
+    outage. What the spec does not ask for any more cannot be asked for: a pod of the configuration that was proven last is
+    let in as it is (its server checks the digests), because it takes the place of one that answered; others stay as they are.
+    """
+    gates = []
+    for pod in pods:
+        if not pod.is_gated:
+            continue
+        if pod in replicas.pods:
+            is_open = pod.let_in == pod.proof or all(has_shown(adapter, pod) for adapter in status.adapters)
+        elif config_hash(pod.annotations.get(ANNOTATION_CONFIG, "")) == status.proven_config:
+            is_open = True
+        else:
+            continue
+        gate = Gate(
+            pod, is_open, pod.proof if is_open else "Its server restarted and was not asked for its adapters yet."
+        )
+        if gate.is_transition or (is_open and pod.let_in != pod.proof):
+            gates.append(gate)
+    return tuple(gates)
 
 
 def _with_next_look(
     plan: ServicePlan, service: InferenceService, replicas: Replicas, settings: Settings, *, has_answers: bool
 ) -> ServicePlan:
     """The plan that also says whom to ask next, and when to look again."""
-    adapters, before = plan.status.adapters, {a.name: a for a in service.status.adapters}
-    if any(_version(a) != _version(before.get(a.name)) for a in adapters):
+    adapters, after = plan.status.adapters, service.model_copy(update={"status": plan.status})
+    if not is_rolling(service) and build_adapter_list(after) != build_adapter_list(service):
         # The new list follows once the status says which version was chosen.
         return replace(plan, requeue_after=0.0)
     requests = tuple(
@@ -183,22 +244,48 @@ def _conditions(
 ) -> list[Any]:
     generation, conditions = service.metadata.generation, service.status.conditions
     was_ready = is_true(conditions, ConditionType.READY)
-    ready, reason, message = _readiness(rollout, was_ready)
+    disproven = _halting(service, rollout, adapters)
+    ready, reason, message = _readiness(rollout, was_ready, disproven)
     conditions = set_condition(conditions, ConditionType.READY, ready, reason, message, generation, now)
-    moving: Truth = "False" if rollout.is_complete else "True"
-    why = Reason.COMPLETED if rollout.is_complete else Reason.ROLLING_OUT
-    conditions = set_condition(conditions, ConditionType.PROGRESSING, moving, why, "", generation, now)
+    moving, why, message = _progress(rollout, disproven)
+    conditions = set_condition(conditions, ConditionType.PROGRESSING, moving, why, message, generation, now)
     if not adapters:
         return [c for c in conditions if c.type != ConditionType.ADAPTER_VERIFIED]
     truth, worst = _worst(adapters)
+    message = f"Adapter {worst.name}: {worst.message}" if truth == "False" else worst.message
     return set_condition(
-        conditions, ConditionType.ADAPTER_VERIFIED, truth, Reason(worst.reason), worst.message, generation, now
+        conditions, ConditionType.ADAPTER_VERIFIED, truth, Reason(worst.reason), message, generation, now
     )
 
 
-def _readiness(rollout: Rollout, was_ready: bool) -> tuple[Truth, Reason, str]:
+def _halting(
+    service: InferenceService, rollout: Rollout, adapters: list[ServedAdapterStatus]
+) -> ServedAdapterStatus | None:
+    """The disproven adapter that a rollout of its pods stops at."""
+    if not is_rolling(service) or rollout.is_complete:
+        return None
+    return next((adapter for adapter in adapters if adapter.verified == "False"), None)
+
+
+def _progress(rollout: Rollout, disproven: ServedAdapterStatus | None) -> tuple[Truth, Reason, str]:
+    if rollout.is_complete:
+        return "False", Reason.COMPLETED, ""
+    if disproven is not None:
+        message = (
+            f"Adapter {disproven.name} was disproven: pods that have it get no traffic. Change it in spec.adapters."
+        )
+        return "False", Reason(disproven.reason), message
+    return "True", Reason.ROLLING_OUT, ""
+
+
+def _readiness(rollout: Rollout, was_ready: bool, disproven: ServedAdapterStatus | None) -> tuple[Truth, Reason, str]:
     if rollout.is_answering:
         return "True", Reason.ENDPOINT_READY, "The endpoint answers."
+    if rollout.ready_replicas > 0 and was_ready and disproven is not None:
+        message = f"Pods without the new version of adapter {disproven.name} answer: the new one was disproven."
+        return "True", Reason.ENDPOINT_READY, message
+    if disproven is not None:
+        return "False", Reason(disproven.reason), f"Adapter {disproven.name}: {disproven.message}"
     if rollout.ready_replicas > 0 and was_ready:
         return "True", Reason.ENDPOINT_READY, "The previous rollout answers while the new one starts."
     return "False", rollout.reason, rollout.message

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from finetune_api.constants import ANNOTATION_ADAPTER_LIST, INFERENCE_SERVICE_KIND
+from finetune_api.constants import ANNOTATION_ADAPTER_LIST, CONDITION_ADAPTERS_VERIFIED, INFERENCE_SERVICE_KIND
 from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import InferenceService
 from finetune_operator.cluster import (
@@ -22,7 +22,7 @@ from finetune_operator.errors import ClusterError
 from finetune_operator.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter
 from finetune_operator.reconcile.adapter_verdicts import ProbeRequest
 from finetune_operator.reconcile.context import Context, Pass
-from finetune_operator.reconcile.decide_service import ServiceObserved, ServicePlan, decide_service, stalled
+from finetune_operator.reconcile.decide_service import Gate, ServiceObserved, ServicePlan, decide_service, stalled
 from finetune_operator.reconcile.malformed import report_malformed
 from finetune_operator.reconcile.reporting import write_status
 from finetune_operator.reconcile.views import PodView, parse_pod
@@ -62,9 +62,10 @@ async def reconcile_inference_service(context: Context, namespace: str, name: st
     await write_status(
         context, INFERENCE_SERVICES, raw, INFERENCE_SERVICE_KIND, service.status, plan.status, plan.events
     )
+    await _set_gates(context, service, plan.gates)
     if plan.probes:
         return await _verify(context, plan, service)
-    return Pass(acted=bool(plan.apply) and not plan.adapter_list, requeue_after=plan.requeue_after)
+    return Pass(acted=plan.is_rollout, requeue_after=plan.requeue_after)
 
 
 async def observe(context: Context, service: InferenceService) -> ServiceObserved:
@@ -111,6 +112,25 @@ async def _tell(context: Context, namespace: str, pod: PodView, adapter_list: st
         logger.warning("pod was not told of its list", extra={"pod": f"{namespace}/{pod.name}", "error": str(error)})
 
 
+async def _set_gates(context: Context, service: InferenceService, gates: tuple[Gate, ...]) -> None:
+    """Say of each pod whether it may have traffic."""
+    namespace = service.metadata.namespace
+    for gate in gates:
+        condition = {
+            "type": CONDITION_ADAPTERS_VERIFIED,
+            "status": "True" if gate.is_open else "False",
+            "reason": Reason.COMPLETED if gate.is_open else Reason.VERIFYING,
+            "message": gate.message,
+        }
+        if gate.is_transition:
+            condition["lastTransitionTime"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        await context.cluster.patch_condition(
+            PODS, namespace, gate.pod.name, gate.pod.uid, gate.pod.resource_version, condition
+        )
+        fields = {"service": f"{namespace}/{service.metadata.name}", "pod": gate.pod.name}
+        logger.info("let in" if gate.is_open else "kept out", extra=fields)
+
+
 async def _verify(context: Context, plan: ServicePlan, service: InferenceService) -> Pass:
     """Ask the pods, then judge what is there *now*: that takes seconds, and the object may have changed."""
     asked = (service.metadata.uid, service.metadata.generation)
@@ -127,6 +147,7 @@ async def _verify(context: Context, plan: ServicePlan, service: InferenceService
     await write_status(
         context, INFERENCE_SERVICES, after, INFERENCE_SERVICE_KIND, service.status, plan.status, plan.events
     )
+    await _set_gates(context, service, plan.gates)
     return Pass(requeue_after=plan.requeue_after)
 
 

@@ -53,7 +53,7 @@ def observe_rollout(service: InferenceService, deployment: Manifest, pods: tuple
 
 def _explain(pods: tuple[PodView, ...]) -> tuple[Reason, str]:
     for pod in pods:
-        if pod.is_ready or pod.is_deleting:
+        if pod.is_answering or pod.is_deleting:
             continue
         if pod.unschedulable is not None:
             return Reason.UNSCHEDULABLE, f"Pod {pod.name}: {pod.unschedulable[1]}"

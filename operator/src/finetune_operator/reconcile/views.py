@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from finetune_api.constants import LABEL_ATTEMPT
+from finetune_api.constants import CONDITION_ADAPTERS_VERIFIED, LABEL_ATTEMPT
 from finetune_operator.resources.training_job import TRAINER_CONTAINER, VALIDATE_CONTAINER
 
 Raw = Mapping[str, Any]
@@ -30,6 +30,8 @@ class PodView:
     attempt: int = 0
     phase: str = "Pending"
     uid: str = ""
+    resource_version: str = ""
+    """What a write that must not overlook a change names."""
     address: str = ""
     """IP address, once it has one."""
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -56,8 +58,25 @@ class PodView:
     last_end: ContainerEnd | None = None
     """How the previous run of a restarted container ended (server pods only)."""
     is_ready: bool = False
+    """It gets traffic."""
+    are_containers_ready: bool = False
+    """It answers, and gets traffic unless a readiness gate keeps it from it."""
+    is_gated: bool = False
+    """It gets no traffic before the operator lets it in (pods of a Rolling service)."""
+    let_in: str | None = None
+    """What the operator said when it did so: `proof` of the process that ran then. None if it is kept out."""
     restarts: int = 0
     """How often the main container was started again."""
+
+    @property
+    def proof(self) -> str:
+        """What the operator says when it lets in the process that runs now."""
+        return f"Shown to answer with its adapters; restarts of its server so far: {self.restarts}."
+
+    @property
+    def is_answering(self) -> bool:
+        """Its containers are ready, whether or not it gets traffic."""
+        return self.is_ready or self.are_containers_ready
 
     @property
     def is_finished(self) -> bool:
@@ -99,11 +118,13 @@ def parse_pod(raw: Raw, container: str = TRAINER_CONTAINER) -> PodView:
     before = status.get("initContainerStatuses") or []
     validation: Raw = next((s.get("state") or {} for s in before if s.get("name") == VALIDATE_CONTAINER), {})
     validation_end = _parse_end(validation.get("terminated"))
+    gates = (raw.get("spec") or {}).get("readinessGates") or []
     return PodView(
         name=metadata["name"],
         attempt=parse_attempt(metadata),
         phase=status.get("phase") or "Pending",
         uid=metadata.get("uid", ""),
+        resource_version=metadata.get("resourceVersion", ""),
         address=status.get("podIP") or "",
         annotations=metadata.get("annotations") or {},
         created=parse_time(metadata.get("creationTimestamp")),
@@ -111,7 +132,7 @@ def parse_pod(raw: Raw, container: str = TRAINER_CONTAINER) -> PodView:
         reason=status.get("reason") or "",
         message=status.get("message") or "",
         unschedulable=_when(conditions.get("PodScheduled"), "False"),
-        is_scheduled=(conditions.get("PodScheduled") or {}).get("status") == "True",
+        is_scheduled=_is_true(conditions, "PodScheduled"),
         disruption=_when(conditions.get("DisruptionTarget"), "True"),
         waiting=_waiting([*before, *states]),
         started_at=_started_at(state, end),
@@ -119,7 +140,10 @@ def parse_pod(raw: Raw, container: str = TRAINER_CONTAINER) -> PodView:
         validation_started_at=_started_at(validation, validation_end),
         validation_end=validation_end,
         last_end=_parse_end((main.get("lastState") or {}).get("terminated")),
-        is_ready=(conditions.get("Ready") or {}).get("status") == "True",
+        is_ready=_is_true(conditions, "Ready"),
+        are_containers_ready=_is_true(conditions, "ContainersReady"),
+        is_gated=any(gate["conditionType"] == CONDITION_ADAPTERS_VERIFIED for gate in gates),
+        let_in=(_when(conditions.get(CONDITION_ADAPTERS_VERIFIED), "True") or ("", None))[1],
         restarts=int(main.get("restartCount") or 0),
     )
 
@@ -168,6 +192,10 @@ def _parse_end(terminated: Raw | None) -> ContainerEnd | None:
 
 def _started_at(state: Raw, end: ContainerEnd | None) -> datetime | None:
     return parse_time((state.get("running") or {}).get("startedAt")) or (end.started_at if end else None)
+
+
+def _is_true(conditions: Mapping[str, Raw], kind: str) -> bool:
+    return (conditions.get(kind) or {}).get("status") == "True"
 
 
 def _when(condition: Raw | None, status: str) -> tuple[str, str] | None:

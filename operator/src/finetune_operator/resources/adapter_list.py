@@ -1,7 +1,8 @@
-"""The ConfigMap that tells running servers which adapters to have. Changing it touches no pod template, so no pod restarts.
+"""Which adapters servers have. A Hot service tells running ones, by a ConfigMap: no pod template changes, so no pod restarts.
 
 Under the name that clients use stands the version that was proven, or nothing. A version that is yet to be proven stands
 beside it as a candidate, under a name that no adapter can have: whatever is wrong with it, the old one's clients never notice.
+Pods of a Rolling service have one version of each adapter from their start to their end, and never look at a list.
 """
 
 from typing import Final
@@ -27,6 +28,17 @@ def build_adapter_list(service: InferenceService) -> Manifest:
     return build_child(service, "v1", "ConfigMap", name, data={ADAPTER_LIST_FILE: text})
 
 
+def configured_adapters(service: InferenceService) -> list[ServedAdapter]:
+    """What the pods of a Rolling service have, by name: another order in the spec is no reason for new pods."""
+    adapters = sorted(service.spec.adapters, key=lambda adapter: adapter.name) if is_rolling(service) else []
+    return [_entry(a.name, ServedVersion(source=a.source, digest=a.digest)) for a in adapters]
+
+
+def is_rolling(service: InferenceService) -> bool:
+    """Whether adapters change with the pods, and not in them."""
+    return service.spec.rollout.mode == "Rolling"
+
+
 def list_hash(adapter_list: Manifest) -> str:
     """Identifies the content of the ConfigMap."""
     return content_hash(adapter_list["data"])
@@ -38,9 +50,9 @@ def is_served(adapter: AdapterReference, status: ServedAdapterStatus | None) -> 
     return served is not None and served.source == adapter.source and adapter.digest in (None, served.digest)
 
 
-def probed_name(adapter: AdapterReference, status: ServedAdapterStatus | None) -> str:
-    """What the version that is asked for is called now: by its own name once it is served."""
-    return adapter.name if is_served(adapter, status) else candidate_name(adapter)
+def probed_name(service: InferenceService, adapter: AdapterReference, status: ServedAdapterStatus | None) -> str:
+    """What the version that is asked for is called now: by its own name once it is served, or in pods of its own."""
+    return adapter.name if is_rolling(service) or is_served(adapter, status) else candidate_name(adapter)
 
 
 def candidate_name(adapter: AdapterReference) -> str:
@@ -58,9 +70,14 @@ def probed_hash(service: InferenceService, adapter: AdapterReference, name: str)
 def is_disproven(service: InferenceService, adapter: AdapterReference, status: ServedAdapterStatus | None) -> bool:
     """Whether a server had this very version in memory and answered wrongly: it is not kept there for nothing.
 
-    One that a server could not load stays listed, because its folder may still come.
+    One that a server could not load stays listed, because its folder may still come. Pods of a Rolling service keep what they
+    have: they get no traffic, and the next version brings others.
     """
-    if status is None or status.probed_hash != probed_hash(service, adapter, candidate_name(adapter)):
+    if (
+        is_rolling(service)
+        or status is None
+        or status.probed_hash != probed_hash(service, adapter, candidate_name(adapter))
+    ):
         return False
     return any(replica.loaded and replica.verified == "False" for replica in status.replicas)
 

@@ -74,6 +74,8 @@ def build_inference_service(job: FinetuneJob, serve: Serve, adapter: AdapterStat
             "labels": labels,
             "ownerReferences": [owner_reference(job)],
         },
-        # Whether later jobs may add adapters is not the business of the one that made it.
-        "spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"adapters_from"}),
+        # Whether later jobs may add adapters, and how those get into the pods, is not the business of the one that made it.
+        "spec": spec.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude={"adapters_from", "rollout", "merge_adapter"}
+        ),
     }

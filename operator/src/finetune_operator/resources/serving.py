@@ -7,6 +7,7 @@ from finetune_api.constants import (
     ADAPTER_LIST_MOUNT,
     ADAPTERS_MOUNT,
     ANNOTATION_CONFIG,
+    CONDITION_ADAPTERS_VERIFIED,
     SERVER_ENGINE_ENV,
     SERVER_PORT,
 )
@@ -14,8 +15,8 @@ from finetune_api.serving import ServedModel, ServingConfig
 from finetune_api.sources import parse_source
 from finetune_api.v1alpha1 import Autoscaling, InferenceService
 from finetune_operator.resources import Manifest
-from finetune_operator.resources.adapter_list import build_adapter_list
-from finetune_operator.resources.child import build_child, with_hash
+from finetune_operator.resources.adapter_list import build_adapter_list, configured_adapters, is_rolling
+from finetune_operator.resources.child import build_child, content_hash, with_hash
 from finetune_operator.resources.labels import serving_labels, serving_selector
 from finetune_operator.resources.names import adapter_list_name, deployment_name
 from finetune_operator.resources.pods import (
@@ -41,9 +42,10 @@ SERVICE_PORT: Final = 80
 def build_serving_children(service: InferenceService, settings: Settings) -> list[Manifest]:
     """Everything that should exist for an InferenceService, each with the hash of what was asked for.
 
-    The list of adapters comes first: pods that start then find it.
+    The list of adapters comes first: pods that start then find it. A Rolling service has none.
     """
-    children = [build_adapter_list(service), build_deployment(service, settings), build_service(service)]
+    children = [] if is_rolling(service) else [build_adapter_list(service)]
+    children += [build_deployment(service, settings), build_service(service)]
     if max_replicas(service) > 1:
         children.append(build_budget(service))
     if service.spec.autoscaling is not None and is_autoscaled(service):
@@ -52,7 +54,7 @@ def build_serving_children(service: InferenceService, settings: Settings) -> lis
 
 
 def build_deployment(service: InferenceService, settings: Settings) -> Manifest:
-    """The server pods. A rollout never takes away a ready pod before its successor is ready.
+    """The server pods. A rollout never takes away a ready pod before its successor is ready (if Rolling: proven).
 
     Without `replicas` where an autoscaler decides about them.
     """
@@ -85,7 +87,9 @@ def build_server_pod_spec(service: InferenceService, settings: Settings) -> Mani
     claim = adapter_claim(service)
     if claim is not None:
         volumes.claim("adapters", claim, ADAPTERS_MOUNT, read_only=True)
-    volumes.config_map("adapter-list", adapter_list_name(service.metadata.name), ADAPTER_LIST_FILE, ADAPTER_LIST_MOUNT)
+    if not is_rolling(service):
+        name = adapter_list_name(service.metadata.name)
+        volumes.config_map("adapter-list", name, ADAPTER_LIST_FILE, ADAPTER_LIST_MOUNT)
     volumes.configuration()
     volumes.scratch(settings.scratch_size)
     container = {
@@ -102,7 +106,8 @@ def build_server_pod_spec(service: InferenceService, settings: Settings) -> Mani
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": volumes.mounts,
     }
-    return pod_spec(settings, container, volumes, grace_seconds=GRACE_SECONDS, tolerations=[])
+    pod = pod_spec(settings, container, volumes, grace_seconds=GRACE_SECONDS, tolerations=[])
+    return {**pod, "readinessGates": [{"conditionType": CONDITION_ADAPTERS_VERIFIED}]} if is_rolling(service) else pod
 
 
 def build_service(service: InferenceService) -> Manifest:
@@ -179,13 +184,20 @@ def adapter_claim(service: InferenceService) -> str | None:
 
 
 def encoded_config(service: InferenceService) -> str:
-    """What a server is told once and for all, as one line of JSON; adapters come and go in their list."""
+    """What a server is told once and for all, as one line of JSON; adapters of a Hot service come and go in their list."""
     spec = service.spec
     config = ServingConfig(
         model=ServedModel(name=model_name(service), path=model_path(spec.model), revision=spec.model.revision),
+        adapters=configured_adapters(service),
         max_model_length=spec.max_model_length,
+        merge_adapter=spec.merge_adapter or None,
     )
     return config.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def config_hash(encoded: str) -> str:
+    """Identifies what `encoded_config` made."""
+    return content_hash(encoded)
 
 
 def model_name(service: InferenceService) -> str:
