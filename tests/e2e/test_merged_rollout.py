@@ -1,0 +1,170 @@
+"""A merged adapter is rolled out pod by pod, while clients ask for it: none gets a pod that was not proven, nor an error."""
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+from api import Raw, wait_for
+from figures import Figure, record
+from local_kubernetes import DEMO_NAMESPACE, LocalKubernetes, Namespace
+from tampered_adapter import renewed, sabotage
+
+SERVICE = "merged"
+ADAPTER = "tickets"
+ROLLOUT_SECONDS = 240.0
+"""A pod imports torch, loads and merges: half a minute on quiet cores."""
+PAUSE_SECONDS = 0.1
+
+
+@dataclass
+class Client:
+    """Asks the endpoint which version it has, and for a token, until it is stopped; a new connection each time."""
+
+    url: str
+    digests: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def run(self, stopped: threading.Event) -> None:
+        body = {"model": ADAPTER, "prompt": "My parcel has not arrived.", "max_tokens": 1, "temperature": 0}
+        while not stopped.wait(PAUSE_SECONDS):
+            try:
+                with httpx.Client(timeout=60) as client:
+                    found = client.get(f"{self.url}/v1/models/{ADAPTER}").raise_for_status()
+                    client.post(f"{self.url}/v1/completions", json=body).raise_for_status()
+            except httpx.HTTPError as error:
+                self.failures.append(repr(error))
+            else:
+                self.digests.append(found.json()["digest"])
+
+
+@dataclass
+class Endpoint:
+    """One Rolling service with a merged adapter, whose client never pauses."""
+
+    namespace: Namespace
+    versions: list[Raw]
+    """Entries of spec.adapters, with the same weights and other digests."""
+    broken: Raw
+    """A version that has no effect."""
+    client: Client
+
+    def publish(self, version: Raw) -> float:
+        """Monotonic seconds of the edit."""
+        self.namespace.api.patch("inferenceservices", DEMO_NAMESPACE, SERVICE, {"spec": {"adapters": [version]}})
+        return time.monotonic()
+
+    def status(self) -> Raw:
+        return (self.namespace.api.get("inferenceservices", DEMO_NAMESPACE, SERVICE) or {}).get("status") or {}
+
+    def adapter(self) -> Raw:
+        return (self.status().get("adapters") or [{}])[0]
+
+    def wait_verified(self, version: Raw) -> None:
+        def is_verified() -> bool:
+            adapter = self.adapter()
+            is_served = adapter.get("served", {}).get("digest") == version["digest"]
+            return is_served and adapter["verified"] == "True" and self.status()["phase"] == "Ready"
+
+        wait_for("the version to be verified", is_verified, ROLLOUT_SECONDS, 0.1)
+
+    def pods(self) -> list[Raw]:
+        pods = self.namespace.api.list("pods", DEMO_NAMESPACE, f"finetune.dev/service-name={SERVICE}")
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+
+@pytest.fixture(scope="module")
+def endpoint(kubernetes: LocalKubernetes, demo_job: Raw) -> Iterator[Endpoint]:
+    adapter = demo_job["status"]["adapter"]
+    claim, _, path = adapter["uri"].removeprefix("pvc://").partition("/")
+    volume = kubernetes.volume_of(DEMO_NAMESPACE, claim)
+    shutil.rmtree(volume / SERVICE, ignore_errors=True)
+
+    def entry(name: str, digest: str) -> Raw:
+        source = f"pvc://{claim}/{SERVICE}/{name}"
+        return {"name": ADAPTER, "source": source, "digest": digest, "fingerprint": adapter["fingerprint"]}
+
+    versions = [entry(name, renewed(volume / path, volume / SERVICE / name)) for name in ("one", "two")]
+    broken = entry("zeroed", sabotage(volume / path, volume / SERVICE / "zeroed", "zeroed"))
+    namespace, stopped = Namespace(DEMO_NAMESPACE, kubernetes), threading.Event()
+    namespace.serve(
+        SERVICE,
+        model=demo_job["spec"]["model"],
+        adapters=versions[:1],
+        rollout={"mode": "Rolling"},
+        mergeAdapter=True,
+        resources={"cpu": "100m", "memory": "3Gi"},
+    )
+    try:
+        wait_for("the Service", lambda: namespace.api.get("services", DEMO_NAMESPACE, SERVICE), 60)
+        address = namespace.api.get("services", DEMO_NAMESPACE, SERVICE)["spec"]["clusterIP"]  # type: ignore[index]
+        client = Client(f"http://{address}")
+        thread = threading.Thread(target=client.run, args=(stopped,))
+        endpoint = Endpoint(namespace, versions, broken, client)
+        endpoint.wait_verified(versions[0])
+        thread.start()
+        try:
+            yield endpoint
+        finally:
+            stopped.set()
+            thread.join()
+    finally:
+        namespace.api.delete("inferenceservices", DEMO_NAMESPACE, SERVICE)
+        shutil.rmtree(volume / SERVICE, ignore_errors=True)
+
+
+def test_a_version_is_rolled_out_and_one_without_effect_stops_before_it_gets_traffic(endpoint: Endpoint) -> None:
+    began, client = time.monotonic(), endpoint.client
+    one, two = endpoint.versions
+    started = endpoint.publish(two)
+    endpoint.wait_verified(two)
+    rollout = time.monotonic() - started
+    wait_for("clients to get it", lambda: client.digests[-1:] == [two["digest"]], 30)
+    assert set(client.digests) == {one["digest"], two["digest"]}
+
+    started, before = endpoint.publish(endpoint.broken), len(client.digests)
+    wait_for("the refusal", lambda: endpoint.adapter().get("reason") == "AdapterHasNoEffect", ROLLOUT_SECONDS, 0.1)
+    refusal = time.monotonic() - started
+    status = endpoint.status()
+    conditions = {condition["type"]: condition for condition in status["conditions"]}
+    assert conditions["Ready"]["status"] == "True"
+    assert conditions["Progressing"]["status"] == "False"
+    assert f"Adapter {ADAPTER}: " in conditions["AdapterVerified"]["message"]
+    assert "Clients still get version" in conditions["AdapterVerified"]["message"]
+    assert endpoint.adapter()["served"]["digest"] == two["digest"]
+    (serving,) = (pod["metadata"]["name"] for pod in endpoint.pods() if is_ready(pod))
+
+    failures = list(client.failures)
+    endpoint.namespace.api.delete("pods", DEMO_NAMESPACE, serving)
+    wait_for(
+        "a pod of the version before in its place",
+        lambda: [pod for pod in endpoint.pods() if is_ready(pod) and pod["metadata"]["name"] != serving],
+        ROLLOUT_SECONDS,
+        0.5,
+    )
+    wait_for("answers", lambda: len(client.digests) > before + 10, 60)
+    assert set(client.digests[before:]) == {two["digest"]}, "nobody gets a version that was disproven"
+
+    client.failures.clear()  # Of the moments without the only pod, which was evicted.
+    endpoint.publish(one)
+    endpoint.wait_verified(one)
+    wait_for("clients to get it", lambda: client.digests[-1:] == [one["digest"]], 30)
+    failures += client.failures
+    record(
+        "merged-rollout",
+        [
+            Figure("merged version, published to verified on the only replica", rollout, "s", "lower"),
+            Figure("merged version without effect, published to refused", refusal, "s", "lower"),
+            Figure("failed requests during 2 rollouts and a refusal", len(failures), "requests", "lower", must=0),
+        ],
+        time.monotonic() - began,
+    )
+    assert failures == []
+
+
+def is_ready(pod: Raw) -> bool:
+    conditions = {c["type"]: c["status"] for c in pod["status"].get("conditions") or []}
+    return conditions.get("Ready") == "True"
