@@ -115,7 +115,7 @@ def test_the_outcome_with_its_fingerprint_fits_the_termination_message(finished:
 
 
 def test_an_outcome_that_grows_too_large_loses_probes_but_never_its_adapter(finished: Any) -> None:
-    from finetune_trainer.training import fit_termination_message
+    from finetune_trainer.run_record import fit_termination_message
 
     adapter = finished.outcome.adapter
     probe = adapter.fingerprint.probes[0]

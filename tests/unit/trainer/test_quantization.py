@@ -19,8 +19,9 @@ from finetune_trainer.interruption import StopSignal
 from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.progress import LogReporter
 from finetune_trainer.quantization import served_weights
+from finetune_trainer.run_record import Trained
 from finetune_trainer.tasks.finetuning_task import run_finetuning
-from finetune_trainer.training import FinetuningPipeline, Trained
+from finetune_trainer.training import FinetuningPipeline
 
 pytestmark = pytest.mark.model
 

@@ -14,28 +14,15 @@ bit for bit on a CPU, as a run that was never interrupted.
 """
 
 import datetime as dt
-import json
 import logging
 import math
-import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from finetune_api.artifacts import (
-    DATASET_REPORT_FILE,
-    FINGERPRINT_FILE,
-    MODEL_CARD_FILE,
-    RUN_RECORD_FILE,
-    RUN_REPORT_FILE,
-    Manifest,
-)
-from finetune_api.constants import MAX_TERMINATION_BYTES
 from finetune_api.fingerprint import Fingerprint
-from finetune_api.outcome import CommittedAdapter, Outcome, Result, StepPasses
+from finetune_api.outcome import Outcome, StepPasses
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
 from finetune_trainer import base_model, distributed
@@ -61,46 +48,15 @@ from finetune_trainer.metrics import check_metrics, generated_metrics, measure
 from finetune_trainer.output import check_output
 from finetune_trainer.preflight.estimate import MemoryPlan, available_memory, largest_pass, plan_memory
 from finetune_trainer.progress import LogReporter, Reporter
-from finetune_trainer.quantization import PACKAGE, served_weights
+from finetune_trainer.quantization import served_weights
 from finetune_trainer.questions import check_questions, find_questions
-from finetune_trainer.run_report import render_model_card, render_page
+from finetune_trainer.run_record import Trained, make_manifest, make_outcome, make_record, write_records
 
 if TYPE_CHECKING:
     from finetune_trainer.passes import Passes
     from finetune_trainer.trainer import Reached
 
 logger = logging.getLogger(__name__)
-
-AVERAGED_STEPS: Final = 10
-"""Last steps whose mean loss is the metric train_loss: one step's loss depends on its few rows too much."""
-OUTCOME_BYTES: Final = MAX_TERMINATION_BYTES - 512
-"""Size that an Outcome with its fingerprint may have; what is left is room for longer names and numbers."""
-RECORDED_PACKAGES: Final = ("finetune-trainer", "torch", "transformers", "peft", "tokenizers", "accelerate")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training."""
-
-    step: int
-    losses: list[tuple[int, float]]
-    """Step and loss, of all steps or of a few hundred evenly spread ones."""
-    held_out: list[tuple[int, float]]
-    """Step and loss of the evaluations while training ran."""
-    best_step: int | None
-    """Step whose adapter was the best in these evaluations and is the one to be committed; None for the last step."""
-    memory: MemoryPlan
-    """What it was expected to take."""
-    passes: StepPasses
-    """How the last steps were cut into passes."""
-    reductions: list[dict[str, Any]]
-    """Each time that memory ran out: the step, and the passes that it was taken in then."""
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The mean loss at the end."""
-        last = [loss for _, loss in self.losses[-AVERAGED_STEPS:]]
-        return {"train_loss": round(sum(last) / len(last), 6)} if last else {}
 
 
 class FinetuningPipeline:
@@ -281,7 +237,9 @@ class FinetuningPipeline:
         sizes = PassSizes(planned, hyper.gradient_checkpointing, model, limit=host_limit())
         self.reached = stock.Reached()
         best = BestAdapter()
-        saver = CheckpointSaver(self.store, self.reached, self._manifest(base, 0), self.config.checkpoint.keep, best)
+        saver = CheckpointSaver(
+            self.store, self.reached, make_manifest(self.config, base, 0), self.config.checkpoint.keep, best
+        )
         during = self.config.evaluation_settings
         evaluations = []
         if during.eval_steps and (held_out := objective.held_out(on_gpu=base.on_gpu)):
@@ -393,132 +351,19 @@ class FinetuningPipeline:
         staging = self.store.stage_adapter()
         model.save_pretrained(staging)
         base.tokenizer.save_pretrained(staging)
-        _sort_targets(staging / "adapter_config.json")
-        _write_json(staging / DATASET_REPORT_FILE, report.to_dict())
-        _write_json(staging / FINGERPRINT_FILE, fingerprint.to_dict())
-        record = self._run_record(base, examples, trained, metrics)
-        _write_json(staging / RUN_RECORD_FILE, record)
-        name = self.config.output.adapter_name
-        page = render_page(name, record, trained.losses, report, trained.held_out)
-        (staging / RUN_REPORT_FILE).write_text(page, encoding="utf-8")
-        # In the place of peft's, which is a template to be filled in.
-        (staging / MODEL_CARD_FILE).write_text(render_model_card(name, record, report), encoding="utf-8")
-        committed = self.store.commit_adapter(self._manifest(base, trained.best_step or trained.step))
+        record = make_record(self.config, base, examples, trained, metrics)
+        write_records(staging, self.config.output.adapter_name, record, report, fingerprint, trained)
+        committed = self.store.commit_adapter(make_manifest(self.config, base, trained.best_step or trained.step))
         logger.info("adapter committed path=%s digest=%s", committed.path, committed.digest[:19])
         return committed
 
     def report(self, committed: Committed) -> Outcome:
         """The Outcome of a committed adapter, made from its files alone: every attempt reports it alike."""
-        record = json.loads((committed.path / RUN_RECORD_FILE).read_text())
-        fingerprint = Fingerprint.model_validate_json((committed.path / FINGERPRINT_FILE).read_text())
-        outcome = Outcome(
-            result=Result.SUCCEEDED,
-            reason=Reason.TRAINED,
-            message=_summary(record),
-            step=record["steps"],
-            trained_tokens=self.reached.trained_tokens if self.reached else None,
-            metrics=record["metrics"],
-            # Absent from the record of an older release, whose adapter a later attempt may report.
-            passes=record.get("passes"),
-            adapter=CommittedAdapter(
-                path=committed.path.relative_to(self.config.output.directory).as_posix(),
-                digest=committed.digest,
-                size_bytes=committed.manifest.size_bytes,
-                base_revision=committed.manifest.base_revision,
-                fingerprint=fingerprint,
-            ),
-        )
-        return fit_termination_message(outcome)
-
-    def _used_packages(self) -> tuple[str, ...]:
-        return RECORDED_PACKAGES if self.config.lora.quantization == "none" else (*RECORDED_PACKAGES, PACKAGE)
+        trained_tokens = self.reached.trained_tokens if self.reached else None
+        return make_outcome(committed, Path(self.config.output.directory), trained_tokens)
 
     def _check_stop(self) -> None:
         self.stop.check("Stopped between two steps of the run; nothing was lost but its preparation.")
-
-    def _manifest(self, base: BaseModel, step: int) -> Manifest:
-        job = self.config.job
-        return Manifest(
-            kind="adapter",
-            step=step,
-            job_uid=job.uid if job else None,
-            attempt=job.attempt if job else None,
-            base_model=self.config.model.source or self.config.model.path,
-            base_revision=base.revision,
-            initial_adapter=self.config.initial_adapter.digest if self.config.initial_adapter else None,
-            files=[],
-        )
-
-    def _run_record(
-        self, base: BaseModel, examples: Examples, trained: Trained, metrics: dict[str, float]
-    ) -> dict[str, Any]:
-        """What made the adapter. No time and no attempt: the same run gives the same record."""
-        import torch
-
-        config = self.config.to_dict()
-        config.pop("job", None)
-        for rows in (config["dataset"], config.get("evaluation", {})):
-            if "inline" in rows:
-                rows["inline"] = "(left out; see dataset.digest)"
-        return {
-            "formatVersion": 1,
-            "config": config,
-            "dataset": {
-                "digest": examples.digest,
-                "format": examples.row_format,
-                "rows": len(examples.training),
-                "evaluationRows": len(examples.evaluation),
-            },
-            "base": {"model": self.config.model.source or self.config.model.path, "revision": base.revision},
-            "seed": self.config.hyperparameters.seed,
-            "steps": trained.step,
-            "bestStep": trained.best_step,
-            "passes": trained.passes.to_dict(),
-            "outOfMemory": trained.reductions,
-            "memory": {
-                "expectedBytes": trained.memory.estimate.total,
-                "limitBytes": trained.memory.limit,
-                "gradientCheckpointing": trained.memory.explanation,
-            },
-            "metrics": metrics,
-            "environment": {
-                "python": platform.python_version(),
-                "packages": {name: version(name) for name in self._used_packages()},
-                "device": torch.cuda.get_device_name() if base.on_gpu else platform.machine(),
-                "dtype": base.dtype,
-                "threads": torch.get_num_threads(),
-                **({"processes": distributed.count()} if distributed.count() > 1 else {}),
-            },
-        }
-
-
-def _summary(record: dict[str, Any]) -> str:
-    text = f"Trained {record['steps']} steps on {record['dataset']['rows']} rows."
-    best = record.get("bestStep")
-    return text if best is None else f"{text} Step {best} was the best on held-out rows."
-
-
-def _sort_targets(path: Path) -> None:
-    """Peft keeps the target modules in a set and writes them in another order each time."""
-    document = json.loads(path.read_text())
-    if isinstance(document["target_modules"], list):
-        document["target_modules"].sort()
-    _write_json(path, document)
-
-
-def fit_termination_message(outcome: Outcome) -> Outcome:
-    """Leave out probes until the Outcome fits a termination message; the adapter's own file has all of them."""
-    adapter = outcome.adapter
-    while adapter and adapter.fingerprint and len(outcome.to_termination_message().encode()) > OUTCOME_BYTES:
-        probes = adapter.fingerprint.probes[:-1]
-        fewer = adapter.fingerprint.model_copy(update={"probes": probes}) if probes else None
-        adapter = adapter.model_copy(update={"fingerprint": fewer})
-        outcome = outcome.model_copy(update={"adapter": adapter})
-    return outcome
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def new_run_id() -> str:
