@@ -201,7 +201,7 @@ def test_a_sound_run_is_estimated_and_what_is_probably_not_meant_is_said(tiny_mo
     assert found.memory is not None
     assert found.shape is not None
     # Rank 8 beside 7 linear layers of 2 blocks, each with rank * (inputs + outputs) parameters.
-    assert found.shape.trainable == 2 * 8 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
+    assert found.shape.trainable == 2 * 8 * (2 * (32 + 128) + 2 * (32 + 64) + 3 * (32 + 64))
     assert found.memory.estimate.weights == 4 * sum(p.numel() for p in found.shape.model.parameters())
     assert found.memory.estimate.adapter == 16 * found.shape.trainable
     assert found.shape.model.device.type == "meta"
