@@ -177,6 +177,23 @@ def test_a_kind_that_the_engine_lacks_is_refused_with_its_reason(
         runs.engine.load_adapter(adapter)
 
 
+def test_the_base_is_itself_beside_as_many_adapters_as_fit_in_one_step(
+    models: Path, tuned: dict[str, Path], prompts: list[list[int]], generate: Callable[..., list[int]]
+) -> None:
+    """One adapter more than that is loaded before, so that none of the places for adapters is empty."""
+    first, *together = SERVED[:3]
+    full = Runs(models / "base", {name: tuned[name] for name in (first, *together)}, max_batched_adapters=len(together))
+    names: list[str | None] = [None, *together]
+    requests = {i: full.request(prompt[:20], names[i % len(names)]) for i, prompt in enumerate(prompts[:9])}
+    for key, request in requests.items():
+        full.add(key, request)
+    full.step()
+    assert [len(tokens_of(full.events[key])) for key in requests] == [1] * len(requests)
+    full.finish()
+    expected = {key: generate(r.prompt, r.adapter, r.max_tokens) for key, r in requests.items()}
+    assert {key: tokens_of(full.events[key]) for key in requests} == expected
+
+
 def test_a_seeded_answer_does_not_depend_on_its_neighbours(runs: Runs, prompts: list[list[int]]) -> None:
     requests = mixed(runs, prompts[:32], sampling=Sampling(temperature=1.0, top_p=0.9, seed=7, presence_penalty=0.5))
     together = runs.run(requests)
