@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,6 +194,40 @@ def test_answers_are_what_transformers_generates_and_the_adapter_does_not_know_o
     assert f"<th>ROUGE-L of generated answers</th><td>{outcome.metrics['rouge_l']:.4f}</td>" in page
     for name in ("adapter_model.safetensors", "fingerprint.json"):
         assert (plain.store.adapter / name).read_bytes() == (scored.store.adapter / name).read_bytes()
+
+
+@pytest.mark.model
+def test_neither_the_padding_nor_a_setting_nor_the_end_of_the_models_positions_changes_an_answer() -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from tiny_model import make_tiny_tokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from finetune_trainer.answers import answer
+
+    # Absolute positions: there is no token after the last of them.
+    length, most = 64, 20
+    tokenizer = make_tiny_tokenizer()
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=length, initializer_range=0.3, **ends
+    )
+    base: Any = SimpleNamespace(model=GPT2LMHeadModel(config), tokenizer=tokenizer, pad_token_id=tokenizer.eos_token_id)
+    lora = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    model = get_peft_model(base.model, lora).eval()
+    questions = [Question(torch.randint(3, 256, (tokens,)).tolist(), [3]) for tokens in (3, 40, 9, 63, 44, 45, 60, 60)]
+    expected = []
+    for question in sorted(questions, key=lambda question: len(question.prompt)):
+        ids = list(question.prompt)
+        while len(ids) < min(length, len(question.prompt) + most) and tokenizer.eos_token_id not in ids:
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        expected.append(tokenizer.decode(ids[len(question.prompt) :], skip_special_tokens=True))
+    own = base.model.generation_config
+    own.update(repetition_penalty=1.5, num_beams=2, do_sample=True, stop_strings=["a"], num_return_sequences=2)
+    answers, _ = answer(model, base, questions, most, lambda: None)
+    assert answers == expected
+    assert base.model.generation_config is own
 
 
 def an_output(folder: Path) -> dict[str, str]:

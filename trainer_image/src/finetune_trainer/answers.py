@@ -1,15 +1,18 @@
 """What the tuned model answers to held-out rows, generated greedily, beside what it should have answered."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby, islice
 from typing import Any, Final
 
 import torch
 from transformers import GenerationConfig
 
 from finetune_trainer.base_model import BaseModel
+from finetune_trainer.dataset import model_length
 from finetune_trainer.out_of_memory import in_halves
 from finetune_trainer.questions import Question
 
@@ -34,16 +37,32 @@ def answer(
     ordered = sorted(questions, key=lambda question: len(question.prompt))
     answers: list[list[int]] = []
     told = time.monotonic()
-    for begin in range(0, len(ordered), ROWS_PER_BATCH):
+    prompts = [question.prompt for question in ordered]
+    for room, batch in _batches(prompts, max_new_tokens or MAX_NEW_TOKENS, model_length(base.model.config)):
         between()
         if time.monotonic() - told > LOG_SECONDS:
             told = time.monotonic()
-            logger.info("held-out rows are answered rows=%d of=%d", begin, len(ordered))
-        prompts = [question.prompt for question in ordered[begin : begin + ROWS_PER_BATCH]]
-        for part in in_halves(partial(_generate, model, base, max_new_tokens or MAX_NEW_TOKENS), prompts):
+            logger.info("held-out rows are answered rows=%d of=%d", len(answers), len(ordered))
+        for part in in_halves(partial(_generate, model, base, room), batch):
             answers += part
     decode = partial(base.tokenizer.decode, skip_special_tokens=True)
     return [decode(ids) for ids in answers], [decode(question.wanted) for question in ordered]
+
+
+def _batches(
+    prompts: Sequence[list[int]], max_new_tokens: int, length: int | None
+) -> Iterator[tuple[int, list[list[int]]]]:
+    """Prompts that may be answered together, and by how many tokens: a model has no positions beyond its length.
+
+    `prompts` are in the order of their lengths. Padding takes positions, so that prompts with less room are among their like.
+    """
+
+    def room(prompt: list[int]) -> int:
+        return max_new_tokens if length is None else min(max_new_tokens, length - len(prompt))
+
+    for tokens, alike in groupby(prompts, key=room):
+        while batch := list(islice(alike, ROWS_PER_BATCH)):
+            yield tokens, batch
 
 
 def _generate(model: Any, base: BaseModel, max_new_tokens: int, prompts: Sequence[list[int]]) -> list[list[int]]:
@@ -53,18 +72,31 @@ def _generate(model: Any, base: BaseModel, max_new_tokens: int, prompts: Sequenc
     ids = torch.tensor([[base.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     ends = end_tokens(model, base.tokenizer)
-    # None of the model's own settings, which may ask for sampling.
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(ends) or None,
         pad_token_id=base.pad_token_id,
     )
-    with torch.inference_mode():
+    with torch.inference_mode(), _only_settings(model.get_base_model(), config):
         output = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
         )
     return [_until_end(row, ends) for row in output[:, width:].tolist()]
+
+
+@contextlib.contextmanager
+def _only_settings(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """Within this context the model has no other settings than these.
+
+    Whatever a caller of `generate` leaves unset is otherwise the model's own: beams, a penalty for repetitions (which counts
+    the padding among them), strings to stop at, several answers per prompt.
+    """
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
