@@ -240,6 +240,24 @@ def test_the_rows_that_prove_packing_are_short_and_two_of_them_begin_alike() -> 
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("tokens", [10, 40])
+def test_a_model_that_does_not_see_the_common_beginning_is_padded(
+    tokens: int, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune_trainer import packing
+    from finetune_trainer.passes import choose_passes
+
+    model = tiny("Llama", **LLAMA_LIKE)
+    base: Any = SimpleNamespace(model=model.get_base_model(), pad_token_id=0, dtype="float32", on_gpu=on_gpu)
+    rng = random.Random(tokens)  # noqa: S311
+    rows = [TokenRow(text, text) for text in ([rng.randrange(5, 300) for _ in range(tokens)] for _ in range(4))]
+    assert choose_passes(model, base, rows).name == "packed"
+    monkeypatch.setattr(packing.Node, "context", np.empty(0, np.int64))
+    assert choose_passes(model, base, rows).name == "padded"
+
+
+@pytest.mark.model
 def test_a_fused_layer_takes_what_autocast_gives_it() -> None:
     """On an accelerator autocast computes LayerNorm in float32, and so a layer of bfloat16 gets float32."""
     import torch

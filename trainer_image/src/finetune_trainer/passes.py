@@ -136,9 +136,10 @@ def choose_passes(model: Any, base: BaseModel, rows: Sequence[TokenRow]) -> Pass
     if not supports_packing(base.model):
         return padded
     packed = PackedPasses(GPU_MIN_SHARED_TOKENS if base.on_gpu else MIN_SHARED_TOKENS)
-    sample = sample_rows(rows)
+    # So few tokens would share nothing where it has to be worth its while.
+    sample, sharing = sample_rows(rows), PackedPasses(min_shared=1)
     try:
-        difference = largest_difference(model, sample, packed, padded, ROUNDING[base.dtype])
+        difference = largest_difference(model, sample, sharing, padded, ROUNDING[base.dtype])
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         logger.warning("rows are padded: packed, this model fails problem=%s", one_line(error))
         return padded
