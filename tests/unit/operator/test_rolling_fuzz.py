@@ -78,6 +78,7 @@ class World:
             if adapter.verified == "True" and status.observed_generation == self.service.metadata.generation:
                 assert adapter.served is not None
                 assert adapter.served.digest == wanted.digest, "what is called verified is what clients get"
+                assert {version_of(pod) for pod in self.in_traffic} <= {wanted.source[-1]}, "and they get nothing else"
         self._roll()
 
     def _decide(self, answers: Answers) -> ServicePlan:

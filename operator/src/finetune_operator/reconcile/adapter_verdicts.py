@@ -53,7 +53,7 @@ class Replicas:
     pods: tuple[PodView, ...]
     """Those of the current configuration (base model; of a Rolling service its adapters, too)."""
     has_others: bool
-    """Pods of another configuration, which are left from before, get traffic."""
+    """Pods of another configuration, which are left from before, get traffic, or will again once they have restarted."""
 
     @property
     def ready(self) -> tuple[PodView, ...]:
@@ -98,7 +98,9 @@ def judge_adapter(
         return old.model_copy(update={"desired_replicas": replicas.desired, **forgotten})
     status = _measure(service, adapter, old, replicas, answers)
     if is_served(adapter, old):
-        return status
+        # Back to what is served still, while pods of the version that was to follow it get traffic.
+        is_mixed = is_rolling(service) and replicas.has_others and not _was_proven(old, status)
+        return status.model_copy(update=UNPROVEN) if is_mixed and status.verified == "True" else status
     if status.verified == "False":
         return _refused(status)
     if status.verified != "True" and status.reason != Reason.NO_FINGERPRINT:
@@ -107,6 +109,11 @@ def judge_adapter(
     if not is_everywhere or replicas.has_others:
         return status.model_copy(update=UNPROVEN)
     return _switched(service, adapter, status)
+
+
+def _was_proven(old: ServedAdapterStatus | None, status: ServedAdapterStatus) -> bool:
+    """Whether the very version of `status` was called verified already."""
+    return old is not None and (old.probed_hash, old.verified) == (status.probed_hash, "True")
 
 
 def has_shown(status: ServedAdapterStatus, pod: PodView) -> bool:

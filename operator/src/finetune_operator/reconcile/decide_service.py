@@ -181,7 +181,7 @@ def _report(
 def _replicas(service: InferenceService, rollout: Rollout, pods: tuple[PodView, ...]) -> Replicas:
     config = encoded_config(service)
     current = tuple(pod for pod in pods if pod.annotations.get(ANNOTATION_CONFIG) == config)
-    has_others = any(pod.is_ready for pod in pods if pod not in current)
+    has_others = any(pod.is_ready or pod.let_in is not None for pod in pods if pod not in current)
     return Replicas(desired=rollout.desired, pods=current, has_others=has_others)
 
 
