@@ -15,6 +15,7 @@ from training_runs import a_training_config
 from finetune_api.reasons import Reason
 from finetune_trainer.data import IGNORED, TokenRow
 from finetune_trainer.errors import TrainingError
+from finetune_trainer.interruption import StopSignal
 from finetune_trainer.metrics import answer_match, check_metrics, known_metrics, measure, rouge_l, token_f1
 from finetune_trainer.preflight import run_preflight
 from finetune_trainer.questions import Question, find_questions
@@ -227,6 +228,17 @@ def test_neither_the_padding_nor_a_setting_nor_the_end_of_the_models_positions_c
     own.update(repetition_penalty=1.5, num_beams=2, do_sample=True, stop_strings=["a"], num_return_sequences=2)
     answers, _ = answer(model, base, questions, most, lambda: None)
     assert answers == expected
+    assert base.model.generation_config is own
+
+    stop = StopSignal()
+    calls = iter([lambda: None, lambda: None, stop.request])
+
+    def between() -> None:
+        next(calls)()
+        stop.check("Stopped.")
+
+    with pytest.raises(TrainingError, match=r"Stopped\."):
+        answer(model, base, questions[:1], most, between)
     assert base.model.generation_config is own
 
 

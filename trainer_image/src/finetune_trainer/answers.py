@@ -9,7 +9,7 @@ from itertools import groupby, islice
 from typing import Any, Final
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.dataset import model_length
@@ -29,7 +29,7 @@ LOG_SECONDS: Final = 10.0
 def answer(
     model: Any, base: BaseModel, questions: Sequence[Question], max_new_tokens: int | None, between: Callable[[], None]
 ) -> tuple[list[str], list[str]]:
-    """Answers and wanted answers as text, in one order; `between` is called before each batch, and may raise to stop.
+    """Answers and wanted answers as text, in one order; `between` is called before each token, and may raise to stop.
 
     `model` is the peft model with its adapter active. Nothing is sampled, so the same weights give the same answers.
     """
@@ -39,11 +39,10 @@ def answer(
     told = time.monotonic()
     prompts = [question.prompt for question in ordered]
     for room, batch in _batches(prompts, max_new_tokens or MAX_NEW_TOKENS, model_length(base.model.config)):
-        between()
         if time.monotonic() - told > LOG_SECONDS:
             told = time.monotonic()
             logger.info("held-out rows are answered rows=%d of=%d", len(answers), len(ordered))
-        for part in in_halves(partial(_generate, model, base, room), batch):
+        for part in in_halves(partial(_generate, model, base, room, between), batch):
             answers += part
     decode = partial(base.tokenizer.decode, skip_special_tokens=True)
     return [decode(ids) for ids in answers], [decode(question.wanted) for question in ordered]
@@ -65,7 +64,9 @@ def _batches(
             yield tokens, batch
 
 
-def _generate(model: Any, base: BaseModel, max_new_tokens: int, prompts: Sequence[list[int]]) -> list[list[int]]:
+def _generate(
+    model: Any, base: BaseModel, max_new_tokens: int, between: Callable[[], None], prompts: Sequence[list[int]]
+) -> list[list[int]]:
     """Token ids of the answers, without what follows their end."""
     width = max(map(len, prompts))
     # Padded on the left, so that all answers begin at the same place.
@@ -78,9 +79,18 @@ def _generate(model: Any, base: BaseModel, max_new_tokens: int, prompts: Sequenc
         eos_token_id=sorted(ends) or None,
         pad_token_id=base.pad_token_id,
     )
+
+    def is_done(*_: Any, **__: Any) -> bool:
+        between()
+        return False
+
+    between()
     with torch.inference_mode(), _only_settings(model.get_base_model(), config):
         output = model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList([is_done]),
         )
     return [_until_end(row, ends) for row in output[:, width:].tolist()]
 
