@@ -24,7 +24,7 @@ FULL = Plan(
     abandoned=1000,
     giants=1,
     random_requests=2000,
-    steady_seconds=60,
+    steady_seconds=160,
     draining=8,
 )
 
