@@ -131,6 +131,13 @@ def test_a_question_is_a_row_up_to_its_last_answer() -> None:
     assert [question.prompt for question in find_questions(numbered, 4)] == [[0], [2], [5], [7]]
 
 
+def test_rows_without_a_question_take_no_place_of_one_that_has() -> None:
+    text, asking = TokenRow([1, 2], [1, 2]), [TokenRow([i, 9], [IGNORED, 9]) for i in range(6)]
+    rows = [row for question in asking for row in (text, text, text, question)]
+    assert [question.prompt for question in find_questions(rows, 4)] == [[0], [1], [3], [4]]
+    assert len(find_questions(rows, 100)) == 6
+
+
 @pytest.mark.model
 @pytest.mark.parametrize(
     "changes",

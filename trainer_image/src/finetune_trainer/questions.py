@@ -28,9 +28,9 @@ class Question:
 def find_questions(rows: Sequence[TokenRow], most: int | None = None) -> list[Question]:
     """Rows as questions, at most so many, evenly spread. Rows that are learnt from their first token on ask nothing."""
     most = most or ROWS
-    step = max(1.0, len(rows) / most)
-    chosen = [rows[int(i * step)] for i in range(min(len(rows), most))]
-    return [question for row in chosen if (question := _question(row)) is not None]
+    asking = [(row, answer) for row in rows if (answer := _last_answer(row)) is not None]
+    step = max(1.0, len(asking) / most)
+    return [_question(*asking[int(i * step)]) for i in range(min(len(asking), most))]
 
 
 def check_questions(config: TrainingConfig, dataset: PreparedDataset) -> None:
@@ -47,14 +47,16 @@ def check_questions(config: TrainingConfig, dataset: PreparedDataset) -> None:
         )
 
 
-def _question(row: TokenRow) -> Question | None:
-    """The last run of tokens with loss is the answer: of a chat, the last turn of the assistant."""
+def _last_answer(row: TokenRow) -> slice | None:
+    """The last run of tokens with loss: of a chat, the last turn of the assistant. None if there is nothing before it."""
     learnt = np.asarray(row.labels) != IGNORED
     if not learnt.any():
         return None
     end = int(np.flatnonzero(learnt)[-1]) + 1
     others = np.flatnonzero(~learnt[:end])
-    if not len(others):
-        return None
-    begin, ids = int(others[-1]) + 1, np.asarray(row.input_ids)
-    return Question(ids[:begin].tolist(), ids[begin:end].tolist())
+    return slice(int(others[-1]) + 1, end) if len(others) else None
+
+
+def _question(row: TokenRow, answer: slice) -> Question:
+    ids = np.asarray(row.input_ids)
+    return Question(ids[: answer.start].tolist(), ids[answer].tolist())
