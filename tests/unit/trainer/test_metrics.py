@@ -1,13 +1,17 @@
 """Metrics of generated answers: which there are, what they say, and that none of them costs an adapter."""
 
+import functools
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny_model import LINES, as_jsonl, chat_rows
 from training_runs import a_training_config
@@ -73,6 +77,29 @@ def test_words_are_compared_in_any_order_or_in_theirs() -> None:
     assert rouge_l(["d c b a"], ["a b c d"]) == 0.25
     assert token_f1(["", "a"], ["", ""]) == 0.5
     assert answer_match(["#Crash  [APP]\n", "no"], [" #crash [app]", "yes"]) == 0.5
+
+
+@given(st.lists(st.sampled_from("abc")), st.lists(st.sampled_from("abcd")))
+def test_rouge_l_is_that_of_the_longest_common_subsequence(predicted: list[str], wanted: list[str]) -> None:
+    @functools.cache
+    def longest(i: int, j: int) -> int:
+        """Of the first i and j words, as the textbooks define it."""
+        if not i or not j:
+            return 0
+        if predicted[i - 1] == wanted[j - 1]:
+            return longest(i - 1, j - 1) + 1
+        return max(longest(i - 1, j), longest(i, j - 1))
+
+    words = len(predicted) + len(wanted)
+    expected = 2 * longest(len(predicted), len(wanted)) / words if words else 1
+    assert rouge_l([" ".join(predicted)], [" ".join(wanted)]) == pytest.approx(expected)
+
+
+def test_rouge_l_of_two_books_is_a_matter_of_a_moment() -> None:
+    book = [str(n % 2000) for n in range(8000)]
+    began = time.process_time()
+    assert rouge_l([" ".join(book)], [" ".join(reversed(book))]) > 0
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.usefixtures("package")
