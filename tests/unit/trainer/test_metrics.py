@@ -79,6 +79,24 @@ def test_words_are_compared_in_any_order_or_in_theirs() -> None:
     assert answer_match(["#Crash  [APP]\n", "no"], [" #crash [app]", "yes"]) == 0.5
 
 
+@pytest.mark.parametrize(
+    ("prediction", "reference", "common"),
+    [
+        ("我们明天发货。", "我们今天发货", 5 / 6),
+        ("データをほぞんする", "データをけす", 2 * 5 / (9 + 6)),
+        ("ฉันชอบแมว", "ฉันชอบหมา", 6 / 8),
+        ("ខ្ញុំទៅផ្ទះ", "ខ្ញុំទៅផ្សារ", 2 * 4 / (5 + 6)),
+        ("iPhone手机有3部", "iPhone手机有2部", 5 / 6),
+        ("हिन्दी में", "हिन्दू में", 1 / 2),
+        ("한국어 문장", "한국의 문장", 1 / 2),
+        ("It's 3.14_a", "it s 3 14_A", 1),
+    ],
+)
+def test_where_no_space_ends_a_word_characters_are_compared(prediction: str, reference: str, common: float) -> None:
+    assert token_f1([prediction], [reference]) == pytest.approx(common)
+    assert rouge_l([prediction], [reference]) == pytest.approx(common)
+
+
 @given(st.lists(st.sampled_from("abc")), st.lists(st.sampled_from("abcd")))
 def test_rouge_l_is_that_of_the_longest_common_subsequence(predicted: list[str], wanted: list[str]) -> None:
     @functools.cache

@@ -13,11 +13,12 @@ A job names those it wants in `evaluation.metrics`. Both lists have one text per
 
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Final
+
+import regex
 
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
@@ -32,6 +33,14 @@ EXACT_MATCH: Final = "exact_match"
 """The one metric that needs no generated answers: `evaluation.HeldOutRows` reads it off the logits of the loss."""
 TRIAL: Final = (["It is on its way.", ""], ["It has left.", "It is on its way."])
 """Predictions and references that a metric has to be able to compare."""
+UNSPACED: Final = r"\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{lb=SA}"
+"""Scripts that put no spaces between words: Chinese, Japanese, and those of South East Asia (Thai, Lao, Khmer, Burmese)."""
+WORD: Final = regex.compile(rf"[{UNSPACED}&&\w]\p{{M}}*|[\w--[{UNSPACED}]]+", regex.V1)
+"""A word, or a character with its marks where no space says how far a word goes.
+
+By characters these are compared in multilingual relatives of SQuAD, too: MLQA (arXiv 1910.07475) does so with Chinese, MKQA
+(arXiv 2007.15207) with Japanese, Thai and Khmer as well. `re` would also cut a Hindi word at its vowels, which are marks.
+"""
 
 
 def generated_metrics(config: TrainingConfig) -> list[str]:
@@ -144,7 +153,8 @@ def _plain(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+    words: list[str] = WORD.findall(text.casefold())
+    return words
 
 
 def _harmonic(common: int, predicted: int, wanted: int) -> float:
