@@ -25,6 +25,9 @@ from finetune_operator.resources.labels import owner_reference
 
 COMPARED: Final = get_args(GateMetric)
 """Metrics that later versions may be compared by."""
+LEFT_TO_OTHERS: Final = {"adapters_from", "engine", "merge_adapter", "rollout"}
+"""Fields that no job says: whether later jobs may add adapters, what computes, and how adapters get into the pods. Stating
+their defaults would revert whoever edits them."""
 
 
 def build_adapter_reference(job: FinetuneJob, adapter: AdapterStatus) -> AdapterReference:
@@ -74,8 +77,5 @@ def build_inference_service(job: FinetuneJob, serve: Serve, adapter: AdapterStat
             "labels": labels,
             "ownerReferences": [owner_reference(job)],
         },
-        # Whether later jobs may add adapters, and how those get into the pods, is not the business of the one that made it.
-        "spec": spec.model_dump(
-            mode="json", by_alias=True, exclude_none=True, exclude={"adapters_from", "rollout", "merge_adapter"}
-        ),
+        "spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=LEFT_TO_OTHERS),
     }
