@@ -1,6 +1,5 @@
 """New versions of an adapter while clients ask for it: how long until their first token, and what it does to requests."""
 
-import shutil
 import statistics
 import threading
 import time
@@ -9,10 +8,10 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
+from adapter_copies import adapter_copies
 from api import Raw, wait_for
 from figures import Figure, record
 from local_kubernetes import DEMO_NAMESPACE, LocalKubernetes, Namespace
-from tampered_adapter import renewed, sabotage
 
 SERVICE = "swaps"
 ADAPTER = "tickets"
@@ -81,31 +80,22 @@ class Endpoint:
 
 @pytest.fixture(scope="module")
 def endpoint(kubernetes: LocalKubernetes, demo_job: Raw) -> Iterator[Endpoint]:
-    adapter = demo_job["status"]["adapter"]
-    claim, _, path = adapter["uri"].removeprefix("pvc://").partition("/")
-    volume = kubernetes.volume_of(DEMO_NAMESPACE, claim)
-    shutil.rmtree(volume / SERVICE, ignore_errors=True)
-
-    def entry(name: str, digest: str) -> Raw:
-        source = f"pvc://{claim}/{SERVICE}/{name}"
-        return {"name": ADAPTER, "source": source, "digest": digest, "fingerprint": adapter["fingerprint"]}
-
-    versions = [entry(name, renewed(volume / path, volume / SERVICE / name)) for name in ("one", "two")]
-    broken = entry("zeroed", sabotage(volume / path, volume / SERVICE / "zeroed", "zeroed"))
-    namespace = Namespace(DEMO_NAMESPACE, kubernetes)
-    namespace.serve(
-        SERVICE,
-        model=demo_job["spec"]["model"],
-        adapterClaim=claim,
-        resources={"cpu": "200m", "memory": "3Gi"},
-    )
-    try:
-        wait_for("the endpoint", lambda: is_ready(namespace), 300, 0.5)
-        address = namespace.api.get("services", DEMO_NAMESPACE, SERVICE)["spec"]["clusterIP"]  # type: ignore[index]
-        yield Endpoint(namespace, f"http://{address}", versions, broken)
-    finally:
-        namespace.api.delete("inferenceservices", DEMO_NAMESPACE, SERVICE)
-        shutil.rmtree(volume / SERVICE, ignore_errors=True)
+    with adapter_copies(kubernetes, demo_job, SERVICE) as copies:
+        versions = [copies.renewed(folder, ADAPTER) for folder in ("one", "two")]
+        broken = copies.sabotaged("zeroed", ADAPTER)
+        namespace = Namespace(DEMO_NAMESPACE, kubernetes)
+        namespace.serve(
+            SERVICE,
+            model=demo_job["spec"]["model"],
+            adapterClaim=copies.claim,
+            resources={"cpu": "200m", "memory": "3Gi"},
+        )
+        try:
+            wait_for("the endpoint", lambda: is_ready(namespace), 300, 0.5)
+            address = namespace.api.get("services", DEMO_NAMESPACE, SERVICE)["spec"]["clusterIP"]  # type: ignore[index]
+            yield Endpoint(namespace, f"http://{address}", versions, broken)
+        finally:
+            namespace.api.delete("inferenceservices", DEMO_NAMESPACE, SERVICE)
 
 
 def is_ready(namespace: Namespace) -> bool:

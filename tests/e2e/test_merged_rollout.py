@@ -1,17 +1,17 @@
 """A merged adapter is rolled out pod by pod, while clients ask for it: none gets a pod that was not proven, nor an error."""
 
-import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
 import pytest
+from adapter_copies import adapter_copies
 from api import Raw, wait_for
 from figures import Figure, record
 from local_kubernetes import DEMO_NAMESPACE, LocalKubernetes, Namespace
-from tampered_adapter import renewed, sabotage
 
 SERVICE = "merged"
 ADAPTER = "tickets"
@@ -31,7 +31,19 @@ class Client:
     """Names of those that answered."""
     failures: list[str] = field(default_factory=list)
 
-    def run(self, stopped: threading.Event) -> None:
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask in a thread until the block ends."""
+        stopped = threading.Event()
+        thread = threading.Thread(target=self._run, args=(stopped,))
+        thread.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            thread.join()
+
+    def _run(self, stopped: threading.Event) -> None:
         body = {"model": ADAPTER, "prompt": "My parcel has not arrived.", "max_tokens": 1, "temperature": 0}
         while not stopped.wait(PAUSE_SECONDS):
             try:
@@ -85,43 +97,28 @@ class Endpoint:
 
 @pytest.fixture(scope="module")
 def endpoint(kubernetes: LocalKubernetes, demo_job: Raw) -> Iterator[Endpoint]:
-    adapter = demo_job["status"]["adapter"]
-    claim, _, path = adapter["uri"].removeprefix("pvc://").partition("/")
-    volume = kubernetes.volume_of(DEMO_NAMESPACE, claim)
-    shutil.rmtree(volume / SERVICE, ignore_errors=True)
-
-    def entry(name: str, digest: str) -> Raw:
-        source = f"pvc://{claim}/{SERVICE}/{name}"
-        return {"name": ADAPTER, "source": source, "digest": digest, "fingerprint": adapter["fingerprint"]}
-
-    versions = [entry(name, renewed(volume / path, volume / SERVICE / name)) for name in ("one", "two")]
-    broken = entry("zeroed", sabotage(volume / path, volume / SERVICE / "zeroed", "zeroed"))
-    namespace, stopped = Namespace(DEMO_NAMESPACE, kubernetes), threading.Event()
-    namespace.serve(
-        SERVICE,
-        model=demo_job["spec"]["model"],
-        adapters=versions[:1],
-        rollout={"mode": "Rolling"},
-        mergeAdapter=True,
-        resources={"cpu": "100m", "memory": "3Gi"},
-    )
-    try:
-        wait_for("the Service", lambda: namespace.api.get("services", DEMO_NAMESPACE, SERVICE), 60)
-        address = namespace.api.get("services", DEMO_NAMESPACE, SERVICE)["spec"]["clusterIP"]  # type: ignore[index]
-        names = {version["digest"]: version["source"].rpartition("/")[2] for version in (*versions, broken)}
-        client = Client(f"http://{address}", names)
-        thread = threading.Thread(target=client.run, args=(stopped,))
-        endpoint = Endpoint(namespace, versions, broken, client)
-        endpoint.wait_verified(versions[0])
-        thread.start()
+    with adapter_copies(kubernetes, demo_job, SERVICE) as copies:
+        versions = [copies.renewed(folder, ADAPTER) for folder in ("one", "two")]
+        broken = copies.sabotaged("zeroed", ADAPTER)
+        namespace = Namespace(DEMO_NAMESPACE, kubernetes)
+        namespace.serve(
+            SERVICE,
+            model=demo_job["spec"]["model"],
+            adapters=versions[:1],
+            rollout={"mode": "Rolling"},
+            mergeAdapter=True,
+            resources={"cpu": "100m", "memory": "3Gi"},
+        )
         try:
-            yield endpoint
+            wait_for("the Service", lambda: namespace.api.get("services", DEMO_NAMESPACE, SERVICE), 60)
+            address = namespace.api.get("services", DEMO_NAMESPACE, SERVICE)["spec"]["clusterIP"]  # type: ignore[index]
+            names = {version["digest"]: version["source"].rpartition("/")[2] for version in (*versions, broken)}
+            endpoint = Endpoint(namespace, versions, broken, Client(f"http://{address}", names))
+            endpoint.wait_verified(versions[0])
+            with endpoint.client.asking():
+                yield endpoint
         finally:
-            stopped.set()
-            thread.join()
-    finally:
-        namespace.api.delete("inferenceservices", DEMO_NAMESPACE, SERVICE)
-        shutil.rmtree(volume / SERVICE, ignore_errors=True)
+            namespace.api.delete("inferenceservices", DEMO_NAMESPACE, SERVICE)
 
 
 def test_a_version_is_rolled_out_and_one_without_effect_stops_before_it_gets_traffic(endpoint: Endpoint) -> None:

@@ -1,15 +1,14 @@
 """Adapters that were tampered with, served beside the genuine one: every file verifies, and still none is called verified."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from adapter_copies import adapter_copies
 from api import Raw, wait_for
 from figures import Figure, record
 from local_kubernetes import DEMO_NAMESPACE, POLL_SECONDS, LocalKubernetes, Namespace
-from tampered_adapter import sabotage
 
 SERVICE = "sabotage"
 EXPECTED = {
@@ -33,32 +32,25 @@ class Verdicts:
 
 @pytest.fixture(scope="module")
 def verdicts(kubernetes: LocalKubernetes, demo_job: Raw) -> Iterator[Verdicts]:
-    started = time.monotonic()
-    adapter = demo_job["status"]["adapter"]
-    claim, _, path = adapter["uri"].removeprefix("pvc://").partition("/")
-    volume = kubernetes.volume_of(DEMO_NAMESPACE, claim)
-    folders = {name: volume / SERVICE / name for name in EXPECTED}
-    shutil.rmtree(volume / SERVICE, ignore_errors=True)
-    entries = [{"name": "genuine", "source": adapter["uri"], "digest": adapter["digest"]}]
-    for name, folder in folders.items():
-        digest = sabotage(volume / path, folder, name)
-        entries.append({"name": name, "source": f"pvc://{claim}/{SERVICE}/{name}", "digest": digest})
-    namespace = Namespace(DEMO_NAMESPACE, kubernetes)
-    namespace.serve(
-        SERVICE,
-        model=demo_job["spec"]["model"],
-        adapters=[{**entry, "fingerprint": adapter["fingerprint"]} for entry in entries],
-        resources={"cpu": "50m", "memory": "3Gi"},
-    )
-    try:
-        found = wait_for_verdicts(namespace, len(entries))
-        passed = sum(found.verified[name] == "True" for name in EXPECTED)
-        figure = Figure("sabotaged adapters called verified", passed, f"of {len(EXPECTED)}", "lower", must=0)
-        record("sabotage", [figure], time.monotonic() - started)
-        yield found
-    finally:
-        namespace.api.delete("inferenceservices", DEMO_NAMESPACE, SERVICE)
-        shutil.rmtree(volume / SERVICE, ignore_errors=True)
+    started, adapter = time.monotonic(), demo_job["status"]["adapter"]
+    genuine = {"name": "genuine", "source": adapter["uri"], **{key: adapter[key] for key in ("digest", "fingerprint")}}
+    with adapter_copies(kubernetes, demo_job, SERVICE) as copies:
+        entries = [genuine, *(copies.sabotaged(how, name=how) for how in EXPECTED)]
+        namespace = Namespace(DEMO_NAMESPACE, kubernetes)
+        namespace.serve(
+            SERVICE,
+            model=demo_job["spec"]["model"],
+            adapters=entries,
+            resources={"cpu": "50m", "memory": "3Gi"},
+        )
+        try:
+            found = wait_for_verdicts(namespace, len(entries))
+            passed = sum(found.verified[name] == "True" for name in EXPECTED)
+            figure = Figure("sabotaged adapters called verified", passed, f"of {len(EXPECTED)}", "lower", must=0)
+            record("sabotage", [figure], time.monotonic() - started)
+            yield found
+        finally:
+            namespace.api.delete("inferenceservices", DEMO_NAMESPACE, SERVICE)
 
 
 def test_the_genuine_adapter_is_verified(verdicts: Verdicts) -> None:
