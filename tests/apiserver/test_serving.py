@@ -191,6 +191,11 @@ def test_adapters_are_added_replaced_and_removed_without_a_new_pod(world: World)
     wait_for("the second version", lambda: served_adapter(world).get("served", {}).get("digest", "")[7:8] == "2")
     wait_for("its verdict", lambda: served_adapter(world)["verified"] == "True")
     assert listed(world) == {"a": "/adapters/a/2"}
+    promoted = [(pod, name) for namespace, pod, name in world.endpoint.promoted if namespace == world.namespace]
+    names = {pod["metadata"]["name"] for pod in world.pods()}
+    assert sorted(promoted) == sorted((pod, f"a@{digit * 12}") for pod in names for digit in "12"), (
+        "each once, on each pod"
+    )
     edit()
     wait_for("an empty list", lambda: listed(world) == {})
     assert template_of(world) == template

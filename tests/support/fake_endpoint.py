@@ -10,7 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
+from finetune_api.constants import PROMOTE_PATH
 from finetune_api.fingerprint import Fingerprint, Probe
+from finetune_api.serving import token_digest
 
 Answer = tuple[int, dict[str, Any]]
 Behaviour = Callable[[dict[str, Any]], Answer]
@@ -61,7 +63,7 @@ def _stem(request: dict[str, Any]) -> str:
 
 
 class FakeEndpoint:
-    """Serves `{url}/{namespace}/{pod}/v1/completions`, `/v1/models` and `/readyz`."""
+    """Serves `{url}/{namespace}/{pod}/v1/completions`, `/v1/models`, `/readyz` and `/promote`."""
 
     def __init__(self, listed: Callable[[str, str], Adapters] | None = None) -> None:
         self.behaviours: dict[str, Behaviour] = {}
@@ -74,6 +76,10 @@ class FakeEndpoint:
         """Paths of adapters with which a server answers like the base model."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
         """Scored sequences, by namespace."""
+        self.promoted: list[tuple[str, str, str]] = []
+        """Namespace, pod and candidate of promotions with the token that an earlier list has the hash of."""
+        self._offered: set[tuple[str, str, str]] = set()
+        """Pod, candidate and hash of the token of candidates that were listed."""
         self.looks: list[str] = []
         """Namespaces whose servers were asked what they serve."""
         endpoint = self
@@ -85,6 +91,15 @@ class FakeEndpoint:
                 _, namespace, pod, route, *_ = self.path.split("/")
                 if route == "tokenize":
                     self._answer(*endpoint.tokenize(request))
+                    return
+                if f"/{route}" == PROMOTE_PATH:
+                    candidate = request["candidate"]
+                    if (pod, candidate, token_digest(request["token"])) not in endpoint._offered:
+                        self._answer(403, {"error": {"message": "wrong token"}})
+                        return
+                    endpoint.promoted.append((namespace, pod, candidate))
+                    self.send_response(204)
+                    self.end_headers()
                     return
                 endpoint.requests.append((namespace, request))
                 paths = {a["name"]: a["path"] for a in adapters_of(namespace, pod)} if endpoint.ineffective else {}
@@ -102,6 +117,9 @@ class FakeEndpoint:
                     self._answer(200, {"status": "ready", "refusedAdapters": refused})
                     return
                 endpoint.looks.append(namespace)
+                endpoint._offered |= {
+                    (pod, a["name"], a["promotion"]["tokenDigest"]) for a in adapters if "promotion" in a
+                }
                 models = [{"id": a["name"], "digest": a.get("digest")} for a in adapters if a["name"] not in refused]
                 self._answer(200, {"data": models})
 

@@ -99,6 +99,8 @@ DOWNLOADS_ENV: Final = "FINETUNE_DOWNLOADS"
 """Environment variable with the folder in which `validate` leaves downloaded rows for the trainer."""
 GPU_MEMORY_ENV: Final = "FINETUNE_GPU_MEMORY"
 """Environment variable with the bytes of the GPU that the trainer will have, for `validate`, which has none."""
+PROMOTE_PATH: Final = "/promote"
+"""Where a server takes a PromotionRequest."""
 SERVER_PORT: Final = 8000
 """Port of the inference container and of its Service (named `http`)."""
 SERVER_ENGINE_ENV: Final = "FINETUNE_SERVER_ENGINE"

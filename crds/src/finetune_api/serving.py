@@ -1,5 +1,6 @@
 """ServingConfig: everything a server pod needs to know, in one document (see `training` for how it gets there)."""
 
+import hashlib
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -23,6 +24,34 @@ class ServedAdapter(SpecModel):
     name: Annotated[str, Field(description="name that clients put into `model`.", min_length=1, max_length=80)]
     path: Annotated[str, Field(description="path of the committed adapter folder.", min_length=1)]
     digest: Annotated[str | None, Field(description="digest that the adapter's manifest must have, if known.")] = None
+    promotion: Annotated[
+        "Promotion | None", Field(description="promotion of a candidate: who may have clients get it by another name.")
+    ] = None
+
+
+class Promotion(SpecModel):
+    """How clients come to get a candidate by its adapter's own name before the next list says so."""
+
+    name: Annotated[str, Field(description="name that it gets then.", min_length=1, max_length=80)]
+    token_digest: Annotated[
+        str,
+        Field(
+            description="tokenDigest is the SHA-256 (hex) of the token that only whoever wrote the list knows.",
+            pattern="^[0-9a-f]{64}$",
+        ),
+    ]
+
+
+class PromotionRequest(SpecModel):
+    """Body of `POST /promote`: clients are to get a candidate of the list by its adapter's own name from now on."""
+
+    candidate: Annotated[str, Field(description="candidate is its name in the list.", min_length=1, max_length=80)]
+    token: Annotated[str, Field(description="token that was made for this candidate.", min_length=1, max_length=512)]
+
+
+def token_digest(token: str) -> str:
+    """What the list says of a promotion's token."""
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 class AdapterList(SpecModel):

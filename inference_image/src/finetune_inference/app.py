@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetune_api.serving import ServingConfig
-from finetune_inference import chat, chat_page, completions, errors, tokenize
+from finetune_inference import chat, chat_page, completions, errors, promote, tokenize
 from finetune_inference.catalogue import ServedModel
 from finetune_inference.config import Settings
 from finetune_inference.generation import Serving
@@ -47,7 +47,7 @@ def app_around(service: InferenceService) -> FastAPI:
     app.state.serving = Serving(service, metrics)
     errors.install(app)
     app.add_exception_handler(ClientGoneError, _on_client_gone)
-    for router in (chat.router, completions.router, tokenize.router, models_router, probes_router):
+    for router in (chat.router, completions.router, tokenize.router, promote.router, models_router, probes_router):
         app.include_router(router)
     if service.settings.chat_page:
         app.include_router(chat_page.router)

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from finetune_inference.catalogue import UnknownModelError
 from finetune_inference.grammar import GrammarError
 from finetune_inference.inference import ContextLengthError, NotReadyError
+from finetune_inference.promotion import WrongTokenError
 from finetune_inference.scheduler import QueueFullError
 from finetune_inference.schemas import FieldError
 from finetune_inference.text import (
@@ -74,6 +75,11 @@ def invalid_value(message: str, param: str | None, code: str | None = "invalid_v
 def model_not_found(message: str) -> ApiError:
     """The model does not exist, or its adapter was refused."""
     return ApiError(404, message, param="model", code="model_not_found")
+
+
+def wrong_token(message: str) -> ApiError:
+    """Somebody else than whoever wrote the list of adapters wants to promote one."""
+    return ApiError(403, message, error_type="permission_error", param="token", code="wrong_token")
 
 
 def context_length_exceeded(limit: int, prompt_tokens: int, max_tokens: int) -> ApiError:
@@ -136,6 +142,8 @@ def to_api_error(error: Exception) -> ApiError:
             return error
         case UnknownModelError():
             return model_not_found(str(error))
+        case WrongTokenError():
+            return wrong_token(str(error))
         case PromptTooLongError():
             return prompt_too_long(error.limit, error.least)
         case PromptError():
@@ -158,6 +166,7 @@ def to_api_error(error: Exception) -> ApiError:
 SERVICE_ERRORS: tuple[type[Exception], ...] = (
     ApiError,
     UnknownModelError,
+    WrongTokenError,
     PromptError,
     GrammarError,
     AnswerRefusedError,

@@ -25,6 +25,7 @@ It knows nothing of HTTP, so that any program can use it. In a FastAPI applicati
 import logging
 import math
 import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ from finetune_inference.engine import (
     TokenRequest,
 )
 from finetune_inference.prefetch import prefetch
+from finetune_inference.promotion import ListedAdapters
 from finetune_inference.scheduler import Listener, Scheduler, SchedulerStoppedError, Ticket
 from finetune_inference.text import Answer, load_vocabulary
 
@@ -104,6 +106,9 @@ class InferenceService:
         self._facts: ModelFacts | None = None
         self._catalogue: Catalogue | None = None
         self._watcher: Watcher | None = None
+        self._listed = ListedAdapters()
+        self._applying = threading.Lock()
+        """Held while the list is read or changed and then applied: an older one must not be applied last."""
         self._scheduler = Scheduler(
             self._prepare, max_waiting=self.settings.max_waiting, timeout=self.settings.request_timeout_seconds
         )
@@ -176,6 +181,18 @@ class InferenceService:
     def read_again(self, name: str) -> ServedModel:
         """A model that made room for others, back in memory; takes as long as loading it. Raises as `model` does."""
         return self._loaded_catalogue().read_again(name)
+
+    def promote(self, candidate: str, token: str) -> None:
+        """Let an adapter's own name mean its candidate from now on, as the next list will say.
+
+        Raises NotReadyError, UnknownModelError or WrongTokenError.
+        """
+        catalogue = self._loaded_catalogue()
+        with self._applying:
+            loaded = catalogue.get(candidate).adapter
+            name = self._listed.promote(candidate, token, loaded.digest if loaded else None)
+            self._apply(catalogue)
+        log.info("promoted %s to %s", candidate, name)
 
     @property
     def refused(self) -> dict[str, str]:
@@ -348,22 +365,28 @@ class InferenceService:
 
     def _apply_lists(self, catalogue: Catalogue) -> None:
         """Serve the adapters of the configuration and of the list that may change; none beside a merged one."""
-        try:
-            listed = read_adapter_list(self.settings.adapters_path)
-        except AdapterListError as error:
-            # Whoever wrote it meant something; what is served now is a better guess than nothing.
-            log.error("the adapters stay as they are: %s", error)  # noqa: TRY400 - a sentence, not a stack trace
-            self.adapter_list_problem = str(error)
-            return
-        if self.config.merge_adapter:
-            listed_names = ", ".join(served.name for served in listed)
-            self.adapter_list_problem = (
-                f"{self.settings.adapters_path} lists {listed_names}, which cannot be served: {self._default_name} is merged into the "
-                "weights (mergeAdapter). Empty the list, or set mergeAdapter to false."
-                if listed
-                else None
-            )
-            return
+        with self._applying:
+            try:
+                listed = read_adapter_list(self.settings.adapters_path)
+            except AdapterListError as error:
+                # Whoever wrote it meant something; what is served now is a better guess than nothing.
+                log.error("the adapters stay as they are: %s", error)  # noqa: TRY400 - a sentence, not a stack trace
+                self.adapter_list_problem = str(error)
+                return
+            if self.config.merge_adapter:
+                listed_names = ", ".join(served.name for served in listed)
+                self.adapter_list_problem = (
+                    f"{self.settings.adapters_path} lists {listed_names}, which cannot be served: {self._default_name} is merged into the "
+                    "weights (mergeAdapter). Empty the list, or set mergeAdapter to false."
+                    if listed
+                    else None
+                )
+                return
+            self._listed.update(listed)
+            self._apply(catalogue)
+
+    def _apply(self, catalogue: Catalogue) -> None:
+        listed = self._listed.wanted
         names = {served.name for served in listed}
         try:
             catalogue.apply([*(served for served in self.config.adapters if served.name not in names), *listed])

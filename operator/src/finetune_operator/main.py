@@ -5,9 +5,12 @@ python -m finetune_operator        settings come from FINETUNE_OPERATOR_* variab
 
 import asyncio
 import logging
+import secrets
 import signal
+from typing import Final
 
 from aiohttp import web
+from pydantic import SecretStr
 
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import Controller
@@ -20,10 +23,14 @@ from finetune_operator.startup import WatchSupervisor, thread_safe
 
 logger = logging.getLogger(__name__)
 
+PROMOTION_KEY_BYTES: Final = 32
+
 
 def main() -> int:
     """Entry point; returns the exit status."""
     settings = Settings()
+    if settings.promotion_key is None:
+        settings = settings.model_copy(update={"promotion_key": SecretStr(secrets.token_hex(PROMOTION_KEY_BYTES))})
     configure_logging(settings.log_level)
     asyncio.run(run(settings))
     return 0

@@ -14,8 +14,10 @@ from typing import Any, Final, Literal
 
 import aiohttp
 
+from finetune_api.constants import PROMOTE_PATH
 from finetune_api.fingerprint import Fingerprint, Observation, Probe, Verdict, judge, rendering_difference
 from finetune_api.reasons import Reason
+from finetune_api.serving import PromotionRequest
 from finetune_operator import metrics
 
 Truth = Literal["True", "False", "Unknown"]
@@ -92,6 +94,19 @@ async def ask_served(url: str, timeout_seconds: float) -> Served | None:
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return Served(digests, refused)
+
+
+async def promote(url: str, request: PromotionRequest, timeout_seconds: float) -> str | None:
+    """Have the server at `url` give a candidate its adapter's name; why it did not. Never raises for what the server does."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_seconds)) as session,
+            session.post(f"{url}{PROMOTE_PATH}", json=request.to_dict()) as response,
+        ):
+            text = await response.text()
+            return None if response.status == 204 else f"HTTP {response.status}: {text[:MAX_ERROR_CHARACTERS]}"
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        return type(error).__name__
 
 
 async def _get(session: aiohttp.ClientSession, url: str) -> Any:

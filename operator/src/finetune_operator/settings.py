@@ -78,6 +78,10 @@ class Settings(BaseSettings):
     server_url_template: str | None = None
     """URL of a server pod instead of its own address, with {pod} and {namespace}: for an operator outside the cluster."""
 
+    promotion_key: SecretStr | None = None
+    """Key of the tokens by which proven versions of adapters get their traffic at once. Unset, each process makes one of its
+    own: what is on the way while it restarts then comes with the kubelet, a second later."""
+
     resync_seconds: float = 15.0
     """Seconds between two LISTs of our kinds. A lost event is made good within this time."""
     progress_seconds: float = 5.0

@@ -51,8 +51,15 @@ SEEDS: dict[str, dict[str, Any]] = {
     },
     "/tokenize": {"model": "formal", "messages": [{"role": "user", "content": "How?"}]},
 }
+ROUTES = [*SEEDS, "/promote"]
+"""That take a body; nothing here knows a token that /promote takes."""
 HEADERS = {"content-type": "application/json"}
-BODIES = st.one_of(*(st.tuples(st.just(path), near_misses(seed=seed)) for path, seed in SEEDS.items()))
+BODIES = st.one_of(
+    *(
+        st.tuples(st.just(path), near_misses(seed=seed))
+        for path, seed in {**SEEDS, "/promote": {"candidate": "formal", "token": "a guess"}}.items()
+    )
+)
 
 
 def check(answer: httpx.Response) -> None:
@@ -79,14 +86,14 @@ def test_near_misses(http: httpx.Client, request_: tuple[str, dict[str, Any]]) -
 
 
 @FUZZ
-@given(st.sampled_from(list(SEEDS)), ANY_JSON)
+@given(st.sampled_from(ROUTES), ANY_JSON)
 def test_any_json(http: httpx.Client, path: str, body: Any) -> None:
     check(http.post(path, content=json.dumps(body), headers=HEADERS))
 
 
 @FUZZ
 @given(
-    st.sampled_from(list(SEEDS)),
+    st.sampled_from(ROUTES),
     st.binary(max_size=200),
     st.sampled_from(["application/json", "application/json; charset=utf-16", "text/plain", "", "multipart/form-data"]),
 )
@@ -124,7 +131,18 @@ def test_schemas(http: httpx.Client, schema: dict[str, Any]) -> None:
 @given(
     st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]),
     st.sampled_from(
-        ["/", "/v1", "/v1/models/", "/v1/completions", "/tokenize", "/healthz", "/readyz", "/metrics", "/openapi.json"]
+        [
+            "/",
+            "/v1",
+            "/v1/models/",
+            "/v1/completions",
+            "/tokenize",
+            "/promote",
+            "/healthz",
+            "/readyz",
+            "/metrics",
+            "/openapi.json",
+        ]
     ),
     st.one_of(st.binary(max_size=40), st.sampled_from([b"", b"/", b"../x", b"base", b"formal/", b"%00", b"a" * 5000])),
 )

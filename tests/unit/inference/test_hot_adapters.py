@@ -13,7 +13,8 @@ import pytest
 from running_inference import Running, running
 from tiny_adapter import commit, copied
 
-from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
+from finetune_api.constants import PROMOTE_PATH
+from finetune_api.serving import Promotion, PromotionRequest, ServedAdapter, ServedModel, ServingConfig, token_digest
 from finetune_inference.adapter_list import AdapterListError, read_adapter_list
 from finetune_inference.catalogue import Catalogue, UnknownModelError
 from finetune_inference.catalogue import ServedModel as Model
@@ -128,6 +129,83 @@ def test_a_version_gets_another_name_without_being_read_again(
     assert names(service) == ["base", "tone"]
     assert answer(service, "tone") == before
     assert service.model("tone").adapter_name == "tone"
+
+
+TOKEN = "only the list's author knows this"
+
+
+@pytest.fixture
+def candidate(models: Path, tmp_path: Path) -> ServedAdapter:
+    """A version of `tone` that is to be proven."""
+    folder = copied(models / "rude", tmp_path / "rude")
+    promotion = Promotion(name="tone", token_digest=token_digest(TOKEN))
+    return ServedAdapter(name="tone@1", path=str(folder), digest=commit(folder), promotion=promotion)
+
+
+def test_a_proven_candidate_gets_its_name_before_the_next_list_comes(
+    hot: Callable[..., InferenceService], server: Running, models: Path, listed: Path, candidate: ServedAdapter
+) -> None:
+    publish(listed, tone=models / "formal", candidate=candidate)
+    service = hot()
+    (Path(candidate.path) / "adapter_model.safetensors").write_bytes(b"gone")
+    service.promote("tone@1", TOKEN)
+    assert sorted(names(service)) == ["base", "tone"]
+    assert answer(service, "tone") == answer(server.service, "rude")
+
+    publish(listed, tone=models / "formal", candidate=candidate, second=models / "formal")
+    wait_until(lambda: "second" in names(service))
+    assert service.model("tone").root == candidate.path, "a list from before the promotion does not undo it"
+    publish(listed, tone=ServedAdapter(name="tone", path=candidate.path, digest=candidate.digest))
+    wait_until(lambda: "second" not in names(service))
+    assert service.model("tone").root == candidate.path
+    assert service.refused == {}, "nothing was read again"
+    publish(listed, tone=models / "formal", candidate=candidate, third=models / "formal")
+    wait_until(lambda: "third" in names(service))
+    assert service.model("tone").root == str(models / "formal"), "a promotion ends with its candidate"
+
+
+def test_a_candidate_without_digest_is_promoted_as_it_was_proven(
+    hot: Callable[..., InferenceService], server: Running, models: Path, listed: Path, candidate: ServedAdapter
+) -> None:
+    publish(listed, candidate=candidate.model_copy(update={"digest": None}))
+    service = hot()
+    (Path(candidate.path) / "adapter_model.safetensors").write_bytes(b"gone")
+    service.promote("tone@1", TOKEN)
+    assert answer(service, "tone") == answer(server.service, "rude")
+
+
+def test_a_candidate_that_is_not_loaded_is_not_promoted(
+    hot: Callable[..., InferenceService], models: Path, listed: Path, candidate: ServedAdapter
+) -> None:
+    wrong = candidate.model_copy(update={"digest": f"sha256:{'0' * 64}"})
+    publish(listed, tone=models / "formal", candidate=wrong)
+    service = hot()
+    with pytest.raises(UnknownModelError, match=r"'tone@1' is not served: .*digest"):
+        service.promote("tone@1", TOKEN)
+    assert service.model("tone").root == str(models / "formal")
+
+
+def test_only_who_wrote_the_list_can_promote(models: Path, listed: Path, candidate: ServedAdapter) -> None:
+    publish(listed, tone=models / "formal", candidate=candidate)
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
+    service = InferenceService(config, Settings(threads=1, adapters_path=listed, drain_delay_seconds=0))
+    assert candidate.promotion is not None
+    with running(service) as server, httpx.Client(base_url=server.url) as client:
+        attempts = {
+            ("tone@1", "a guess"): (403, "wrong_token"),
+            ("tone@1", candidate.promotion.token_digest): (403, "wrong_token"),
+            ("tone@2", TOKEN): (404, "model_not_found"),
+            ("tone", TOKEN): (404, "model_not_found"),
+            ("base", TOKEN): (404, "model_not_found"),
+        }
+        for (name, token), expected in attempts.items():
+            answer = client.post(PROMOTE_PATH, json={"candidate": name, "token": token})
+            assert (answer.status_code, answer.json()["error"]["code"]) == expected
+        assert client.get("/v1/models/tone").json()["root"] == str(models / "formal")
+        request = PromotionRequest(candidate="tone@1", token=TOKEN)
+        answers = [client.post(PROMOTE_PATH, json=request.to_dict()).status_code for _ in range(2)]
+        assert answers == [204, 404], "done once, there is no such candidate"
+        assert client.get("/v1/models/tone").json()["digest"] == candidate.digest
 
 
 def test_a_request_keeps_the_version_it_began_with(

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from operator_objects import CREATED, FINGERPRINT, NOW, SETTINGS, UID, a_pod, a_service, condition
+from pydantic import SecretStr
 
 from finetune_api.constants import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
 from finetune_api.reasons import ConditionType, Reason
-from finetune_api.v1alpha1 import InferenceService, InferenceServiceStatus
+from finetune_api.serving import token_digest
+from finetune_api.v1alpha1 import AdapterReference, InferenceService, InferenceServiceStatus
 from finetune_operator.probe import ProbeResult
 from finetune_operator.reconcile.decide_service import (
     REFUSED_SECONDS,
@@ -21,8 +23,10 @@ from finetune_operator.reconcile.decide_service import (
     decide_service,
 )
 from finetune_operator.reconcile.views import ContainerEnd, PodView
-from finetune_operator.resources.adapter_list import build_adapter_list, list_hash
+from finetune_operator.resources.adapter_list import build_adapter_list, list_hash, promotion_token
+from finetune_operator.resources.child import with_hash
 from finetune_operator.resources.serving import build_serving_children, encoded_config
+from finetune_operator.settings import Settings
 
 ADAPTER = {"name": "a", "source": "pvc://c/a", "digest": f"sha256:{'0' * 64}", "fingerprint": FINGERPRINT.to_dict()}
 NEWER = {**ADAPTER, "source": "pvc://c/newer", "digest": f"sha256:{'1' * 64}"}
@@ -47,7 +51,7 @@ def servers(service: InferenceService, count: int = 1, **fields: Any) -> tuple[P
     """Ready server pods that have the current list."""
     annotations = {
         ANNOTATION_CONFIG: encoded_config(service),
-        ANNOTATION_ADAPTER_LIST: list_hash(build_adapter_list(service)),
+        ANNOTATION_ADAPTER_LIST: list_hash(build_adapter_list(service, SETTINGS)),
     }
     values = {"is_ready": True, "annotations": annotations, "started_at": CREATED, "address": "10.0.0.1", **fields}
     return tuple(PodView(name=f"s{number}", **values) for number in range(count))
@@ -84,7 +88,7 @@ def changed(service: InferenceService, **spec: Any) -> InferenceService:
 
 def listed(service: InferenceService) -> dict[str, str]:
     """Path by name of what servers are told to have."""
-    text = build_adapter_list(service)["data"]["adapters.json"]
+    text = build_adapter_list(service, SETTINGS)["data"]["adapters.json"]
     return {entry["name"]: entry["path"] for entry in json.loads(text)["adapters"]}
 
 
@@ -184,7 +188,7 @@ def test_the_first_version_is_proven_under_another_name_then_under_its_own_and_t
     settled = with_status(service, judged.status)
     objects, pods = live(settled, ready=1), servers(settled)
     again = decide_service(settled, ServiceObserved(objects, pods), {}, NOW + timedelta(hours=1), SETTINGS)
-    assert again == ServicePlan(status=settled.status, adapter_list=list_hash(build_adapter_list(settled)))
+    assert again == ServicePlan(status=settled.status, adapter_list=list_hash(build_adapter_list(settled, SETTINGS)))
 
 
 def test_another_list_is_applied_and_shown_to_running_pods_in_the_same_pass() -> None:
@@ -215,6 +219,51 @@ def test_a_version_is_switched_to_once_every_replica_was_shown_to_answer_with_it
     assert (served.source, served.digest) == (NEWER["source"], NEWER["digest"])
     assert [event.reason for event in plan.events] == ["AdapterSwitched"]
     assert listed(with_status(service, plan.status)) == {"a": "/adapters/newer"}
+
+
+def test_a_proven_candidate_is_promoted_where_it_is_listed_and_nowhere_else() -> None:
+    keyed = SETTINGS.model_copy(update={"promotion_key": SecretStr("a key")})
+    candidate = "a@" + "1" * 12
+    asked = changed(verified(ADAPTER), adapters=[NEWER])
+    proven = with_status(asked, answered(asked, MATCHED, name=candidate).status)
+    old_list = with_hash(build_adapter_list(asked, keyed))
+    objects, pods = live(proven, ready=1), servers(asked)
+
+    def plan(adapter_list: Any, service: InferenceService = proven, settings: Settings = keyed) -> ServicePlan:
+        seen = ServiceObserved(live={**objects, "ConfigMap": adapter_list}, pods=pods)
+        return decide_service(service, seen, {}, NOW, settings)
+
+    found = plan(old_list)
+    entries = json.loads(old_list["data"]["adapters.json"])["adapters"]
+    assert ["promotion" in entry for entry in entries] == [False, True], "only the candidate can be promoted"
+    assert entries[1]["promotion"]["name"] == "a"
+    assert [(r.candidate, token_digest(r.token)) for r in found.promote] == [
+        (candidate, entries[1]["promotion"]["tokenDigest"])
+    ]
+    assert [child["kind"] for child in found.apply] == ["ConfigMap"], "and the list says the same from now on"
+    assert [pod.name for pod in found.refresh] == ["s0"]
+    assert plan(old_list, asked).promote == (), "not before it is proven"
+    assert plan(with_hash(build_adapter_list(proven, keyed))).promote == (), "the list has no candidate any more"
+    assert plan(old_list, settings=SETTINGS).promote == (), "nothing without a key"
+    for damaged in ({}, {"data": None}, {"data": {"adapters.json": "[]"}}):
+        assert plan({"metadata": old_list["metadata"], **damaged}).promote == ()
+
+
+def test_a_token_is_good_for_one_version_of_one_service_once() -> None:
+    keyed = SETTINGS.model_copy(update={"promotion_key": SecretStr("a key")})
+    service = a_service(adapters=[ADAPTER])
+    again = service.metadata.model_copy(update={"generation": service.metadata.generation + 1})
+    namesake = service.metadata.model_copy(update={"uid": "another"})
+    adapter, newer = AdapterReference.model_validate(ADAPTER), AdapterReference.model_validate(NEWER)
+    tokens = [
+        promotion_token(service, adapter, keyed),
+        promotion_token(service, newer, keyed),
+        promotion_token(service.model_copy(update={"metadata": again}), adapter, keyed),
+        promotion_token(service.model_copy(update={"metadata": namesake}), adapter, keyed),
+        promotion_token(service, adapter, SETTINGS.model_copy(update={"promotion_key": SecretStr("another")})),
+    ]
+    assert len(set(tokens)) == len(tokens)
+    assert promotion_token(service, adapter, keyed) == tokens[0]
 
 
 @pytest.mark.parametrize("answers", [(MATCHED, NO_EFFECT), (NO_EFFECT, SILENCE)])

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from fake_endpoint import BASE, FINGERPRINT, TUNED, Behaviour, FakeEndpoint, failing, merged, refusing, serving
 
-from finetune_operator.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter
+from finetune_api.serving import PromotionRequest
+from finetune_operator.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter, promote
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,13 @@ def test_a_server_without_digests_is_taken_by_its_names() -> None:
 
 def test_nobody_listening_serves_nothing() -> None:
     assert asyncio.run(ask_served("http://127.0.0.1:9", 5)) is None
+
+
+def test_why_a_server_does_not_promote_is_told_and_never_raised(endpoint: FakeEndpoint) -> None:
+    request = PromotionRequest(candidate="tone@1", token="a token")
+
+    def ask(url: str) -> str | None:
+        return asyncio.run(promote(url, request, 5))
+
+    assert ask(f"{endpoint.url}/ml/pod") == 'HTTP 403: {"error": {"message": "wrong token"}}'
+    assert ask("http://127.0.0.1:9") == "ClientConnectorError"

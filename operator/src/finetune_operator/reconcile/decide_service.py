@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from finetune_api.constants import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
 from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.serving import PromotionRequest
 from finetune_api.v1alpha1 import InferenceService, InferenceServiceStatus, ServedAdapterStatus
 from finetune_operator.reconcile.adapter_verdicts import (
     PENDING,
@@ -23,7 +24,7 @@ from finetune_operator.reconcile.plan import EventDraft
 from finetune_operator.reconcile.rollout import Rollout, observe_rollout
 from finetune_operator.reconcile.views import PodView
 from finetune_operator.resources import Manifest
-from finetune_operator.resources.adapter_list import build_adapter_list, is_rolling, list_hash
+from finetune_operator.resources.adapter_list import build_adapter_list, is_rolling, list_hash, promotions
 from finetune_operator.resources.drift import has_drifted, is_outdated
 from finetune_operator.resources.serving import (
     build_serving_children,
@@ -89,6 +90,8 @@ class ServicePlan:
     """Pods to be given `adapter_list` as an annotation after that, so that they see the new list at once."""
     adapter_list: str = ""
     """Hash of the list of adapters; empty if there is none."""
+    promote: tuple[PromotionRequest, ...] = ()
+    """What to tell those pods directly, because the kubelet's way to them takes a second."""
     gates: tuple[Gate, ...] = ()
     """To be set once the status is written: they follow from it."""
     probes: tuple[ProbeRequest, ...] = ()
@@ -127,9 +130,10 @@ def decide_service(
         return ServicePlan(status=service.status, apply=apply, delete=surplus, is_rollout=bool(apply))
     report = replace(_report(service, seen, answers, now, settings), apply=apply)
     if not is_rolling(service):
-        adapter_list = list_hash(build_adapter_list(service))
+        adapter_list = list_hash(build_adapter_list(service, settings))
         stale = tuple(pod for pod in seen.pods if _is_stale(pod, adapter_list))
-        report = replace(report, refresh=stale, adapter_list=adapter_list)
+        promote = promotions(service, seen.live.get(LIST_KIND), settings)
+        report = replace(report, refresh=stale, adapter_list=adapter_list, promote=promote)
     if any(not _is_new(child, seen) for child in apply):
         # Whoever edited our children may do so again and again; the status stays true meanwhile.
         return replace(report, probes=(), requeue_after=REPAIR_SECONDS)
@@ -223,7 +227,7 @@ def _with_next_look(
 ) -> ServicePlan:
     """The plan that also says whom to ask next, and when to look again."""
     adapters, after = plan.status.adapters, service.model_copy(update={"status": plan.status})
-    if not is_rolling(service) and build_adapter_list(after) != build_adapter_list(service):
+    if not is_rolling(service) and build_adapter_list(after, settings) != build_adapter_list(service, settings):
         # The new list follows once the status says which version was chosen.
         return replace(plan, requeue_after=0.0)
     requests = tuple(

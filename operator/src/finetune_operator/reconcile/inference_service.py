@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from finetune_api.constants import ANNOTATION_ADAPTER_LIST, CONDITION_ADAPTERS_VERIFIED, INFERENCE_SERVICE_KIND
 from finetune_api.reasons import Reason
+from finetune_api.serving import PromotionRequest
 from finetune_api.v1alpha1 import InferenceService
 from finetune_operator.cluster import (
     BY_KIND,
@@ -19,7 +20,7 @@ from finetune_operator.cluster import (
     PODS,
 )
 from finetune_operator.errors import ClusterError
-from finetune_operator.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter
+from finetune_operator.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter, promote
 from finetune_operator.reconcile.adapter_verdicts import ProbeRequest
 from finetune_operator.reconcile.context import Context, Pass
 from finetune_operator.reconcile.decide_service import Gate, ServiceObserved, ServicePlan, decide_service, stalled
@@ -36,6 +37,8 @@ LOOK_SECONDS: Final = 0.05
 """Pause between two looks at a server that is about to load an adapter."""
 LOADING_SECONDS: Final = 5.0
 """How long one pass looks; a server that needs longer (a large adapter, a slow volume) is asked by the next."""
+PROMOTION_SECONDS: Final = 2.0
+"""How long a server has to promote a candidate; its list comes about as soon."""
 ASKING_SECONDS: Final = 240.0
 """How long one pass goes on to the next adapter; those that are left are asked by the next pass, and no answer is lost to
 the end of a pass that took too long."""
@@ -99,7 +102,20 @@ async def _act(context: Context, service: InferenceService, plan: ServicePlan) -
         metadata: dict[str, Any] = child["metadata"]
         await cluster.delete(BY_KIND[child["kind"]], namespace, metadata["name"], metadata["uid"])
         logger.info("deleted", extra={**fields, "child": f"{child['kind']}/{metadata['name']}"})
-    await asyncio.gather(*(_tell(context, namespace, pod, plan.adapter_list) for pod in plan.refresh))
+    promotions = [(pod, request) for pod in plan.refresh if pod.is_answering for request in plan.promote]
+    await asyncio.gather(
+        *(_tell(context, namespace, pod, plan.adapter_list) for pod in plan.refresh),
+        *(_promote(context, service, pod, request) for pod, request in promotions),
+    )
+
+
+async def _promote(context: Context, service: InferenceService, pod: PodView, request: PromotionRequest) -> None:
+    """Have a server give a proven candidate its name. One that does not reads so in its list a second later."""
+    refusal = await promote(server_url(pod.address, pod.name, service, context.settings), request, PROMOTION_SECONDS)
+    fields = {"service": f"{service.metadata.namespace}/{service.metadata.name}", "pod": pod.name}
+    logger.info(
+        "not promoted" if refusal else "promoted", extra={**fields, "adapter": request.candidate, "error": refusal}
+    )
 
 
 async def _tell(context: Context, namespace: str, pod: PodView, adapter_list: str) -> None:

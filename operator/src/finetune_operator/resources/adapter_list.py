@@ -5,24 +5,29 @@ beside it as a candidate, under a name that no adapter can have: whatever is wro
 Pods of a Rolling service have one version of each adapter from their start to their end, and never look at a list.
 """
 
+import hashlib
+import hmac
 from typing import Final
 
+from pydantic import ValidationError
+
 from finetune_api.constants import ADAPTER_LIST_FILE, ADAPTERS_MOUNT
-from finetune_api.serving import AdapterList, ServedAdapter
+from finetune_api.serving import AdapterList, Promotion, PromotionRequest, ServedAdapter, token_digest
 from finetune_api.sources import parse_source
 from finetune_api.v1alpha1 import AdapterReference, InferenceService, ServedAdapterStatus, ServedVersion
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.child import build_child, content_hash
 from finetune_operator.resources.names import adapter_list_name
+from finetune_operator.settings import Settings
 
 CANDIDATE_CHARACTERS: Final = 12
 """Of a version's digest: enough to tell it from all that were candidates before."""
 
 
-def build_adapter_list(service: InferenceService) -> Manifest:
+def build_adapter_list(service: InferenceService, settings: Settings) -> Manifest:
     """What the servers should have now, from what is asked for and what was proven so far."""
     known = {status.name: status for status in service.status.adapters}
-    adapters = [entry for a in service.spec.adapters for entry in _entries(service, a, known.get(a.name))]
+    adapters = [entry for a in service.spec.adapters for entry in _entries(service, a, known.get(a.name), settings)]
     text = AdapterList(adapters=adapters).model_dump_json(by_alias=True, exclude_none=True)
     name = adapter_list_name(service.metadata.name)
     return build_child(service, "v1", "ConfigMap", name, data={ADAPTER_LIST_FILE: text})
@@ -82,15 +87,46 @@ def is_disproven(service: InferenceService, adapter: AdapterReference, status: S
     return any(replica.loaded and replica.verified == "False" for replica in status.replicas)
 
 
+def promotions(service: InferenceService, live: Manifest | None, settings: Settings) -> tuple[PromotionRequest, ...]:
+    """Candidates of the list that servers have, `live`, which their adapters' own names should mean by now."""
+    try:
+        listed = AdapterList.model_validate_json((live or {})["data"][ADAPTER_LIST_FILE]).adapters
+    except (KeyError, TypeError, ValidationError):
+        # There is none, or somebody else's; the kubelet brings ours.
+        return ()
+    candidates = {entry.name for entry in listed if entry.promotion is not None}
+    known = {status.name: status for status in service.status.adapters}
+    requests = []
+    for adapter in service.spec.adapters:
+        token = promotion_token(service, adapter, settings)
+        if token is not None and candidate_name(adapter) in candidates and is_served(adapter, known.get(adapter.name)):
+            requests.append(PromotionRequest(candidate=candidate_name(adapter), token=token))
+    return tuple(requests)
+
+
+def promotion_token(service: InferenceService, adapter: AdapterReference, settings: Settings) -> str | None:
+    """What promotes this version once, for the spec as it is; None without a key.
+
+    Good for nothing else: not for another service, another version, or the same one when it comes again.
+    """
+    if settings.promotion_key is None:
+        return None
+    key = settings.promotion_key.get_secret_value().encode()
+    purpose = f"{service.metadata.uid}/{service.metadata.generation}/{candidate_name(adapter)}"
+    return hmac.new(key, purpose.encode(), hashlib.sha256).hexdigest()
+
+
 def _entries(
-    service: InferenceService, adapter: AdapterReference, status: ServedAdapterStatus | None
+    service: InferenceService, adapter: AdapterReference, status: ServedAdapterStatus | None, settings: Settings
 ) -> list[ServedAdapter]:
     entries = []
     if status is not None and status.served is not None:
         entries.append(_entry(adapter.name, status.served))
     if not is_served(adapter, status) and not is_disproven(service, adapter, status):
         version = ServedVersion(source=adapter.source, digest=adapter.digest)
-        entries.append(_entry(candidate_name(adapter), version))
+        token = promotion_token(service, adapter, settings)
+        promotion = Promotion(name=adapter.name, token_digest=token_digest(token)) if token is not None else None
+        entries.append(_entry(candidate_name(adapter), version).model_copy(update={"promotion": promotion}))
     return entries
 
 

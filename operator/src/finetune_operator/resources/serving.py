@@ -44,7 +44,7 @@ def build_serving_children(service: InferenceService, settings: Settings) -> lis
 
     The list of adapters comes first: pods that start then find it. A Rolling service has none.
     """
-    children = [] if is_rolling(service) else [build_adapter_list(service)]
+    children = [] if is_rolling(service) else [build_adapter_list(service, settings)]
     children += [build_deployment(service, settings), build_service(service)]
     if max_replicas(service) > 1:
         children.append(build_budget(service))
