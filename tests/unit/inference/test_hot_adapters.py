@@ -31,10 +31,15 @@ SECONDS = 20
 
 
 def publish(path: Path, **adapters: Path | ServedAdapter) -> None:
-    """Replace the list as kubelet does: never half a file."""
+    """Replace the list."""
     served = [a if isinstance(a, ServedAdapter) else ServedAdapter(name=n, path=str(a)) for n, a in adapters.items()]
+    replace(path, json.dumps({"adapters": [each.to_dict() for each in served]}))
+
+
+def replace(path: Path, text: str) -> None:
+    """Replace a file as kubelet does: never half of it."""
     scratch = path.with_suffix(".new")
-    scratch.write_text(json.dumps({"adapters": [each.to_dict() for each in served]}))
+    scratch.write_text(text)
     scratch.rename(path)
 
 
@@ -251,13 +256,13 @@ def test_a_list_that_cannot_be_read_changes_nothing(
     config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
     changed = settings.model_copy(update={"adapters_path": listed, "adapters_poll_seconds": 0.01})
     with running(InferenceService(config, changed)) as server, httpx.Client(base_url=server.url) as http:
-        listed.write_text('{"adapters": [{"name": "tone"}]}')
+        replace(listed, '{"adapters": [{"name": "tone"}]}')
         wait_until(lambda: "adapterList" in http.get("/readyz").json())
         assert "adapters.0.path: Field required" in http.get("/readyz").json()["adapterList"]
         assert names(server.service) == ["base", "tone"]
         publish(listed)
-        wait_until(lambda: names(server.service) == ["base"])
-        assert http.get("/readyz").json() == {"status": "ready", "refusedAdapters": {}}
+        wait_until(lambda: http.get("/readyz").json() == {"status": "ready", "refusedAdapters": {}})
+        assert names(server.service) == ["base"]
 
 
 def test_the_list_wins_over_the_configuration_and_every_version_has_its_digest(
