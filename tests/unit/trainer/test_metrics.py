@@ -55,15 +55,19 @@ gone = our_metrics.nowhere:gone
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A package that brings metrics, as pip leaves it."""
-    site = tmp_path / "site"
-    information = site / "our_metrics-1.0.dist-info"
-    information.mkdir(parents=True)
+    site = a_distribution(tmp_path / "site", "our-metrics", ENTRY_POINTS)
     (site / "our_metrics.py").write_text(PACKAGE)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: our-metrics\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text(ENTRY_POINTS)
     monkeypatch.syspath_prepend(site)
     yield
     sys.modules.pop("our_metrics", None)
+
+
+def a_distribution(site: Path, name: str, entry_points: str) -> Path:
+    information = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(entry_points)
+    return site
 
 
 def a_config(*metrics: str, **changes: Any) -> Any:
@@ -144,6 +148,23 @@ def test_a_metric_that_cannot_be_measured_is_refused_before_training(name: str, 
     assert refused.value.reason is Reason.SPEC_INVALID
     assert "evaluation.metrics" in refused.value.message
     assert expected in refused.value.message
+
+
+@pytest.mark.usefixtures("package")
+def test_a_metric_that_two_packages_bring_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = "[finetune_trainer.metrics]\nshouts = other:shouts\nrouge_l = other:rouge\n"
+    monkeypatch.syspath_prepend(a_distribution(tmp_path / "second", "other-metrics", points))
+    with pytest.raises(
+        TrainingError, match=r"brought by .*: other-metrics 1\.0 \(other:shouts\) and our-metrics 1\.0 \(our_"
+    ):
+        check_metrics(a_config("shouts"))
+    with pytest.raises(
+        TrainingError, match=r"names rouge_l, .*: finetune-trainer .* and other-metrics 1\.0 \(other:rouge\)\. Use"
+    ):
+        check_metrics(a_config("rouge_l"))
+    check_metrics(a_config("token_f1"))
 
 
 def test_pairs_have_no_one_wanted_answer() -> None:

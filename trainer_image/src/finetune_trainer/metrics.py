@@ -15,7 +15,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
 import regex
@@ -54,13 +54,20 @@ def known_metrics() -> list[str]:
 
 
 def load_metric(name: str) -> Metric:
-    """The function of a metric. Raises TrainingError (SpecInvalid) if there is none, or if it cannot be imported."""
+    """The function of a metric. Raises TrainingError (SpecInvalid) if there is none or more than one, or it cannot be imported."""
     found = list(entry_points(group=GROUP, name=name))
     if not found:
         raise TrainingError(
             Reason.SPEC_INVALID,
             f"evaluation.metrics names {name}, which is not installed here; known are {', '.join(known_metrics())}. Correct the "
             f"name, or use a trainer image with a package that has an entry point {name} in the group {GROUP}.",
+        )
+    if len(found) > 1:
+        brought = " and ".join(sorted(f"{_package(point)} ({point.value})" for point in found))
+        raise TrainingError(
+            Reason.SPEC_INVALID,
+            f"evaluation.metrics names {name}, which is brought by more than one package: {brought}. Use a trainer image with only "
+            "one of them, or give the metric of yours another name.",
         )
     try:
         metric: Metric = found[0].load()
@@ -71,6 +78,10 @@ def load_metric(name: str) -> Metric:
             "package that brings it, or leave the metric out.",
         ) from error
     return metric
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "a package without a name"
 
 
 def check_metrics(config: TrainingConfig) -> None:
