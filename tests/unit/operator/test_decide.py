@@ -284,6 +284,15 @@ def test_success_publishes_the_adapter_and_ends_a_job_without_an_endpoint() -> N
     assert (status.usage.attempt_seconds, status.usage.wasted_seconds) == (60, 0)
 
 
+def test_what_the_trainer_says_of_a_success_stays_in_status() -> None:
+    said = "Trained 10 steps on 8 rows. Not measured: rouge_l (raises ValueError (no words))."
+    outcome = a_success().model_copy(update={"message": said})
+    plan = plan_for(running(), children=(a_child(outcome="Complete"),), pods=(a_finished_pod(outcome),))
+    ran = find_condition(plan.status.conditions, ConditionType.RUNNING)
+    assert ran is not None
+    assert (ran.status, ran.reason, ran.message) == ("False", "Trained", said)
+
+
 def test_an_adapter_outside_its_claim_is_not_published() -> None:
     outcome = a_success()
     forged = outcome.model_copy(

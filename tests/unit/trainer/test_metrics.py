@@ -4,7 +4,8 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +17,16 @@ from pydantic import ValidationError
 from tiny_model import LINES, as_jsonl, chat_rows
 from training_runs import a_training_config
 
+from finetune_api.outcome import Result
 from finetune_api.reasons import Reason
 from finetune_trainer.data import IGNORED, TokenRow
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.metrics import answer_match, check_metrics, known_metrics, measure, rouge_l, token_f1
 from finetune_trainer.preflight import run_preflight
+from finetune_trainer.progress import LogReporter
 from finetune_trainer.questions import Question, find_questions
+from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
 
 PACKAGE = """
@@ -128,7 +132,10 @@ def test_rouge_l_of_two_books_is_a_matter_of_a_moment() -> None:
 def test_packages_add_metrics() -> None:
     assert {"exact_match", "answer_match", "token_f1", "rouge_l", "shouts"} <= set(known_metrics())
     check_metrics(a_config("shouts", "exact_match", "token_f1"))
-    assert measure(["shouts", "answer_match"], ["YES", "no"], ["yes", "maybe"]) == {"shouts": 0.5, "answer_match": 0.5}
+    assert measure(["shouts", "answer_match"], ["YES", "no"], ["yes", "maybe"]).values == {
+        "shouts": 0.5,
+        "answer_match": 0.5,
+    }
 
 
 @pytest.mark.usefixtures("package")
@@ -183,7 +190,10 @@ def test_a_name_is_a_python_name(name: str) -> None:
 @pytest.mark.usefixtures("package")
 def test_a_metric_that_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     names = ["raises", "token_f1", "infinite", "says_nothing", "fails_later", "blue"]
-    assert measure(names, ["a", "b", "c"], ["a", "b", "d"]) == {"token_f1": pytest.approx(2 / 3)}
+    measured = measure(names, ["a", "b", "c"], ["a", "b", "d"])
+    assert measured.values == {"token_f1": pytest.approx(2 / 3)}
+    assert [*measured.problems] == [name for name in names if name != "token_f1"]
+    assert (measured.problems["raises"], measured.problems["infinite"]) == ("raises KeyError ('weights')", "it is inf")
     left_out = [record.getMessage() for record in caplog.records]
     assert "name=raises problem=raises KeyError ('weights')" in left_out[0]
     assert [text.split()[4] for text in left_out] == [f"name={name}" for name in names if name != "token_f1"]
@@ -268,6 +278,66 @@ def test_answers_are_what_transformers_generates_and_the_adapter_does_not_know_o
     assert f"<th>ROUGE-L of generated answers</th><td>{outcome.metrics['rouge_l']:.4f}</td>" in page
     for name in ("adapter_model.safetensors", "fingerprint.json"):
         assert (plain.store.adapter / name).read_bytes() == (scored.store.adapter / name).read_bytes()
+
+
+@contextmanager
+def a_model_whose_answers(end: Callable[[], None]) -> Iterator[None]:
+    """It trains as ever; `end` is called for each token that is generated."""
+    from transformers import LlamaForCausalLM
+
+    prepare = LlamaForCausalLM.prepare_inputs_for_generation
+
+    def prepared(self: Any, *args: Any, **kwargs: Any) -> Any:
+        end()
+        return prepare(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LlamaForCausalLM, "prepare_inputs_for_generation", prepared)
+        yield
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            MemoryError("no room for the cache"),
+            "raised MemoryError (no room for the cache): lower evaluation.maxNewTokens",
+        ),
+        (ValueError("no cache"), "raised ValueError (no cache): the log says where; ask for exact_match instead"),
+    ],
+)
+def test_a_model_that_cannot_answer_costs_its_metrics_and_not_the_adapter(
+    error: Exception, words: str, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise error
+
+    sections = {"model": {"path": str(tiny_model)}, "evaluation": {"inline": as_jsonl(chat_rows(4))}}
+    settings = {"metrics": ["token_f1", "exact_match", "rouge_l"]}
+    config = a_config(output=an_output(tmp_path), evaluationSettings=settings, **sections)
+    with a_model_whose_answers(fail):
+        outcome = run_finetuning(config, LogReporter(), StopSignal())
+    assert outcome.result is Result.SUCCEEDED, outcome
+    assert outcome.metrics.keys() == {"train_loss", "eval_loss", "exact_match"}
+    assert "Not measured: rouge_l, token_f1 (generating answers " + words in outcome.message
+    assert "left out names=token_f1,rouge_l problem=generating answers " + words in caplog.text
+    assert outcome.adapter is not None
+    assert outcome.adapter.fingerprint is not None
+    adapter = tmp_path / outcome.adapter.path
+    unmeasured = json.loads((adapter / "run.json").read_text())["unmeasured"]
+    assert unmeasured.keys() == {"token_f1", "rouge_l"}
+    assert words in unmeasured["rouge_l"]
+    assert "<td>token_f1, rouge_l (run.json says why)</td>" in (adapter / "report.html").read_text()
+
+
+@pytest.mark.model
+def test_a_stop_while_answers_are_generated_interrupts_the_run(tiny_model: Path, tmp_path: Path) -> None:
+    stop = StopSignal()
+    config = a_config("token_f1", model={"path": str(tiny_model)}, output=an_output(tmp_path))
+    with a_model_whose_answers(stop.request):
+        outcome = run_finetuning(config, LogReporter(), stop)
+    assert (outcome.result, outcome.reason, outcome.adapter) == (Result.INTERRUPTED, Reason.INTERRUPTED, None)
 
 
 @pytest.mark.model

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.dataset import model_length
+from finetune_trainer.errors import is_out_of_memory, one_line
 from finetune_trainer.out_of_memory import in_halves
 from finetune_trainer.questions import Question
 
@@ -46,6 +47,15 @@ def answer(
             answers += part
     decode = partial(base.tokenizer.decode, skip_special_tokens=True)
     return [decode(ids) for ids in answers], [decode(question.wanted) for question in ordered]
+
+
+def why_none(error: Exception) -> str:
+    """What is wrong, and what to do about it, if `answer` raised something else than a stop."""
+    if is_out_of_memory(error):
+        remedy = "lower evaluation.maxNewTokens, or give the trainer more memory"
+    else:
+        remedy = "the log says where; ask for exact_match instead, which needs no generated answers"
+    return f"generating answers raised {type(error).__name__} ({one_line(error)}): {remedy}"
 
 
 def _batches(

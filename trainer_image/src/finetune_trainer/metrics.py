@@ -15,6 +15,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
@@ -41,6 +42,16 @@ WORD: Final = regex.compile(rf"[{UNSPACED}&&\w]\p{{M}}*|[\w--[{UNSPACED}]]+", re
 By characters these are compared in multilingual relatives of SQuAD, too: MLQA (arXiv 1910.07475) does so with Chinese, MKQA
 (arXiv 2007.15207) with Japanese, Thai and Khmer as well. `re` would also cut a Hindi word at its vowels, which are marks.
 """
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What metrics say of a finished training."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    """By name."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """Why a metric that was asked for has no value, by its name. The adapter is trained, and is not to be lost for it."""
 
 
 def generated_metrics(config: TrainingConfig) -> list[str]:
@@ -102,20 +113,21 @@ def check_metrics(config: TrainingConfig) -> None:
             )
 
 
-def measure(names: Sequence[str], predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Values by name. A metric that fails is logged and left out: the adapter is trained, and is not to be lost for it."""
-    values: dict[str, float] = {}
+def measure(names: Sequence[str], predictions: Sequence[str], references: Sequence[str]) -> Measured:
+    """What each metric says, or what is wrong with it, which is logged."""
+    measured = Measured()
     for name in names:
         try:
             value = float(load_metric(name)(list(predictions), list(references)))
+            problem = None if math.isfinite(value) else f"it is {value}"
         except Exception as error:  # whatever somebody's function raises
-            logger.warning("metric is left out name=%s problem=%s", name, _raised(error))
-            continue
-        if math.isfinite(value):
-            values[name] = value
+            problem = _raised(error)
+        if problem is None:
+            measured.values[name] = value
         else:
-            logger.warning("metric is left out name=%s problem=it is %s", name, value)
-    return values
+            measured.problems[name] = problem
+            logger.warning("metric is left out name=%s problem=%s", name, problem)
+    return measured
 
 
 def _problem(metric: Metric) -> str | None:

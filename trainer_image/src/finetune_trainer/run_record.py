@@ -28,6 +28,7 @@ from finetune_trainer.artifacts import Committed
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.data.report import DatasetReport
 from finetune_trainer.dataset import Examples
+from finetune_trainer.metrics import Measured
 from finetune_trainer.preflight.estimate import MemoryPlan
 from finetune_trainer.quantization import PACKAGE
 from finetune_trainer.run_report import render_model_card, render_page
@@ -36,6 +37,8 @@ AVERAGED_STEPS: Final = 10
 """Last steps whose mean loss is the metric train_loss: one step's loss depends on its few rows too much."""
 OUTCOME_BYTES: Final = MAX_TERMINATION_BYTES - 512
 """Size that an Outcome with its fingerprint may have; what is left is room for longer names and numbers."""
+NOTE_CHARACTERS: Final = 500
+"""Most that an Outcome tells of metrics that failed, since it has probes to carry; the record tells all."""
 RECORDED_PACKAGES: Final = ("finetune-trainer", "torch", "transformers", "peft", "tokenizers", "accelerate")
 
 
@@ -80,7 +83,7 @@ def make_manifest(config: TrainingConfig, base: BaseModel, step: int) -> Manifes
 
 
 def make_record(
-    config: TrainingConfig, base: BaseModel, examples: Examples, trained: Trained, metrics: dict[str, float]
+    config: TrainingConfig, base: BaseModel, examples: Examples, trained: Trained, measured: Measured
 ) -> dict[str, Any]:
     """What made the adapter. No time and no attempt: the same run gives the same record."""
     import torch
@@ -111,7 +114,8 @@ def make_record(
             "limitBytes": trained.memory.limit,
             "gradientCheckpointing": trained.memory.explanation,
         },
-        "metrics": metrics,
+        "metrics": measured.values,
+        "unmeasured": measured.problems,
         "environment": {
             "python": platform.python_version(),
             "packages": {name: version(name) for name in packages},
@@ -179,7 +183,19 @@ def fit_termination_message(outcome: Outcome) -> Outcome:
 def _summary(record: dict[str, Any]) -> str:
     text = f"Trained {record['steps']} steps on {record['dataset']['rows']} rows."
     best = record.get("bestStep")
-    return text if best is None else f"{text} Step {best} was the best on held-out rows."
+    if best is not None:
+        text += f" Step {best} was the best on held-out rows."
+    # Absent from the record of an older release.
+    if problems := record.get("unmeasured"):
+        text += f" Not measured: {_by_problem(problems)}."[:NOTE_CHARACTERS]
+    return text
+
+
+def _by_problem(problems: dict[str, str]) -> str:
+    names: dict[str, list[str]] = {}
+    for name, problem in problems.items():
+        names.setdefault(problem, []).append(name)
+    return "; ".join(f"{', '.join(named)} ({problem})" for problem, named in names.items())
 
 
 def _sort_targets(path: Path) -> None:

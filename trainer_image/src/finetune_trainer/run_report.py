@@ -74,6 +74,7 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
             ("out of memory", f"step {r['step']}, taken again in passes of {_passes(r['passes'])}")
             for r in record["outOfMemory"]
         ),
+        *([("not measured", f"{', '.join(record['unmeasured'])} (run.json says why)")] if record["unmeasured"] else []),
         ("seed", str(record["seed"])),
     ]
     names = {

@@ -44,7 +44,7 @@ from finetune_trainer.errors import TrainingError
 from finetune_trainer.fingerprint import take_fingerprint
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.lora import build_lora_config
-from finetune_trainer.metrics import check_metrics, generated_metrics, measure
+from finetune_trainer.metrics import Measured, check_metrics, generated_metrics, measure
 from finetune_trainer.output import check_output
 from finetune_trainer.preflight.estimate import MemoryPlan, available_memory, largest_pass, plan_memory
 from finetune_trainer.progress import LogReporter, Reporter
@@ -99,10 +99,11 @@ class FinetuningPipeline:
         model = self.add_lora(base)
         passes = self.choose_passes(model, base, dataset)
         trained = self.train(model, base, dataset, passes)
-        measured = trained.metrics | self.evaluate(model, dataset, passes, on_gpu=base.on_gpu)
-        metrics = self.score_answers(model, base, dataset) | measured
+        metrics = trained.metrics | self.evaluate(model, dataset, passes, on_gpu=base.on_gpu)
+        answered = self.score_answers(model, base, dataset)
+        measured = Measured(answered.values | metrics, answered.problems)
         fingerprint = self.take_fingerprint(model, base)
-        committed = self.save_adapter(model, base, examples, dataset.report, fingerprint, trained, metrics)
+        committed = self.save_adapter(model, base, examples, dataset.report, fingerprint, trained, measured)
         self.clear_away()
         return self.report(committed)
 
@@ -316,20 +317,34 @@ class FinetuningPipeline:
             )
         return {name: round(value, 6) for name, value in (metrics or {}).items()}
 
-    def score_answers(self, model: Any, base: BaseModel, dataset: PreparedDataset) -> dict[str, float]:
-        """What the metrics that are asked for say of generated answers to held-out rows; empty if there are none."""
+    def score_answers(self, model: Any, base: BaseModel, dataset: PreparedDataset) -> Measured:
+        """What the metrics that are asked for say of generated answers to held-out rows; empty if there are none.
+
+        Only a stop ends the run here. Whatever else is raised costs these metrics, and not the adapter, which is trained.
+        """
         names = generated_metrics(self.config)
         if not names or dataset.evaluation is None:
-            return {}
-        from finetune_trainer.answers import answer
+            return Measured()
+        from finetune_trainer.answers import answer, why_none
+        from finetune_trainer.out_of_memory import release_memory
 
         settings, started = self.config.evaluation_settings, time.monotonic()
         questions = find_questions(dataset.evaluation.rows, settings.generated_rows)
-        answers, wanted = answer(model, base, questions, settings.max_new_tokens, self._check_stop)
-        values = {name: round(value, 6) for name, value in measure(names, answers, wanted).items()}
-        figures = " ".join(f"{name}={value:.4f}" for name, value in values.items())
-        logger.info("answers scored rows=%d %s seconds=%.1f", len(answers), figures, time.monotonic() - started)
-        return values
+        try:
+            answers, wanted = answer(model, base, questions, settings.max_new_tokens, self._check_stop)
+        except TrainingError:  # a stop
+            raise
+        except Exception as error:  # whatever a model's own code raises
+            problem = why_none(error)
+            logger.warning("metrics are left out names=%s problem=%s", ",".join(names), problem, exc_info=True)
+        else:
+            measured = measure(names, answers, wanted)
+            values = {name: round(value, 6) for name, value in measured.values.items()}
+            figures = " ".join(f"{name}={value:.4f}" for name, value in values.items())
+            logger.info("answers scored rows=%d %s seconds=%.1f", len(answers), figures, time.monotonic() - started)
+            return Measured(values, measured.problems)
+        release_memory()
+        return Measured(problems=dict.fromkeys(names, problem))
 
     def take_fingerprint(self, model: Any, base: BaseModel) -> Fingerprint:
         """Log-probabilities by which an endpoint can be shown to serve this adapter."""
@@ -345,13 +360,13 @@ class FinetuningPipeline:
         report: DatasetReport,
         fingerprint: Fingerprint,
         trained: Trained,
-        metrics: dict[str, float],
+        measured: Measured,
     ) -> Committed:
         """Write adapter, tokenizer, records and manifest into staging, and commit them."""
         staging = self.store.stage_adapter()
         model.save_pretrained(staging)
         base.tokenizer.save_pretrained(staging)
-        record = make_record(self.config, base, examples, trained, metrics)
+        record = make_record(self.config, base, examples, trained, measured)
         write_records(staging, self.config.output.adapter_name, record, report, fingerprint, trained)
         committed = self.store.commit_adapter(make_manifest(self.config, base, trained.best_step or trained.step))
         logger.info("adapter committed path=%s digest=%s", committed.path, committed.digest[:19])

@@ -124,7 +124,7 @@ def _publish(draft: Draft, attempt: Attempt, end: AttemptEnd, settings: Settings
     if attempt.pod is not None:
         accept(draft, attempt.pod)
     draft.condition(ConditionType.SCHEDULED, "True", Reason.SCHEDULED)
-    draft.condition(ConditionType.RUNNING, "False", Reason.TRAINED)
+    draft.condition(ConditionType.RUNNING, "False", Reason.TRAINED, end.message)
     draft.resume()
     message = f"Adapter {adapter.name} is at {adapter.uri} ({adapter.digest[:19]}…)."
     draft.condition(ConditionType.ADAPTER_PUBLISHED, "True", Reason.TRAINED, message)
