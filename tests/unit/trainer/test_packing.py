@@ -233,10 +233,14 @@ def test_the_rows_that_prove_packing_are_short_and_two_of_them_begin_alike() -> 
     for rows in ([long], [long, short], [long] * 9, [short]):
         sample = sample_rows(rows)
         assert all(len(row.input_ids) == len(row.labels) <= CHECKED_TOKENS for row in sample)
-        assert all(row.loss_tokens for row in sample[:-1])
+        assert all(row.loss_tokens for row in sample)
     first, *_, grafted = sample_rows([long, long])
     assert list(first.input_ids[-2:]) == [1, 2]
     assert len(build_tree([ids(*first.input_ids), ids(*grafted.input_ids[:-1], 9)])) == 3
+    answered_late = TokenRow(ids(*range(10)), ids(*[IGNORED] * 9, 9))
+    answered_early = TokenRow(ids(*range(50, 62)), ids(IGNORED, 51, *[IGNORED] * 10))
+    grafted = sample_rows([answered_late, answered_early])[-1]
+    assert (list(grafted.input_ids), grafted.loss_tokens) == ([0, 1, 2, 3, 4, 51], 1)
 
 
 @pytest.mark.model

@@ -154,13 +154,16 @@ def choose_passes(model: Any, base: BaseModel, rows: Sequence[TokenRow]) -> Pass
 
 
 def sample_rows(rows: Sequence[TokenRow]) -> list[TokenRow]:
-    """Short rows that try what packing does: rows beside each other, two of which have a common beginning."""
+    """Short rows that try what packing does: rows beside each other, two of which have a common beginning.
+
+    Both of these end with a token that has loss, by which it shows whether that beginning was seen.
+    """
     sample = [_around_loss(row) for row in heapq.nsmallest(CHECKED_ROWS, rows, key=lambda row: len(row.input_ids))]
     first, last = sample[0], sample[-1]
-    half = len(first.input_ids) // 2
+    begin, end = len(first.input_ids) // 2, len(last.input_ids) // 2
     grafted = TokenRow(
-        np.concatenate([first.input_ids[:half], last.input_ids[half:]]),
-        np.concatenate([first.labels[:half], last.labels[half:]]),
+        np.concatenate([first.input_ids[:begin], last.input_ids[end:]]),
+        np.concatenate([first.labels[:begin], last.labels[end:]]),
     )
     return [*sample, grafted]
 
