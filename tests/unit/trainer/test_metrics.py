@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny_model import LINES, as_jsonl, chat_rows
@@ -105,6 +105,7 @@ def test_where_no_space_ends_a_word_characters_are_compared(prediction: str, ref
     assert rouge_l([prediction], [reference]) == pytest.approx(common)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from("abc")), st.lists(st.sampled_from("abcd")))
 def test_rouge_l_is_that_of_the_longest_common_subsequence(predicted: list[str], wanted: list[str]) -> None:
     @functools.cache
@@ -132,7 +133,7 @@ def test_rouge_l_of_two_books_is_a_matter_of_a_moment() -> None:
 def test_packages_add_metrics() -> None:
     assert {"exact_match", "answer_match", "token_f1", "rouge_l", "shouts"} <= set(known_metrics())
     check_metrics(a_config("shouts", "exact_match", "token_f1"))
-    assert measure(["shouts", "answer_match"], ["YES", "no"], ["yes", "maybe"]).values == {
+    assert measure(["shouts", "answer_match"], ["YES", "no"], ["yes", "maybe"], lambda: None).values == {
         "shouts": 0.5,
         "answer_match": 0.5,
     }
@@ -190,13 +191,26 @@ def test_a_name_is_a_python_name(name: str) -> None:
 @pytest.mark.usefixtures("package")
 def test_a_metric_that_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     names = ["raises", "token_f1", "infinite", "says_nothing", "fails_later", "blue"]
-    measured = measure(names, ["a", "b", "c"], ["a", "b", "d"])
+    measured = measure(names, ["a", "b", "c"], ["a", "b", "d"], lambda: None)
     assert measured.values == {"token_f1": pytest.approx(2 / 3)}
     assert [*measured.problems] == [name for name in names if name != "token_f1"]
     assert (measured.problems["raises"], measured.problems["infinite"]) == ("raises KeyError ('weights')", "it is inf")
     left_out = [record.getMessage() for record in caplog.records]
     assert "name=raises problem=raises KeyError ('weights')" in left_out[0]
     assert [text.split()[4] for text in left_out] == [f"name={name}" for name in names if name != "token_f1"]
+
+
+def test_a_stop_is_heeded_before_the_next_metric() -> None:
+    stop = StopSignal()
+    calls = iter([lambda: None, stop.request])
+
+    def between() -> None:
+        next(calls)()
+        stop.check("Stopped.")
+
+    with pytest.raises(TrainingError, match=r"Stopped\."):
+        measure(["token_f1", "rouge_l", "answer_match"], ["a"], ["a"], between)
+    assert next(calls, None) is None
 
 
 def test_a_question_is_a_row_up_to_its_last_answer() -> None:

@@ -113,10 +113,13 @@ def check_metrics(config: TrainingConfig) -> None:
             )
 
 
-def measure(names: Sequence[str], predictions: Sequence[str], references: Sequence[str]) -> Measured:
-    """What each metric says, or what is wrong with it, which is logged."""
+def measure(
+    names: Sequence[str], predictions: Sequence[str], references: Sequence[str], between: Callable[[], None]
+) -> Measured:
+    """What each metric says, or what is wrong with it, which is logged; `between` is called before each, and may raise to stop."""
     measured = Measured()
     for name in names:
+        between()
         try:
             value = float(load_metric(name)(list(predictions), list(references)))
             problem = None if math.isfinite(value) else f"it is {value}"

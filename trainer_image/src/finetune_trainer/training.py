@@ -338,7 +338,7 @@ class FinetuningPipeline:
             problem = why_none(error)
             logger.warning("metrics are left out names=%s problem=%s", ",".join(names), problem, exc_info=True)
         else:
-            measured = measure(names, answers, wanted)
+            measured = measure(names, answers, wanted, self._check_stop)
             values = {name: round(value, 6) for name, value in measured.values.items()}
             figures = " ".join(f"{name}={value:.4f}" for name, value in values.items())
             logger.info("answers scored rows=%d %s seconds=%.1f", len(answers), figures, time.monotonic() - started)
