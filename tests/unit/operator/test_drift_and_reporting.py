@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from operator_objects import NOW, SETTINGS, a_service
 
@@ -90,6 +90,7 @@ def merged(target: Any, patch: Any) -> Any:
     return result
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(OBJECTS, OBJECTS)
 def test_a_patch_turns_old_into_new_and_nothing_into_nothing(old: Any, new: Any) -> None:
     assert merged(old, merge_patch(old, new)) == new
