@@ -1,10 +1,13 @@
 """Linear layers of one input computed as one: the same numbers as from each alone, in whatever way they are called."""
 
+import ctypes
+import re
+
 import pytest
 import torch
 from torch import nn
 
-from finetune_inference.linear_layers import shared_inputs, speed_up
+from finetune_inference.linear_layers import PACKED_ROWS, padded, shared_inputs, speed_up
 
 pytestmark = pytest.mark.model
 
@@ -72,3 +75,26 @@ def test_a_group_is_joined_in_place_and_packed_only_if_there_is_memory(model: Mo
     speed_up(model, shared_inputs(model), 0)
     left, right = model.block.left.weight, model.block.right.weight
     assert left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_products_are_compiled_for_many_numbers_of_rows(
+    model: Model, dtype: torch.dtype, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What oneDNN compiled stays in memory: a server that compiles for every number of rows seems to leak."""
+    model = model.to(dtype)
+    speed_up(model, shared_inputs(model), PLENTY)
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        for rows in range(1, 200):
+            model.block.out(torch.zeros(1, rows, 3 * SIZE, dtype=dtype))
+        ctypes.CDLL(None).fflush(None)
+    compiled = set(re.findall(r",exec,cpu,inner_product,.*,mb(\d+)ic", capfd.readouterr().out))
+    if not compiled:
+        pytest.skip("this CPU has no product from packed weights")
+    assert compiled == {str(padded(rows)) for rows in PACKED_ROWS[dtype] if rows < 200}
+    assert len(compiled) < 50
+
+
+def test_padding_is_none_for_few_rows_and_never_more_than_an_eighth() -> None:
+    assert [padded(rows) for rows in range(1, 17)] == list(range(1, 17))
+    assert all(rows <= padded(rows) <= rows * 9 / 8 for rows in range(1, 1000))
