@@ -1,5 +1,6 @@
 """From the adapter to the verified endpoint, against the real API server and Deployment controller."""
 
+import asyncio
 import json
 import time
 
@@ -19,10 +20,16 @@ from fake_endpoint import (
     serving_versions,
 )
 from kubelet_actor import Run, succeeding
+from operator_objects import SETTINGS
 from world import World
 
 from finetune_api.outcome import CommittedAdapter, Outcome, Result
 from finetune_api.reasons import Reason
+from finetune_api.v1alpha1 import InferenceService
+from finetune_operator.cluster import Cluster
+from finetune_operator.errors import ClusterError
+from finetune_operator.resources.child import with_hash
+from finetune_operator.resources.serving import build_deployment, with_replicas
 
 
 def service_status(world: World, name: str = "tone") -> Raw:
@@ -276,6 +283,23 @@ def test_an_autoscaler_is_made_obeyed_and_removed(world: World) -> None:
     world.api.patch("inferenceservices", world.namespace, "chat", {"spec": {"autoscaling": None}})
     wait_for("the old size", lambda: replicas(world) == 1)
     wait_for("the autoscaler to go", lambda: not world.api.list("horizontalpodautoscalers", world.namespace))
+
+
+def test_a_write_that_was_decided_on_before_the_autoscaler_wrote_is_refused(world: World) -> None:
+    serve(world, autoscaling={"minReplicas": 1, "maxReplicas": 3})
+    service = InferenceService.model_validate(world.api.get("inferenceservices", world.namespace, "chat"))
+    live = world.api.get("deployments", world.namespace, "chat-server")
+    late = with_replicas(with_hash(build_deployment(service, SETTINGS)), service, live)
+    world.api.patch("deployments", world.namespace, "chat-server", {"spec": {"replicas": 3}}, "scale")
+
+    async def write() -> None:
+        async with Cluster(str(world.plane.kubeconfig)) as cluster:
+            await cluster.apply(late)
+
+    with pytest.raises(ClusterError) as refused:
+        asyncio.run(write())
+    assert refused.value.is_conflict
+    assert replicas(world) == 3
 
 
 def requested_cpu(world: World) -> str:

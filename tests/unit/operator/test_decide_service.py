@@ -434,11 +434,13 @@ def test_an_autoscaler_decides_about_replicas_and_nobody_takes_them_back() -> No
     assert "PodDisruptionBudget" in made
     objects = live(service, ready=4, replicas=4, updatedReplicas=4)
     objects["Deployment"]["spec"]["replicas"] = 4
+    objects["Deployment"]["metadata"]["resourceVersion"] = "7"
     plan = plan_for(service, objects)
     assert (plan.apply, plan.status.phase) == ((), "Ready")
     objects["Deployment"]["spec"]["strategy"] = {"type": "Recreate"}
     (repaired,) = plan_for(service, objects).apply
     assert repaired["spec"]["replicas"] == 4
+    assert repaired["metadata"]["resourceVersion"] == "7", "an autoscaler that decides meanwhile is not overruled"
 
 
 def test_without_autoscaling_the_autoscaler_goes_and_replicas_count_again() -> None:

@@ -145,14 +145,18 @@ def max_replicas(service: InferenceService) -> int:
 def with_replicas(deployment: Manifest, service: InferenceService, live: Manifest | None) -> Manifest:
     """A Deployment to be applied, with the number of pods that an autoscaler chose.
 
-    Whoever applied the field once and leaves it out removes it, and the API server then makes it 1.
+    Whoever applied the field once and leaves it out removes it, and the API server then makes it 1. The number is that of
+    `live`: if the autoscaler changes it meanwhile, the API server refuses what was decided on an older one.
     """
     autoscaling = service.spec.autoscaling
     if autoscaling is None or "replicas" in deployment["spec"]:
         return deployment
-    now = live["spec"].get("replicas", 1) if live is not None else autoscaling.min_replicas
+    now, metadata = autoscaling.min_replicas, deployment["metadata"]
+    if live is not None:
+        now = live["spec"].get("replicas", 1)
+        metadata = {**metadata, "resourceVersion": live["metadata"]["resourceVersion"]}
     size = min(max(now, autoscaling.min_replicas), autoscaling.max_replicas)
-    return {**deployment, "spec": {"replicas": size, **deployment["spec"]}}
+    return {**deployment, "metadata": metadata, "spec": {"replicas": size, **deployment["spec"]}}
 
 
 def build_autoscaler(service: InferenceService, wanted: Autoscaling) -> Manifest:
