@@ -73,7 +73,7 @@ soak-server: setup ## Overload, abandon and confuse a real server for some minut
 	$(call timed,soak of the server,PYTHONPATH=tests/support:tests/cluster $(PY) tests/soak/run.py)
 
 .PHONY: binaries
-binaries: setup ## Build etcd, Kubernetes, CoreDNS and helm (once per version)
+binaries: setup ## Build etcd, Kubernetes, CoreDNS, helm and the metrics server (once per version)
 	$(call timed,cluster binaries,$(CLUSTER) binaries)
 
 .PHONY: test-apiserver

@@ -137,6 +137,7 @@ def how_to_go_on(target: cluster.Target, finished: job.Finished) -> str:
         *target.hints,
         f"kubectl --namespace {namespace} get finetunejobs,inferenceservices.finetune.dev,pods",
         f"kubectl --namespace {namespace} describe finetunejob {job.NAME}",
+        *([f"kubectl --namespace {namespace} top pods"] if target.local else []),
         f"kubectl --namespace {namespace} port-forward service/{finished.service} 8000:80 &",
         f"curl -s localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
         "",

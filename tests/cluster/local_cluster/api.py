@@ -22,11 +22,13 @@ Manifest = dict[str, Any]
 """A Kubernetes object as JSON."""
 
 _COLLECTIONS = {
+    "APIService": "/apis/apiregistration.k8s.io/v1/apiservices",
     "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
     "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
     "Namespace": "/api/v1/namespaces",
     "PersistentVolume": "/api/v1/persistentvolumes",
     "PersistentVolumeClaim": "/api/v1/namespaces/{namespace}/persistentvolumeclaims",
+    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
     "Service": "/api/v1/namespaces/{namespace}/services",
     "StorageClass": "/apis/storage.k8s.io/v1/storageclasses",
 }

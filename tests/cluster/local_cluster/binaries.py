@@ -91,6 +91,12 @@ _HELM = Source(
 _KUBECONFORM = Source(
     name="kubeconform", module="github.com/yannh/kubeconform", version="v0.7.0", link_flags="-X main.version=v0.7.0"
 )
+_METRICS_SERVER = Source(
+    name="metrics-server",
+    module="sigs.k8s.io/metrics-server",
+    version="v0.9.0",
+    link_flags="-X k8s.io/client-go/pkg/version.gitVersion=v0.9.0",
+)
 _VERSITYGW = Source(name="versitygw", module="github.com/versity/versitygw", version="v1.8.0")
 
 BINARIES: dict[str, Binary] = {
@@ -104,6 +110,7 @@ BINARIES: dict[str, Binary] = {
     "coredns": Binary(_COREDNS, "github.com/coredns/coredns"),
     "helm": Binary(_HELM, "helm.sh/helm/v3/cmd/helm"),
     "kubeconform": Binary(_KUBECONFORM, "github.com/yannh/kubeconform/cmd/kubeconform"),
+    "metrics-server": Binary(_METRICS_SERVER, "sigs.k8s.io/metrics-server/cmd/metrics-server"),
     "versitygw": Binary(_VERSITYGW, "github.com/versity/versitygw/cmd/versitygw"),
 }
 """Everything that is compiled, in the order of the builds: what the API server tests need comes first."""

@@ -25,13 +25,14 @@ class KeyPair:
 class CertificateAuthority:
     """Signs client and server certificates into its own folder."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str = "local-cluster-ca") -> None:
         self.directory = directory
+        self.name = name
         self.pair = KeyPair(directory / "ca.crt", directory / "ca.key")
 
     def create(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._request("ca", "/CN=local-cluster-ca", ["keyUsage=critical,keyCertSign,cRLSign,digitalSignature"], [])
+        self._request("ca", f"/CN={self.name}", ["keyUsage=critical,keyCertSign,cRLSign,digitalSignature"], [])
 
     def issue_server(self, name: str, addresses: Sequence[str], common_name: str | None = None) -> KeyPair:
         """A certificate for a server that is reached by these host names and IP addresses."""

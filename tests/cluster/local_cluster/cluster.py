@@ -21,6 +21,7 @@ from local_cluster.binaries import ensure_binaries, search_path
 from local_cluster.controlplane import ControlPlane, NodeAccess, Ports
 from local_cluster.errors import ClusterError
 from local_cluster.layout import API_SERVER_PORT, BRIDGE_ADDRESS, NODE_NAME, SERVICE_RANGE, Layout
+from local_cluster.metrics import MetricsServer
 from local_cluster.packages import ensure_packages
 from local_cluster.processes import Supervisor
 from local_cluster.progress import say, step
@@ -76,6 +77,7 @@ class Cluster:
             supervisor=self.supervisor,
         )
         self.node = node.Node(layout, self.control_plane.authority, self.control_plane.url)
+        self.metrics = MetricsServer(layout, self.control_plane.authority, self.control_plane.url)
 
     def up(self) -> None:
         """Return with a Ready node; safe to repeat, and after an interruption at any point."""
@@ -100,7 +102,7 @@ class Cluster:
 
     def status(self) -> list[ComponentStatus]:
         known = [component.name for component in self.control_plane.components()]
-        names = [*known, "registry", "containerd", "kubelet", "kube-proxy", "coredns"]
+        names = [*known, "registry", "containerd", "kubelet", "kube-proxy", "coredns", "metrics-server"]
         return [self._component_status(name) for name in names]
 
     def node_ready(self) -> bool:
@@ -155,13 +157,16 @@ class Cluster:
             self.supervisor.wait_until_healthy(containerd)
         with step("API server, controllers and scheduler are healthy"):
             self.control_plane.wait_until_ready()
-        with step("kubelet, cluster DNS and service proxy"):
+        with step("kubelet, cluster DNS, service proxy and metrics server"):
             self._start_node()
         with step("storage class and volumes"):
             create_storage_class(self.control_plane.admin)
             recycle_volumes(self.control_plane.admin, self.layout)
         with step("node Ready"):
             node.wait_until_ready(self.control_plane.admin)
+        with step("metrics server"):
+            self.supervisor.wait_until_healthy(self.metrics.component())
+            self.metrics.register(self.control_plane.admin)
 
     def _start_node(self) -> None:
         api = self.control_plane.admin
@@ -170,6 +175,9 @@ class Cluster:
         for manifest in (_DNS_ROLE, _DNS_ROLE_BINDING):
             api.apply(manifest)
         self.supervisor.start(self.node.coredns())
+        self.metrics.grant(api)
+        self.metrics.write_files()
+        self.supervisor.start(self.metrics.component())
         node.wait_for_registration(api)
         self.supervisor.start(self.node.kube_proxy())
         for component in (self.node.kubelet(), self.node.coredns(), self.node.kube_proxy()):

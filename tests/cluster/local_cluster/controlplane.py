@@ -32,6 +32,9 @@ from local_cluster.errors import ClusterError
 from local_cluster.layout import SERVICE_RANGE
 from local_cluster.processes import Component, Supervisor
 
+FRONT_PROXY = "front-proxy-client"
+"""The name that the API server has where it passes requests on, with the names of those who made them."""
+
 START_ATTEMPTS = 3
 """Free ports are found before they are used, so another process may be faster; then new ones are tried."""
 
@@ -97,6 +100,9 @@ class ControlPlane:
         self.audit_log = directory / "audit.log"
         self.kubeconfig = directory / "admin.kubeconfig"
         self.authority = CertificateAuthority(directory / "pki")
+        self.front_proxy_authority = CertificateAuthority(
+            directory / "pki" / "front-proxy", "local-cluster-front-proxy-ca"
+        )
         self._wanted_ports = ports
         self._ports = ports
         self._supervisor = supervisor or Supervisor(directory / "processes", directory / "logs", detached=False)
@@ -246,6 +252,7 @@ class ControlPlane:
             command += [f"--kubelet-client-key={kubelet_client.key}"]
             command += [f"--kubelet-certificate-authority={self.ca_file}"]
             command += ["--kubelet-preferred-address-types=InternalIP"]
+            command += self._aggregation_flags()
         if not self.controllers:
             # Nobody creates the service account `default`, which this plugin wants for every pod.
             command += ["--disable-admission-plugins=ServiceAccount"]
@@ -255,6 +262,19 @@ class ControlPlane:
             healthy=self.admin.ready,
             files=(policy, server.certificate),
         )
+
+    def _aggregation_flags(self) -> list[str]:
+        """Groups of the API may be served by other processes, such as the metrics server."""
+        front_proxy = self._front_proxy()
+        return [
+            f"--requestheader-client-ca-file={self.front_proxy_authority.pair.certificate}",
+            f"--requestheader-allowed-names={FRONT_PROXY}",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            f"--proxy-client-cert-file={front_proxy.certificate}",
+            f"--proxy-client-key-file={front_proxy.key}",
+        ]
 
     def _controller_manager(self) -> Component:
         kubeconfig = self.directory / "controller-manager.kubeconfig"
@@ -302,6 +322,8 @@ class ControlPlane:
     def _write_files(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._issue_certificates()
+        if self.node is not None:
+            self._issue_front_proxy_certificate()
         verbs = WRITE_VERBS + (READ_VERBS if self.audit_reads else ())
         templates.write("audit-policy.yaml", self.directory / "audit-policy.yaml", audited_verbs=json.dumps(verbs))
         for name, pair in (
@@ -332,6 +354,19 @@ class ControlPlane:
             for result in [pool.submit(job) for job in jobs]:
                 result.result()
         complete.touch()
+
+    def _issue_front_proxy_certificate(self) -> None:
+        """By an authority of its own: whoever it vouches for may speak in anybody's name."""
+        complete = self.front_proxy_authority.directory / "complete"
+        if complete.exists():
+            return
+        self.front_proxy_authority.create()
+        self.front_proxy_authority.issue_client(FRONT_PROXY, FRONT_PROXY)
+        complete.touch()
+
+    def _front_proxy(self) -> KeyPair:
+        directory = self.front_proxy_authority.directory
+        return KeyPair(directory / f"{FRONT_PROXY}.crt", directory / f"{FRONT_PROXY}.key")
 
     def _pair(self, name: str) -> KeyPair:
         return KeyPair(self.authority.directory / f"{name}.crt", self.authority.directory / f"{name}.key")
