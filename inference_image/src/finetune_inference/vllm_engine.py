@@ -62,7 +62,6 @@ from finetune_inference.lora_merge import merge
 from finetune_inference.model_config import (
     CACHE_SHARE,
     NOT_NUMBERS,
-    PREFILL_TOKENS,
     context_length,
     precision_on,
     token_ids,
@@ -72,6 +71,8 @@ from finetune_inference.schemas import MAX_TOP_LOGPROBS
 
 log = logging.getLogger(__name__)
 
+STEP_TOKENS = 256
+"""Of prompts and answers together, on a CPU; it also bounds the logits of scored prompts."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM can be told as the highest rank of an adapter."""
 LEAST_TOP_P = 1e-9
@@ -304,7 +305,7 @@ class VllmEngine:
         if device == "cpu":
             # Compiling takes minutes and a compiler, and vLLM would take most of the machine for keys and values.
             arguments["enforce_eager"] = True
-            arguments["max_num_batched_tokens"] = max(PREFILL_TOKENS["cpu"], self.capacity)
+            arguments["max_num_batched_tokens"] = max(STEP_TOKENS, self.capacity)
             arguments["kv_cache_memory_bytes"] = max(0, spare_memory() - weights) // CACHE_SHARE
         if self._settings.max_cached_tokens:
             block = 128 if device == "cpu" else 16

@@ -184,7 +184,7 @@ def test_the_base_is_itself_beside_as_many_adapters_as_fit_in_one_step(
     first, *together = SERVED[:3]
     full = Runs(models / "base", {name: tuned[name] for name in (first, *together)}, max_batched_adapters=len(together))
     names: list[str | None] = [None, *together]
-    requests = {i: full.request(prompt[:20], names[i % len(names)]) for i, prompt in enumerate(prompts[:9])}
+    requests = {i: full.request(prompt[:10], names[i % len(names)]) for i, prompt in enumerate(prompts[:9])}
     for key, request in requests.items():
         full.add(key, request)
     full.step()
