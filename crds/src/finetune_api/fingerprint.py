@@ -82,7 +82,8 @@ class Observation:
     tuned: list[float]
     """With `model` = the adapter's name."""
     base: list[float] | None
-    """With `model` = the base model's name; None if the endpoint serves no base model, because the adapter is merged into it."""
+    """With `model` = the base model's name; None if it was not asked for, or the endpoint serves none because the adapter is
+    merged into it."""
 
 
 def judge(fingerprint: Fingerprint, observed: list[Observation]) -> tuple[Verdict, str]:

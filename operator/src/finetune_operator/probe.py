@@ -9,7 +9,7 @@ that one is compared by itself, with vLLM's /tokenize, which our own server has 
 import asyncio
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -132,12 +132,14 @@ async def probe_adapter(
     timeout = aiohttp.ClientTimeout(total=timeout_seconds * len(fingerprint.probes))
     try:
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            tuned, bases, rendered = await asyncio.gather(
+            tuned, scored_base, rendered = await asyncio.gather(
                 asyncio.gather(*(_score(session, url, adapter, probe) for probe in fingerprint.probes)),
-                asyncio.gather(*(_score_base(session, url, base, probe) for probe in fingerprint.probes)),
+                # One tells another base model, or one that the adapter has got into; each costs clients time.
+                _score_base(session, url, base, fingerprint.probes[0]),
                 _rendered(session, url, adapter, fingerprint.chat),
             )
-        observed = [Observation(tuned=t, base=b) for t, b in zip(tuned, bases, strict=True)]
+        observed = [Observation(tuned=scores, base=None) for scores in tuned]
+        observed[0] = replace(observed[0], base=scored_base)
         verdict, message = judge(fingerprint, observed)
     except _NoAnswerError as problem:
         return _result("Unknown", Reason.ENDPOINT_UNREACHABLE, str(problem))

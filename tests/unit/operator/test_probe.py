@@ -5,8 +5,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fake_endpoint import BASE, FINGERPRINT, TUNED, Behaviour, FakeEndpoint, failing, merged, refusing, serving
+from fake_endpoint import BASE, FINGERPRINT, TUNED, Behaviour, FakeEndpoint, failing, merged, refusing, scores, serving
 
+from finetune_api.fingerprint import Fingerprint
 from finetune_api.serving import PromotionRequest
 from finetune_operator.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter, promote
 
@@ -17,9 +18,11 @@ def endpoint() -> Iterator[FakeEndpoint]:
         yield endpoint
 
 
-def probe(endpoint: FakeEndpoint, behaviour: Behaviour, timeout: float = 5) -> ProbeResult:
+def probe(
+    endpoint: FakeEndpoint, behaviour: Behaviour, timeout: float = 5, fingerprint: Fingerprint = FINGERPRINT
+) -> ProbeResult:
     endpoint.behaviours["ml"] = behaviour
-    return asyncio.run(probe_adapter(f"{endpoint.url}/ml/pod", "tone", "tiny", FINGERPRINT, timeout))
+    return asyncio.run(probe_adapter(f"{endpoint.url}/ml/pod", "tone", "tiny", fingerprint, timeout))
 
 
 def answering(body: object) -> Behaviour:
@@ -74,6 +77,22 @@ def test_the_probe_scores_and_generates_nothing() -> None:
         "max_tokens": 0,
     }
     assert base["model"] == "tiny"
+
+
+SEVERAL = FINGERPRINT.model_copy(update={"probes": FINGERPRINT.probes * 3})
+
+
+def test_the_base_model_is_asked_for_one_of_several_probes() -> None:
+    with FakeEndpoint() as endpoint:
+        result = probe(endpoint, serving("tone"), fingerprint=SEVERAL)
+    assert result.verified == "True"
+    assert sorted(request["model"] for _, request in endpoint.requests) == ["tiny", "tone", "tone", "tone"]
+
+
+def test_a_base_model_that_the_adapter_has_got_into_is_noticed(endpoint: FakeEndpoint) -> None:
+    result = probe(endpoint, lambda _: scores(TUNED), fingerprint=SEVERAL)
+    assert (result.verified, result.reason) == ("False", "AdapterIncompatible")
+    assert "base model is not the one" in result.message
 
 
 CHAT = FINGERPRINT.model_copy(update={"chat": "What is the capital of France?"})
