@@ -4,6 +4,7 @@ What is served (base model, adapters, precision) is a `finetune_api.serving.Serv
 the pod. How this process serves it (queue, limits, threads, address) is `Settings`, read from the environment.
 """
 
+import ctypes
 import math
 import os
 from pathlib import Path
@@ -172,6 +173,14 @@ def spare_memory() -> int:
     allowed = min([page * os.sysconf("SC_PHYS_PAGES"), *(limit for limit in limits if limit)])
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
     return max(0, allowed - resident)
+
+
+def give_back_memory() -> None:
+    """Give the system back what was freed. glibc keeps what loading took at its peak: 260 MiB beside a model of 540."""
+    libc = ctypes.CDLL(None)
+    # Other C libraries have no such function, and keep less.
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _number_in(path: Path) -> int | None:

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from finetune_api.serving import ServingConfig
 from finetune_inference.adapters import VerifiedAdapter
 from finetune_inference.batched_model import BatchedModel
-from finetune_inference.config import Settings, available_cpus, spare_memory
+from finetune_inference.config import Settings, available_cpus, give_back_memory, spare_memory
 from finetune_inference.engine import Event, Failed, Finished, ModelFacts, ModelLoadError, TokenRequest
 from finetune_inference.kv_cache import KVCache
 from finetune_inference.linear_layers import shared_inputs, speed_up
@@ -84,9 +84,12 @@ class TransformersEngine:
         )
         if merged:
             merge(model, LoraLoader(model).load(merged))
+        # What can be kept beside the model is counted next.
+        give_back_memory()
         self._model = self._piece_model(model)
         # Last, because it imports peft beside whatever comes next.
         self._loader = LoraLoader(model)
+        give_back_memory()
         return self._facts
 
     def load_adapter(self, adapter: VerifiedAdapter) -> LoadedLora:
