@@ -47,14 +47,18 @@ def shared_inputs(model: nn.Module) -> list[list[str]]:
     return [group for group in groups if all(paths.count(path) == 1 for path in group)]
 
 
-def speed_up(model: nn.Module, groups: Sequence[Sequence[str]], spare_bytes: int) -> None:
-    """Have each group of layers compute as one, from packed weights if those take no more than `spare_bytes`."""
+def speed_up(model: nn.Module, groups: Sequence[Sequence[str]], spare_bytes: int) -> int:
+    """Have each group of layers compute as one, from packed weights if those take no more than `spare_bytes`.
+
+    Returns the bytes of what can be packed.
+    """
     joined = [_Group([model.get_submodule(path) for path in group]) for group in groups if _can_join(model, group)]
-    if sum(group.weight.nbytes for group in joined) > spare_bytes:
-        return
-    for group in joined:
-        if _can_pack(group.weight.dtype):
+    packable = [group for group in joined if _can_pack(group.weight.dtype)]
+    needed = sum(group.weight.nbytes for group in packable)
+    if needed <= spare_bytes:
+        for group in packable:
             group.pack()
+    return needed
 
 
 class _Group:

@@ -40,8 +40,8 @@ from finetune_inference.sequence import Sequence
 
 log = logging.getLogger(__name__)
 
-PACKED_SHARE = 4
-"""A quarter of the memory that the model leaves may be taken by a second, packed copy of its weights."""
+PACKED_SHARE = 3
+"""A third of the memory that the model leaves may be taken by a second, packed copy of its weights."""
 
 
 class TransformersEngine:
@@ -209,7 +209,7 @@ class TransformersEngine:
         own_attention = model.config._attn_implementation  # noqa: SLF001 - transformers has no other name for it
         reference = reference_logits(model, self._facts.vocabulary_size)
         if self._device.type == "cpu":
-            speed_up(model, groups, spare_memory() // PACKED_SHARE)
+            self._speed_up(model, groups)
         cache = KVCache(self._facts.context_length, CACHED_TOKENS)
         try:
             batched = BatchedModel(model, lora, cache, takes_logits_to_keep=takes_logits_to_keep)
@@ -225,6 +225,12 @@ class TransformersEngine:
         # What a token takes is not known here; the longest sequence has to fit anyway.
         budget = max(self._facts.context_length, self._settings.max_cached_tokens or 0)
         return PlainModel(model, lora, budget=budget, takes_logits_to_keep=takes_logits_to_keep)
+
+    def _speed_up(self, model: Any, groups: list[list[str]]) -> None:
+        spare = spare_memory() // PACKED_SHARE
+        needed = speed_up(model, groups, spare)
+        kept = "kept packed as well" if needed <= spare else "not kept packed as well, which would be faster"
+        log.info("weights are %s: %d MiB, and %d MiB are to be had", kept, needed >> 20, spare >> 20)
 
     def _cache_tokens(self, bytes_per_token: int) -> int:
         """Tokens whose keys and values are kept."""
