@@ -96,6 +96,8 @@ class ServicePlan:
     """To be set once the status is written: they follow from it."""
     probes: tuple[ProbeRequest, ...] = ()
     """What to ask pods once the status is written; then decide again with the answers."""
+    is_switch: bool = False
+    """The status names other versions than servers were told of: they are to be told once it is written."""
     events: tuple[EventDraft, ...] = ()
     requeue_after: float | None = None
 
@@ -228,8 +230,7 @@ def _with_next_look(
     """The plan that also says whom to ask next, and when to look again."""
     adapters, after = plan.status.adapters, service.model_copy(update={"status": plan.status})
     if not is_rolling(service) and build_adapter_list(after, settings) != build_adapter_list(service, settings):
-        # The new list follows once the status says which version was chosen.
-        return replace(plan, requeue_after=0.0)
+        return replace(plan, is_switch=True, requeue_after=0.0)
     requests = tuple(
         request
         for adapter, status in zip(service.spec.adapters, adapters, strict=True)

@@ -164,6 +164,10 @@ async def _verify(context: Context, plan: ServicePlan, service: InferenceService
         context, INFERENCE_SERVICES, after, INFERENCE_SERVICE_KIND, service.status, plan.status, plan.events
     )
     await _set_gates(context, service, plan.gates)
+    if plan.is_switch:
+        # Clients wait for it: the next pass would read all of this once more, to do the same.
+        service = service.model_copy(update={"status": plan.status})
+        await _act(context, service, decide_service(service, seen, {}, datetime.now(UTC), context.settings))
     return Pass(requeue_after=plan.requeue_after)
 
 
