@@ -47,6 +47,7 @@ class PromotionRequest(SpecModel):
 
     candidate: Annotated[str, Field(description="candidate is its name in the list.", min_length=1, max_length=80)]
     token: Annotated[str, Field(description="token that was made for this candidate.", min_length=1, max_length=512)]
+    digest: Annotated[str | None, Field(description="digest of the version that was proven, if known.")] = None
 
 
 def token_digest(token: str) -> str:

@@ -34,7 +34,7 @@ from pathlib import Path
 from finetune_api.serving import ServedAdapter, ServingConfig
 from finetune_inference.adapter_list import AdapterListError, Watcher, read_adapter_list
 from finetune_inference.adapters import AdapterRefusedError, Limits, verify
-from finetune_inference.catalogue import Catalogue, ServedModel
+from finetune_inference.catalogue import Catalogue, ServedModel, UnknownModelError
 from finetune_inference.config import Settings, spare_memory
 from finetune_inference.engine import (
     Engine,
@@ -182,14 +182,17 @@ class InferenceService:
         """A model that made room for others, back in memory; takes as long as loading it. Raises as `model` does."""
         return self._loaded_catalogue().read_again(name)
 
-    def promote(self, candidate: str, token: str) -> None:
+    def promote(self, candidate: str, token: str, digest: str | None = None) -> None:
         """Let an adapter's own name mean its candidate from now on, as the next list will say.
 
+        `digest` is that of the version that was proven, if known: one whose folder was replaced may be another one here.
         Raises NotReadyError, UnknownModelError or WrongTokenError.
         """
         catalogue = self._loaded_catalogue()
         with self._applying:
             loaded = catalogue.get(candidate).adapter
+            if loaded and digest not in (None, loaded.digest):
+                raise UnknownModelError(f"The candidate {candidate!r} is {loaded.digest} here, and not {digest}.")
             name = self._listed.promote(candidate, token, loaded.digest if loaded else None)
             self._apply(catalogue)
         log.info("promoted %s to %s", candidate, name)

@@ -16,5 +16,5 @@ async def promote(body: PromotionRequest, request: Request) -> Response:
     """Answers when the adapter's own name means the candidate; requests that run keep the version they began with."""
     serving: Serving = request.app.state.serving
     loop = asyncio.get_running_loop()
-    await loop.run_in_executor(serving.reading, serving.service.promote, body.candidate, body.token)
+    await loop.run_in_executor(serving.reading, serving.service.promote, body.candidate, body.token, body.digest)
     return Response(status_code=204)

@@ -179,6 +179,18 @@ def test_a_candidate_without_digest_is_promoted_as_it_was_proven(
     assert answer(service, "tone") == answer(server.service, "rude")
 
 
+def test_a_candidate_of_another_version_than_was_proven_is_not_promoted(
+    hot: Callable[..., InferenceService], models: Path, listed: Path, candidate: ServedAdapter
+) -> None:
+    publish(listed, tone=models / "formal", candidate=candidate.model_copy(update={"digest": None}))
+    service = hot()
+    with pytest.raises(UnknownModelError, match=rf"'tone@1' is {candidate.digest} here, and not sha256:0"):
+        service.promote("tone@1", TOKEN, f"sha256:{'0' * 64}")
+    assert service.model("tone").root == str(models / "formal")
+    service.promote("tone@1", TOKEN, candidate.digest)
+    assert service.model("tone").root == candidate.path
+
+
 def test_a_candidate_that_is_not_loaded_is_not_promoted(
     hot: Callable[..., InferenceService], models: Path, listed: Path, candidate: ServedAdapter
 ) -> None:
@@ -207,7 +219,9 @@ def test_only_who_wrote_the_list_can_promote(models: Path, listed: Path, candida
             answer = client.post(PROMOTE_PATH, json={"candidate": name, "token": token})
             assert (answer.status_code, answer.json()["error"]["code"]) == expected
         assert client.get("/v1/models/tone").json()["root"] == str(models / "formal")
-        request = PromotionRequest(candidate="tone@1", token=TOKEN)
+        other = PromotionRequest(candidate="tone@1", token=TOKEN, digest=f"sha256:{'0' * 64}")
+        assert client.post(PROMOTE_PATH, json=other.to_dict()).status_code == 404
+        request = PromotionRequest(candidate="tone@1", token=TOKEN, digest=candidate.digest)
         answers = [client.post(PROMOTE_PATH, json=request.to_dict()).status_code for _ in range(2)]
         assert answers == [204, 404], "done once, there is no such candidate"
         assert client.get("/v1/models/tone").json()["digest"] == candidate.digest

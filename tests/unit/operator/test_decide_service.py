@@ -237,8 +237,8 @@ def test_a_proven_candidate_is_promoted_where_it_is_listed_and_nowhere_else() ->
     entries = json.loads(old_list["data"]["adapters.json"])["adapters"]
     assert ["promotion" in entry for entry in entries] == [False, True], "only the candidate can be promoted"
     assert entries[1]["promotion"]["name"] == "a"
-    assert [(r.candidate, token_digest(r.token)) for r in found.promote] == [
-        (candidate, entries[1]["promotion"]["tokenDigest"])
+    assert [(r.candidate, token_digest(r.token), r.digest) for r in found.promote] == [
+        (candidate, entries[1]["promotion"]["tokenDigest"], NEWER["digest"])
     ]
     assert [child["kind"] for child in found.apply] == ["ConfigMap"], "and the list says the same from now on"
     assert [pod.name for pod in found.refresh] == ["s0"]

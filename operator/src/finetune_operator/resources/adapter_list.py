@@ -98,9 +98,11 @@ def promotions(service: InferenceService, live: Manifest | None, settings: Setti
     known = {status.name: status for status in service.status.adapters}
     requests = []
     for adapter in service.spec.adapters:
-        token = promotion_token(service, adapter, settings)
-        if token is not None and candidate_name(adapter) in candidates and is_served(adapter, known.get(adapter.name)):
-            requests.append(PromotionRequest(candidate=candidate_name(adapter), token=token))
+        token, name = promotion_token(service, adapter, settings), candidate_name(adapter)
+        status = known.get(adapter.name)
+        served = status.served if status is not None else None
+        if token is not None and served is not None and name in candidates and is_served(adapter, status):
+            requests.append(PromotionRequest(candidate=name, token=token, digest=served.digest))
     return tuple(requests)
 
 
