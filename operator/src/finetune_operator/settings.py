@@ -18,6 +18,11 @@ def parse_namespaces(value: object) -> object:
     return frozenset(part.strip() for part in value.split(",") if part.strip())
 
 
+def parse_key(value: object) -> object:
+    """None for an empty text, which everybody knows; anything else is left to pydantic."""
+    return None if value == "" else value
+
+
 BINARY_UNITS: Final = {"Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 GPU_MEMORY_PATTERN: Final = "^[0-9]+(Mi|Gi|Ti)$"
 
@@ -78,9 +83,9 @@ class Settings(BaseSettings):
     server_url_template: str | None = None
     """URL of a server pod instead of its own address, with {pod} and {namespace}: for an operator outside the cluster."""
 
-    promotion_key: SecretStr | None = None
-    """Key of the tokens by which proven versions of adapters get their traffic at once. Unset, each process makes one of its
-    own: what is on the way while it restarts then comes with the kubelet, a second later."""
+    promotion_key: Annotated[SecretStr | None, BeforeValidator(parse_key)] = None
+    """Key of the tokens by which proven versions of adapters get their traffic at once. Unset or empty, each process makes one
+    of its own: what is on the way while it restarts then comes with the kubelet, a second later."""
 
     resync_seconds: float = 15.0
     """Seconds between two LISTs of our kinds. A lost event is made good within this time."""

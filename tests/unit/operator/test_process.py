@@ -32,6 +32,16 @@ def test_settings_come_from_the_environment_and_secrets_are_not_shown(monkeypatc
     assert "pa55" not in repr(settings)
 
 
+def test_an_empty_key_of_promotions_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_OPERATOR_PROMOTION_KEY", "")
+    assert Settings().promotion_key is None, "anybody could make tokens with it"
+    monkeypatch.setenv("FINETUNE_OPERATOR_PROMOTION_KEY", "a key")
+    settings = Settings()
+    assert settings.promotion_key is not None
+    assert settings.promotion_key.get_secret_value() == "a key"
+    assert "a key" not in repr(settings)
+
+
 def test_the_rights_hold_nothing_dangerous() -> None:
     granted = {(rule.group, rule.resource): set(rule.verbs) for rule in rules()}
     for (group, resource), verbs in granted.items():
