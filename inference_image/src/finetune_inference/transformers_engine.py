@@ -229,6 +229,9 @@ class TransformersEngine:
     def _speed_up(self, model: Any, groups: list[list[str]]) -> None:
         spare = spare_memory() // PACKED_SHARE
         needed = speed_up(model, groups, spare)
+        if not needed:
+            log.info("weights are not kept packed as well: there is no product from such in %s here", self._facts.dtype)
+            return
         kept = "kept packed as well" if needed <= spare else "not kept packed as well, which would be faster"
         log.info("weights are %s: %d MiB, and %d MiB are to be had", kept, needed >> 20, spare >> 20)
 

@@ -376,6 +376,36 @@ def test_a_short_context_is_batched_all_the_same(models: Path, caplog: pytest.Lo
 
 
 @only_ours
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, "weights are kept packed as well: "),
+        ({"spare_memory": lambda: 0}, "weights are not kept packed as well, which would be faster: "),
+        (
+            {"speed_up": lambda *_: 0},
+            "weights are not kept packed as well: there is no product from such in float32 here",
+        ),
+    ],
+    ids=["packed", "no memory", "no product"],
+)
+def test_whether_weights_are_packed_is_said(
+    models: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, Any],
+    expected: str,
+) -> None:
+    from finetune_inference import transformers_engine
+
+    for name, function in changed.items():
+        monkeypatch.setattr(transformers_engine, name, function)
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
+    with caplog.at_level("INFO"):
+        transformers_engine.TransformersEngine(config, Settings(threads=1, max_cached_tokens=1000)).load_model()
+    assert expected in caplog.text
+
+
+@only_ours
 def test_a_model_that_nobody_uses_any_more_leaves_memory(models: Path) -> None:
     runs = Runs(models / "base", {})
     module = weakref.ref(runs.engine._model._model)

@@ -72,7 +72,8 @@ def test_a_layer_of_a_group_answers_alone_too(model: Model) -> None:
 
 
 def test_a_group_is_joined_in_place_and_packed_only_if_there_is_memory(model: Model) -> None:
-    speed_up(model, shared_inputs(model), 0)
+    needed = speed_up(model, shared_inputs(model), 0)
+    assert needed == sum(layer.weight.nbytes for layer in (model.block.left, model.block.right, model.block.out))
     left, right = model.block.left.weight, model.block.right.weight
     assert left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
 
