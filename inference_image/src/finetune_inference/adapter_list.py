@@ -1,7 +1,7 @@
 """The list of adapters that changes while the server runs: a file, looked at twice a second or more.
 
-Whoever may write the file says what is served: there is no route for it, and so none to protect. In a pod it is a key of a
-mounted ConfigMap (kubelet exchanges those whole, behind a symbolic link), elsewhere any file that is replaced by renaming.
+Whoever may write the file says what is served: the one route that changes it (`promote`) obeys nobody else. In a pod it is a key
+of a mounted ConfigMap (kubelet exchanges those whole, behind a symbolic link), elsewhere any file that is replaced by renaming.
 The document is `{"adapters": [{"name": …, "path": …, "digest": …}]}`; without the file there are no such adapters.
 """
 
