@@ -17,7 +17,7 @@ from finetune_api.constants import MAX_TERMINATION_BYTES
 from finetune_api.fingerprint import MIN_EFFECT, Fingerprint, Observation, Verdict, judge
 from finetune_api.outcome import Outcome, Progress, Result
 from finetune_api.reasons import Reason
-from finetune_trainer.artifacts import RunStore
+from finetune_trainer.artifacts import Committed, RunStore
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
@@ -130,6 +130,21 @@ def test_an_outcome_that_grows_too_large_loses_probes_but_never_its_adapter(fini
     assert fitted.adapter is not None
     assert fitted.adapter.fingerprint is not None
     assert len(fitted.adapter.fingerprint.probes) == 2
+
+
+def test_why_metrics_failed_takes_little_room_in_an_outcome_whatever_its_script(finished: Any, tmp_path: Path) -> None:
+    from finetune_trainer.run_record import make_outcome
+
+    folder = tmp_path / "adapter"
+    shutil.copytree(finished.adapter, folder)
+    record = json.loads((folder / "run.json").read_text()) | {"unmeasured": {"rouge_l": "字" * 300}}
+    (folder / "run.json").write_text(json.dumps(record))
+    manifest, digest = read_verified(finished.adapter)
+    outcome = make_outcome(Committed(folder, manifest, digest), tmp_path, None)
+    said, _, note = outcome.message.partition(" Not measured: ")
+    assert said == finished.outcome.message
+    assert note.startswith("rouge_l (字")
+    assert len(outcome.message.encode()) <= len(said.encode()) + 500
 
 
 def test_stock_peft_loads_the_adapter_and_gives_the_fingerprints_log_probabilities(

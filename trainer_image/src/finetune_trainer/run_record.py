@@ -37,7 +37,7 @@ AVERAGED_STEPS: Final = 10
 """Last steps whose mean loss is the metric train_loss: one step's loss depends on its few rows too much."""
 OUTCOME_BYTES: Final = MAX_TERMINATION_BYTES - 512
 """Size that an Outcome with its fingerprint may have; what is left is room for longer names and numbers."""
-NOTE_CHARACTERS: Final = 500
+NOTE_BYTES: Final = 500
 """Most that an Outcome tells of metrics that failed, since it has probes to carry; the record tells all."""
 RECORDED_PACKAGES: Final = ("finetune-trainer", "torch", "transformers", "peft", "tokenizers", "accelerate")
 
@@ -187,7 +187,8 @@ def _summary(record: dict[str, Any]) -> str:
         text += f" Step {best} was the best on held-out rows."
     # Absent from the record of an older release.
     if problems := record.get("unmeasured"):
-        text += f" Not measured: {_by_problem(problems)}."[:NOTE_CHARACTERS]
+        note = f" Not measured: {_by_problem(problems)}."
+        text += note.encode()[:NOTE_BYTES].decode(errors="ignore")
     return text
 
 
