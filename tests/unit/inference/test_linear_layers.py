@@ -84,14 +84,13 @@ def test_few_products_are_compiled_for_many_numbers_of_rows(
 ) -> None:
     """What oneDNN compiled stays in memory: a server that compiles for every number of rows seems to leak."""
     model = model.to(dtype)
-    speed_up(model, shared_inputs(model), PLENTY)
+    if not speed_up(model, shared_inputs(model), PLENTY):
+        pytest.skip("this CPU has no product from packed weights")
     with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
         for rows in range(1, 200):
             model.block.out(torch.zeros(1, rows, 3 * SIZE, dtype=dtype))
         ctypes.CDLL(None).fflush(None)
     compiled = set(re.findall(r",exec,cpu,inner_product,.*,mb(\d+)ic", capfd.readouterr().out))
-    if not compiled:
-        pytest.skip("this CPU has no product from packed weights")
     assert compiled == {str(padded(rows)) for rows in range(LEAST_PACKED_ROWS[dtype], 200)}
     assert len(compiled) < 50
 
