@@ -23,7 +23,7 @@ class Serving:
     metrics: Metrics
     # Threads of their own for what may take seconds: in asyncio's pool, which has few, prompts of others would wait for it.
     reading: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "read-adapter"))
-    """Reads adapters again; one at a time is all that the catalogue does."""
+    """Reads adapters again and promotes them; one at a time is all that the catalogue does."""
     compiling: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "compile-schema"))
     """Compiles the schemas of answers."""
 

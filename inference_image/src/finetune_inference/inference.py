@@ -194,7 +194,8 @@ class InferenceService:
             if loaded and digest not in (None, loaded.digest):
                 raise UnknownModelError(f"The candidate {candidate!r} is {loaded.digest} here, and not {digest}.")
             name = self._listed.promote(candidate, token, loaded.digest if loaded else None)
-            self._apply(catalogue)
+            # A list that became unreadable meanwhile still is.
+            self.adapter_list_problem = self._apply(catalogue) or self.adapter_list_problem
         log.info("promoted %s to %s", candidate, name)
 
     @property
@@ -386,9 +387,10 @@ class InferenceService:
                 )
                 return
             self._listed.update(listed)
-            self._apply(catalogue)
+            self.adapter_list_problem = self._apply(catalogue)
 
-    def _apply(self, catalogue: Catalogue) -> None:
+    def _apply(self, catalogue: Catalogue) -> str | None:
+        """Serve what is wanted by now; why that cannot be done."""
         listed = self._listed.wanted
         names = {served.name for served in listed}
         try:
@@ -396,9 +398,8 @@ class InferenceService:
         except Exception as error:
             # Neither the start nor what is served may depend on what somebody lists.
             log.exception("the adapters could not be applied")
-            self.adapter_list_problem = f"the adapters could not be applied: {type(error).__name__}: {error}"
-            return
-        self.adapter_list_problem = None
+            return f"the adapters could not be applied: {type(error).__name__}: {error}"
+        return None
 
 
 def _transformers_engine(config: ServingConfig, settings: Settings) -> Engine:

@@ -191,6 +191,18 @@ def test_a_candidate_of_another_version_than_was_proven_is_not_promoted(
     assert service.model("tone").root == candidate.path
 
 
+def test_a_promotion_does_not_hide_that_the_list_cannot_be_read(
+    hot: Callable[..., InferenceService], listed: Path, candidate: ServedAdapter
+) -> None:
+    publish(listed, candidate=candidate)
+    service = hot()
+    replace(listed, '{"adapters": [{"name": "tone"}]}')
+    wait_until(lambda: service.adapter_list_problem is not None)
+    service.promote("tone@1", TOKEN)
+    assert names(service) == ["base", "tone"]
+    assert "adapters.0.path: Field required" in str(service.adapter_list_problem)
+
+
 def test_a_candidate_that_is_not_loaded_is_not_promoted(
     hot: Callable[..., InferenceService], models: Path, listed: Path, candidate: ServedAdapter
 ) -> None:
