@@ -41,6 +41,7 @@ router = APIRouter()
 async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
     """Answer a conversation, at once or as a stream."""
     serving: Serving = request.app.state.serving
+    serving.service.require_room()
     served = await served_model(serving, body.model)
     messages = [message.to_template() for message in body.messages]
     prompt = await asyncio.to_thread(served.vocabulary.encode_chat, messages, serving.service.facts.context_length)

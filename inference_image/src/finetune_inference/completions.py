@@ -30,6 +30,7 @@ router = APIRouter()
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Continue prompts, at once or as a stream."""
     serving: Serving = request.app.state.serving
+    serving.service.require_room()
     served = await served_model(serving, body.model)
     if len(body.prompts) > serving.service.settings.max_sequences_per_request:
         raise invalid_value(f"{len(body.prompts)} prompts are too many for one request.", "prompt")

@@ -217,6 +217,10 @@ class InferenceService:
             raise ContextLengthError(limit, len(prompt), max_tokens)
         return max_tokens
 
+    def require_room(self) -> None:
+        """Raise QueueFullError if a request would be turned away now, so that nobody works on what it asks for first."""
+        self._scheduler.require_room()
+
     def submit(self, sequences: Sequence[tuple[TokenRequest, Listener]]) -> list[Ticket]:
         """Queue sequences, all or none; their events come to the listeners, from another thread.
 

@@ -158,15 +158,19 @@ class Scheduler:
         with self._changed:
             if self._stopping or self._failure:
                 raise SchedulerStoppedError(str(self._failure or "the server is stopping"))
-            room = self._max_waiting + max(0, self._capacity - len(self._running)) - len(self._waiting)
-            if len(sequences) > room:
-                raise QueueFullError(len(self._waiting), self._retry_after())
+            self.require_room(len(sequences))
             deadline = time.monotonic() + self._timeout
             tickets = [Ticket(next(self._keys), request, listener, deadline) for request, listener in sequences]
             for ticket in tickets:
                 self._waiting.push(ticket)
             self._changed.notify()
         return tickets
+
+    def require_room(self, sequences: int = 1) -> None:
+        """Raise QueueFullError if so many would not be taken now."""
+        room = self._max_waiting + max(0, self._capacity - len(self._running)) - len(self._waiting)
+        if sequences > room:
+            raise QueueFullError(len(self._waiting), self._retry_after())
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
         """Stop work on sequences; those that are complete do not mind. No event follows, not even an end."""

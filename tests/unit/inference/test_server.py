@@ -117,6 +117,8 @@ def test_a_full_queue_is_429_with_the_time_to_come_back(models: Path) -> None:
             assert answer.status_code == 429
             assert int(answer.headers["retry-after"]) >= 1
             assert answer.json()["error"]["code"] == "queue_full"
+        unread = client.post("/v1/completions", json=PROMPT | {"model": "nobody"})
+        assert unread.status_code == 429, "what is turned away costs no look at what it asks for"
         with pytest.raises(openai.RateLimitError):
             server.openai.completions.create(**PROMPT)
         engine.let(200)
