@@ -72,6 +72,8 @@ class FakeEndpoint:
         """Of all servers; one of another kind need not have the route."""
         self.refused: dict[str, str] = {}
         """Reasons by the path of the adapter that no server can load."""
+        self.list_problem: str | None = None
+        """Why no server can use its list."""
         self.ineffective: set[str] = set()
         """Paths of adapters with which a server answers like the base model."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
@@ -114,7 +116,8 @@ class FakeEndpoint:
                 adapters = adapters_of(namespace, pod)
                 refused = {a["name"]: endpoint.refused[a["path"]] for a in adapters if a["path"] in endpoint.refused}
                 if route == "readyz":
-                    self._answer(200, {"status": "ready", "refusedAdapters": refused})
+                    problem = {"adapterList": endpoint.list_problem} if endpoint.list_problem else {}
+                    self._answer(200, {"status": "ready", "refusedAdapters": refused, **problem})
                     return
                 endpoint.looks.append(namespace)
                 endpoint._offered |= {

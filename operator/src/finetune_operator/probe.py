@@ -54,6 +54,8 @@ class Served:
     """By name, those in use; None where the server knows no digests."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Why others are not, by name."""
+    problem: str | None = None
+    """Why it cannot use the list that it was given; it serves what it had before."""
 
     def lacks(self, name: str, digest: str | None) -> bool:
         """Whether it neither has this version under this name nor says why: its list may still be on the way."""
@@ -91,9 +93,10 @@ async def ask_served(url: str, timeout_seconds: float) -> Served | None:
             state = await _get(session, f"{url}/readyz")
         digests = {str(model["id"]): model.get("digest") for model in (models or {})["data"]}
         refused = {str(name): str(reason) for name, reason in ((state or {}).get("refusedAdapters") or {}).items()}
+        problem = (state or {}).get("adapterList")
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Served(digests, refused)
+    return Served(digests, refused, str(problem) if problem else None)
 
 
 async def promote(url: str, request: PromotionRequest, timeout_seconds: float) -> str | None:
@@ -121,7 +124,10 @@ def not_loaded(served: Served | None, name: str) -> ProbeResult:
     if name in served.refused:
         reason = served.refused[name][:MAX_REFUSAL_CHARACTERS]
         return _result("False", Reason.ADAPTER_INCOMPATIBLE, f"The server refused the adapter: {reason}", loaded=False)
-    return _result("Unknown", Reason.LOADING, "The server has not loaded the adapter yet.", loaded=False)
+    message = "The server has not loaded the adapter yet."
+    if served.problem is not None:
+        message = f"The server cannot use its list of adapters: {served.problem[:MAX_REFUSAL_CHARACTERS]}"
+    return _result("Unknown", Reason.LOADING, message, loaded=False)
 
 
 async def probe_adapter(

@@ -165,6 +165,14 @@ def test_an_adapter_that_is_not_there_yet_is_no_verdict(served: Served | None, v
     assert (result.verified, result.reason, result.is_final) == (verified, reason, False)
 
 
+def test_a_list_that_a_server_cannot_use_says_why_nothing_comes() -> None:
+    with FakeEndpoint() as endpoint:
+        endpoint.list_problem = "adapters.0.promotion: Extra inputs are not permitted"
+        result = not_loaded(asyncio.run(ask_served(f"{endpoint.url}/ml/pod", 5)), "tone")
+    assert (result.verified, result.reason) == ("Unknown", "Loading")
+    assert "cannot use its list of adapters: adapters.0.promotion" in result.message
+
+
 def test_a_server_without_digests_is_taken_by_its_names() -> None:
     assert Served({"tone": None}).has("tone", "sha256:1")
 
