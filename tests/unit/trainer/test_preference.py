@@ -179,7 +179,10 @@ def test_how_a_step_of_pairs_is_cut_into_passes_does_not_change_its_result(tiny_
         pipeline.run()
         tuned.append(load_file(pipeline.store.adapter / "adapter_model.safetensors"))
     for name, value in tuned[0].items():
-        assert tuned[1][name].numpy() == pytest.approx(value.numpy(), abs=2e-5), name
+        difference = (tuned[1][name] - value).abs()
+        # Adam makes a whole step of a gradient that is all rounding, and on some CPUs one of a thousand elements has such a one.
+        assert int((difference > 2e-6).sum()) <= value.numel() // 1000, name
+        assert float(difference.norm()) <= 0.01 * float(value.norm()), name
 
 
 @pytest.mark.model
