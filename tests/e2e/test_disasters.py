@@ -8,8 +8,9 @@ from local_kubernetes import SMALL, LocalKubernetes, Namespace
 
 from finetune_api.artifacts import read_verified
 
-LONG = {"maxSteps": 400, "batchSize": 64, "learningRate": 0.001}
-"""Some 20 seconds of training on two idle cores: long enough to be disturbed in the middle."""
+LONG = {"maxSteps": 800, "batchSize": 64, "learningRate": 0.001}
+"""Some 20 seconds of training on two fast, idle cores: long enough to be disturbed in the middle, of which progress tells five
+seconds late."""
 
 
 @pytest.fixture(scope="module")
