@@ -90,11 +90,15 @@ class Server(uvicorn.Server):
         """Monotonic seconds."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on the first signal, end on the second. A person at a keyboard does not wait for load balancers."""
+        """Drain on the first signal, end on the second.
+
+        A person at a keyboard does not wait for load balancers, and none sends requests to a pod that was never ready.
+        """
         if self._service.draining:
             super().handle_exit(sig, frame)
             return
-        delay = self._service.settings.drain_delay_seconds if sig == signal.SIGTERM else 0
+        is_in_traffic = sig == signal.SIGTERM and self._service.ready
+        delay = self._service.settings.drain_delay_seconds if is_in_traffic else 0
         log.info("signal %d: not ready any more, closing the port in %.1f s", sig, delay)
         self._close_at = time.monotonic() + delay
         self._service.draining = True

@@ -54,6 +54,7 @@ def app_around(service: InferenceService) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=service.settings.max_body_bytes)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     app.add_middleware(RequestId)
+    app.add_middleware(LastAnswer, service=service)
     return app
 
 
@@ -119,6 +120,24 @@ class RequestId:
             await send(message)
 
         await self._app(scope, receive, named)
+
+
+class LastAnswer:
+    """Ends connections while the process drains: a client that keeps its own learns of no change of endpoints."""
+
+    def __init__(self, app: ASGIApp, service: InferenceService) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+
+        async def last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._service.draining:
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, last)
 
 
 class BodyLimit:

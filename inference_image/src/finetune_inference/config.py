@@ -107,18 +107,18 @@ class Settings(BaseSettings):
         float,
         Field(
             description="Seconds between SIGTERM and closing the port. Meanwhile /readyz fails and requests are still "
-            "answered, because load balancers learn late that this pod is going.",
+            "answered, each on a connection that then ends, because load balancers learn late that this pod is going.",
             ge=0,
         ),
-    ] = 3.0
+    ] = 10.0
     drain_seconds: Annotated[
         int,
         Field(
             description="Seconds that running requests get after the port is closed; with the delay it has to stay "
-            "below the pod's terminationGracePeriodSeconds (30 unless set).",
+            "below the pod's terminationGracePeriodSeconds (the operator's pods have 60).",
             ge=0,
         ),
-    ] = 25
+    ] = 45
 
 
 def load_serving_config(settings: Settings) -> ServingConfig:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,6 +128,18 @@ class Supervisor:
             child.kill()
             child.wait()
         self._pid_file(name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def paused(self, name: str) -> Iterator[None]:
+        """Give a running process no CPU until the block ends, as a busy machine would."""
+        process = self.find(name)
+        if process is None:
+            raise ClusterError(f"cannot pause {name}: it does not run")
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
 
     def log_file(self, name: str) -> Path:
         return self.log_directory / f"{name}.log"

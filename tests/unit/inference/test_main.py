@@ -67,6 +67,7 @@ def test_a_server_is_ready_idles_without_cpu_and_drains_on_sigterm(models: Path)
         while (answer := client.get("/readyz")).status_code == 200:
             time.sleep(0.02)
         assert answer.json()["status"] == "draining"
+        assert answer.headers["connection"] == "close", "the next one goes where the load balancer says"
         thread.join()
         assert answers[0].status_code == 200
         assert answers[0].json()["usage"]["completion_tokens"] == 500
@@ -77,7 +78,7 @@ def test_sigterm_while_the_model_loads_ends_the_process_at_once(models: Path) ->
     port = free_port()
     with (
         process(
-            "--port", str(port), "--model", str(models / "base"), FINETUNE_SERVER_DRAIN_DELAY_SECONDS="0"
+            "--port", str(port), "--model", str(models / "base"), FINETUNE_SERVER_DRAIN_DELAY_SECONDS=str(2 * SECONDS)
         ) as server,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client,
     ):

@@ -30,8 +30,8 @@ from finetune_operator.resources.pods import (
 from finetune_operator.settings import Settings
 
 SERVER_CONTAINER: Final = "server"
-GRACE_SECONDS: Final = 30
-"""Time for running answers after SIGTERM."""
+GRACE_SECONDS: Final = 60
+"""Time after SIGTERM for requests that still come, and for running answers: more than the server's two drain settings."""
 STARTUP_PERIOD_SECONDS: Final = 5
 STARTUP_FAILURES: Final = 360
 """Half an hour for downloading and loading a model before the kubelet gives up."""
