@@ -7,6 +7,7 @@ the order in which the CPU reads them.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,15 @@ LEAST_PACKED_ROWS = {torch.float32: 3, torch.bfloat16: 1}
 times at 256). Below, a product only streams the weights."""
 PACKED_FOR = 32
 """Rows that the order of packed weights is chosen for."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What became of the second copy of the weights."""
+
+    packable_bytes: int
+    """What it takes; 0 if there is no product from packed weights here."""
+    is_packed: bool
 
 
 @torch.inference_mode()
@@ -47,18 +57,16 @@ def shared_inputs(model: nn.Module) -> list[list[str]]:
     return [group for group in groups if all(paths.count(path) == 1 for path in group)]
 
 
-def speed_up(model: nn.Module, groups: Sequence[Sequence[str]], spare_bytes: int) -> int:
-    """Have each group of layers compute as one, from packed weights if those take no more than `spare_bytes`.
-
-    Returns the bytes of what can be packed.
-    """
+def speed_up(model: nn.Module, groups: Sequence[Sequence[str]], spare_bytes: int) -> Packing:
+    """Have each group of layers compute as one, from packed weights if those take no more than `spare_bytes`."""
     joined = [_Group([model.get_submodule(path) for path in group]) for group in groups if _can_join(model, group)]
     packable = [group for group in joined if _can_pack(group.weight.dtype)]
     needed = sum(group.weight.nbytes for group in packable)
-    if needed <= spare_bytes:
+    packing = Packing(needed, is_packed=0 < needed <= spare_bytes)
+    if packing.is_packed:
         for group in packable:
             group.pack()
-    return needed
+    return packing
 
 
 class _Group:

@@ -228,12 +228,12 @@ class TransformersEngine:
 
     def _speed_up(self, model: Any, groups: list[list[str]]) -> None:
         spare = spare_memory() // PACKED_SHARE
-        needed = speed_up(model, groups, spare)
-        if not needed:
+        packing = speed_up(model, groups, spare)
+        if not packing.packable_bytes:
             log.info("weights are not kept packed as well: there is no product from such in %s here", self._facts.dtype)
             return
-        kept = "kept packed as well" if needed <= spare else "not kept packed as well, which would be faster"
-        log.info("weights are %s: %d MiB, and %d MiB are to be had", kept, needed >> 20, spare >> 20)
+        kept = "kept packed as well" if packing.is_packed else "not kept packed as well, which would be faster"
+        log.info("weights are %s: %d MiB, and %d MiB are to be had", kept, packing.packable_bytes >> 20, spare >> 20)
 
     def _cache_tokens(self, bytes_per_token: int) -> int:
         """Tokens whose keys and values are kept."""

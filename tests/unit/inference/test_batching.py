@@ -380,9 +380,12 @@ def test_a_short_context_is_batched_all_the_same(models: Path, caplog: pytest.Lo
     ("changed", "expected"),
     [
         ({}, "weights are kept packed as well: "),
-        ({"spare_memory": lambda: 0}, "weights are not kept packed as well, which would be faster: "),
         (
-            {"speed_up": lambda *_: 0},
+            {"transformers_engine.spare_memory": lambda: 0},
+            "weights are not kept packed as well, which would be faster: ",
+        ),
+        (
+            {"linear_layers._can_pack": lambda _: False},
             "weights are not kept packed as well: there is no product from such in float32 here",
         ),
     ],
@@ -398,7 +401,7 @@ def test_whether_weights_are_packed_is_said(
     from finetune_inference import transformers_engine
 
     for name, function in changed.items():
-        monkeypatch.setattr(transformers_engine, name, function)
+        monkeypatch.setattr(f"finetune_inference.{name}", function)
     config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
     with caplog.at_level("INFO"):
         transformers_engine.TransformersEngine(config, Settings(threads=1, max_cached_tokens=1000)).load_model()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_inference.linear_layers import LEAST_PACKED_ROWS, padded, shared_inputs, speed_up
+from finetune_inference.linear_layers import LEAST_PACKED_ROWS, Packing, padded, shared_inputs, speed_up
 
 pytestmark = pytest.mark.model
 
@@ -72,8 +72,10 @@ def test_a_layer_of_a_group_answers_alone_too(model: Model) -> None:
 
 
 def test_a_group_is_joined_in_place_and_packed_only_if_there_is_memory(model: Model) -> None:
-    needed = speed_up(model, shared_inputs(model), 0)
-    assert needed == sum(layer.weight.nbytes for layer in (model.block.left, model.block.right, model.block.out))
+    groups = shared_inputs(model)
+    needed = sum(layer.weight.nbytes for layer in (model.block.left, model.block.right, model.block.out))
+    assert speed_up(model, groups, needed - 1) == Packing(needed, is_packed=False)
+    assert speed_up(model, groups, needed) == Packing(needed, is_packed=True)
     left, right = model.block.left.weight, model.block.right.weight
     assert left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
 
@@ -84,7 +86,7 @@ def test_few_products_are_compiled_for_many_numbers_of_rows(
 ) -> None:
     """What oneDNN compiled stays in memory: a server that compiles for every number of rows seems to leak."""
     model = model.to(dtype)
-    if not speed_up(model, shared_inputs(model), PLENTY):
+    if not speed_up(model, shared_inputs(model), PLENTY).packable_bytes:
         pytest.skip("this CPU has no product from packed weights")
     with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
         for rows in range(1, 200):
