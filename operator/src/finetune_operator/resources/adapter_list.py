@@ -128,9 +128,10 @@ def _entries(
         version = ServedVersion(source=adapter.source, digest=adapter.digest)
         token = promotion_token(service, adapter, settings)
         promotion = Promotion(name=adapter.name, token_digest=token_digest(token)) if token is not None else None
-        entries.append(_entry(candidate_name(adapter), version).model_copy(update={"promotion": promotion}))
+        entries.append(_entry(candidate_name(adapter), version, promotion))
     return entries
 
 
-def _entry(name: str, version: ServedVersion) -> ServedAdapter:
-    return ServedAdapter(name=name, path=f"{ADAPTERS_MOUNT}/{parse_source(version.source).path}", digest=version.digest)
+def _entry(name: str, version: ServedVersion, promotion: Promotion | None = None) -> ServedAdapter:
+    path = f"{ADAPTERS_MOUNT}/{parse_source(version.source).path}"
+    return ServedAdapter(name=name, path=path, digest=version.digest, promotion=promotion)
