@@ -16,7 +16,7 @@ from starlette.responses import Response
 from finetune_inference.catalogue import UnknownModelError
 from finetune_inference.grammar import GrammarError
 from finetune_inference.inference import ContextLengthError, NotReadyError
-from finetune_inference.promotion import WrongTokenError
+from finetune_inference.promotion import NotPromotedError, WrongTokenError
 from finetune_inference.scheduler import QueueFullError
 from finetune_inference.schemas import FieldError
 from finetune_inference.text import (
@@ -82,6 +82,11 @@ def wrong_token(message: str) -> ApiError:
     return ApiError(403, message, error_type="permission_error", param="token", code="wrong_token")
 
 
+def not_promoted(message: str) -> ApiError:
+    """The list has the candidate, and the token is right, but the server cannot serve it by its adapter's name."""
+    return ApiError(500, message, error_type="server_error", param="candidate", code="not_promoted")
+
+
 def context_length_exceeded(limit: int, prompt_tokens: int, max_tokens: int) -> ApiError:
     """Prompt and answer together do not fit the model."""
     wanted = f"{prompt_tokens} in the prompt" + (f" and {max_tokens} for the answer" if max_tokens else "")
@@ -144,6 +149,8 @@ def to_api_error(error: Exception) -> ApiError:
             return model_not_found(str(error))
         case WrongTokenError():
             return wrong_token(str(error))
+        case NotPromotedError():
+            return not_promoted(str(error))
         case PromptTooLongError():
             return prompt_too_long(error.limit, error.least)
         case PromptError():
@@ -167,6 +174,7 @@ SERVICE_ERRORS: tuple[type[Exception], ...] = (
     ApiError,
     UnknownModelError,
     WrongTokenError,
+    NotPromotedError,
     PromptError,
     GrammarError,
     AnswerRefusedError,

@@ -49,7 +49,7 @@ from finetune_inference.engine import (
     TokenRequest,
 )
 from finetune_inference.prefetch import prefetch
-from finetune_inference.promotion import ListedAdapters
+from finetune_inference.promotion import ListedAdapters, NotPromotedError
 from finetune_inference.scheduler import Listener, Scheduler, SchedulerStoppedError, Ticket
 from finetune_inference.text import Answer, load_vocabulary
 
@@ -186,7 +186,7 @@ class InferenceService:
         """Let an adapter's own name mean its candidate from now on, as the next list will say.
 
         `digest` is that of the version that was proven, if known: one whose folder was replaced may be another one here.
-        Raises NotReadyError, UnknownModelError or WrongTokenError.
+        Raises NotReadyError, UnknownModelError, WrongTokenError, or NotPromotedError if the version cannot be served by that name.
         """
         catalogue = self._loaded_catalogue()
         with self._applying:
@@ -194,8 +194,12 @@ class InferenceService:
             if loaded and digest not in (None, loaded.digest):
                 raise UnknownModelError(f"The candidate {candidate!r} is {loaded.digest} here, and not {digest}.")
             name = self._listed.promote(candidate, token, loaded.digest if loaded else None)
+            problem = self._apply(catalogue)
             # A list that became unreadable meanwhile still is.
-            self.adapter_list_problem = self._apply(catalogue) or self.adapter_list_problem
+            self.adapter_list_problem = problem or self.adapter_list_problem
+            problem = problem or catalogue.refused.get(name)
+        if problem:
+            raise NotPromotedError(f"The candidate {candidate!r} does not get the name {name!r}: {problem}")
         log.info("promoted %s to %s", candidate, name)
 
     @property

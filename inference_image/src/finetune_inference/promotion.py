@@ -16,6 +16,10 @@ class WrongTokenError(Exception):
     """The token is not the one that the list of adapters was written with."""
 
 
+class NotPromotedError(Exception):
+    """The adapter's own name does not mean the candidate, though it should; the message says why."""
+
+
 class ListedAdapters:
     """What the list says, and which of its candidates were promoted. One thread at a time works with it."""
 

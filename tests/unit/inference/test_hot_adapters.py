@@ -21,6 +21,7 @@ from finetune_inference.catalogue import ServedModel as Model
 from finetune_inference.config import Settings
 from finetune_inference.engine import Event, Finished, Sampling, TokenRequest
 from finetune_inference.inference import InferenceService
+from finetune_inference.promotion import NotPromotedError
 
 pytestmark = [pytest.mark.model, pytest.mark.engine]
 
@@ -237,6 +238,46 @@ def test_only_who_wrote_the_list_can_promote(models: Path, listed: Path, candida
         answers = [client.post(PROMOTE_PATH, json=request.to_dict()).status_code for _ in range(2)]
         assert answers == [204, 404], "done once, there is no such candidate"
         assert client.get("/v1/models/tone").json()["digest"] == candidate.digest
+
+
+def test_a_promotion_that_cannot_be_served_says_so_and_counts_once_it_can(
+    models: Path, listed: Path, candidate: ServedAdapter
+) -> None:
+    publish(listed, candidate=candidate, tone=models / "formal")
+    room = (models / "rude" / "adapter_model.safetensors").stat().st_size
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
+    settings = Settings(threads=1, adapters_path=listed, drain_delay_seconds=0, adapter_memory_bytes=room)
+    weights = Path(candidate.path) / "adapter_model.safetensors"
+    with running(InferenceService(config, settings)) as server, httpx.Client(base_url=server.url) as client:
+        assert not server.service.model("tone@1").in_memory
+        content = weights.read_bytes()
+        weights.write_bytes(b"gone")
+        request = PromotionRequest(candidate="tone@1", token=TOKEN, digest=candidate.digest)
+        answer = client.post(PROMOTE_PATH, json=request.to_dict())
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"], error["code"]) == (500, "server_error", "not_promoted")
+        reason = client.get("/readyz").json()["refusedAdapters"]["tone"]
+        assert error["message"] == f"The candidate 'tone@1' does not get the name 'tone': {reason}"
+        assert "its manifest says" in reason
+        assert client.get("/v1/models/tone").json()["root"] == str(models / "formal")
+        weights.write_bytes(content)
+        commit(Path(candidate.path))
+        wait_until(lambda: client.get("/v1/models/tone").json()["root"] == candidate.path)
+
+
+def test_a_promotion_that_is_not_applied_says_so(
+    hot: Callable[..., InferenceService], listed: Path, candidate: ServedAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprising(*_: object) -> None:
+        raise KeyError("surprise")
+
+    publish(listed, candidate=candidate)
+    service = hot()
+    monkeypatch.setattr(Catalogue, "apply", surprising)
+    with pytest.raises(
+        NotPromotedError, match="the name 'tone': the adapters could not be applied: KeyError: 'surprise'"
+    ):
+        service.promote("tone@1", TOKEN)
 
 
 def test_a_request_keeps_the_version_it_began_with(

@@ -110,12 +110,17 @@ async def _act(context: Context, service: InferenceService, plan: ServicePlan) -
 
 
 async def _promote(context: Context, service: InferenceService, pod: PodView, request: PromotionRequest) -> None:
-    """Have a server give a proven candidate its name. One that does not reads so in its list a second later."""
+    """Have a server give a proven candidate its name.
+
+    One that does not reads so in its list a second later, and is asked for the version under that name in any case: whatever
+    it has against it comes into the status from there.
+    """
     refusal = await promote(server_url(pod.address, pod.name, service, context.settings), request, PROMOTION_SECONDS)
     fields = {"service": f"{service.metadata.namespace}/{service.metadata.name}", "pod": pod.name}
-    logger.info(
-        "not promoted" if refusal else "promoted", extra={**fields, "adapter": request.candidate, "error": refusal}
-    )
+    if refusal is None:
+        logger.info("promoted", extra={**fields, "adapter": request.candidate})
+    else:
+        logger.warning("not promoted", extra={**fields, "adapter": request.candidate, "error": refusal})
 
 
 async def _tell(context: Context, namespace: str, pod: PodView, adapter_list: str) -> None:
