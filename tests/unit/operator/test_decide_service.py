@@ -245,6 +245,10 @@ def test_a_proven_candidate_is_promoted_where_it_is_listed_and_nowhere_else() ->
     assert plan(old_list, asked).promote == (), "not before it is proven"
     assert plan(with_hash(build_adapter_list(proven, keyed))).promote == (), "the list has no candidate any more"
     assert plan(old_list, settings=SETTINGS).promote == (), "nothing without a key"
+    another = SETTINGS.model_copy(update={"promotion_key": SecretStr("another")})
+    assert plan(old_list, settings=another).promote == (), "servers know the token of another process"
+    edited = proven.metadata.model_copy(update={"generation": proven.metadata.generation + 1})
+    assert plan(old_list, proven.model_copy(update={"metadata": edited})).promote == (), "or that of another spec"
     for damaged in ({}, {"data": None}, {"data": {"adapters.json": "[]"}}):
         assert plan({"metadata": old_list["metadata"], **damaged}).promote == ()
 

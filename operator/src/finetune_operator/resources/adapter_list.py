@@ -88,21 +88,23 @@ def is_disproven(service: InferenceService, adapter: AdapterReference, status: S
 
 
 def promotions(service: InferenceService, live: Manifest | None, settings: Settings) -> tuple[PromotionRequest, ...]:
-    """Candidates of the list that servers have, `live`, which their adapters' own names should mean by now."""
+    """Candidates of the list in the cluster, `live`, which their adapters' own names should mean by now.
+
+    Not those that were listed for another spec or by a process with another key: servers would refuse the token.
+    """
     try:
         listed = AdapterList.model_validate_json((live or {})["data"][ADAPTER_LIST_FILE]).adapters
     except (KeyError, TypeError, ValidationError):
         # There is none, or somebody else's; the kubelet brings ours.
         return ()
-    candidates = {entry.name for entry in listed if entry.promotion is not None}
+    offered = {entry.promotion.token_digest for entry in listed if entry.promotion is not None}
     known = {status.name: status for status in service.status.adapters}
     requests = []
     for adapter in service.spec.adapters:
-        token, name = promotion_token(service, adapter, settings), candidate_name(adapter)
-        status = known.get(adapter.name)
+        token, status = promotion_token(service, adapter, settings), known.get(adapter.name)
         served = status.served if status is not None else None
-        if token is not None and served is not None and name in candidates and is_served(adapter, status):
-            requests.append(PromotionRequest(candidate=name, token=token, digest=served.digest))
+        if token is not None and served is not None and token_digest(token) in offered and is_served(adapter, status):
+            requests.append(PromotionRequest(candidate=candidate_name(adapter), token=token, digest=served.digest))
     return tuple(requests)
 
 
