@@ -1,4 +1,4 @@
-"""The list of adapters that changes while the server runs: a file, looked at twice a second or more.
+"""The list of adapters that changes while the server runs: a file, looked at ten times a second.
 
 Whoever may write the file says what is served: the one route that changes it (`promote`) obeys nobody else. In a pod it is a key
 of a mounted ConfigMap (kubelet exchanges those whole, behind a symbolic link), elsewhere any file that is replaced by renaming.

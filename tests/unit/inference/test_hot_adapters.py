@@ -53,6 +53,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
     raise AssertionError("the condition never came true")
 
 
+def surprising(*_: object) -> None:
+    """What nobody foresaw."""
+    raise KeyError("surprise")
+
+
 @pytest.fixture
 def listed(tmp_path: Path) -> Path:
     return tmp_path / "adapters.json"
@@ -268,9 +273,6 @@ def test_a_promotion_that_cannot_be_served_says_so_and_counts_once_it_can(
 def test_a_promotion_that_is_not_applied_says_so(
     hot: Callable[..., InferenceService], listed: Path, candidate: ServedAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def surprising(*_: object) -> None:
-        raise KeyError("surprise")
-
     publish(listed, candidate=candidate)
     service = hot()
     monkeypatch.setattr(Catalogue, "apply", surprising)
@@ -403,9 +405,6 @@ def test_a_path_that_no_file_can_have_is_refused_alone(
 def test_adapters_that_cannot_be_applied_do_not_keep_the_server_from_starting(
     hot: Callable[..., InferenceService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def surprising(*_: object) -> None:
-        raise KeyError("surprise")
-
     monkeypatch.setattr(Catalogue, "apply", surprising)
     service = hot()
     assert names(service) == ["base"]
