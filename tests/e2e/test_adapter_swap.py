@@ -84,18 +84,10 @@ def endpoint(kubernetes: LocalKubernetes, demo_job: Raw) -> Iterator[Endpoint]:
         versions = [copies.renewed(folder, ADAPTER) for folder in ("one", "two")]
         broken = copies.sabotaged("zeroed", ADAPTER)
         namespace = Namespace(DEMO_NAMESPACE, kubernetes)
-        namespace.serve(
-            SERVICE,
-            model=demo_job["spec"]["model"],
-            adapterClaim=copies.claim,
-            resources={"cpu": "200m", "memory": "3Gi"},
-        )
-        try:
+        model, resources = demo_job["spec"]["model"], {"cpu": "200m", "memory": "3Gi"}
+        with namespace.serving(SERVICE, model=model, adapterClaim=copies.claim, resources=resources) as url:
             wait_for("the endpoint", lambda: is_ready(namespace), 300, 0.5)
-            address = namespace.api.get("services", DEMO_NAMESPACE, SERVICE)["spec"]["clusterIP"]  # type: ignore[index]
-            yield Endpoint(namespace, f"http://{address}", versions, broken)
-        finally:
-            namespace.api.delete("inferenceservices", DEMO_NAMESPACE, SERVICE)
+            yield Endpoint(namespace, url, versions, broken)
 
 
 def is_ready(namespace: Namespace) -> bool:

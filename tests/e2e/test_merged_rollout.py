@@ -106,24 +106,13 @@ def endpoint(kubernetes: LocalKubernetes, demo_job: Raw) -> Iterator[Endpoint]:
         versions = [copies.renewed(folder, ADAPTER) for folder in ("one", "two")]
         broken = copies.sabotaged("zeroed", ADAPTER)
         namespace = Namespace(DEMO_NAMESPACE, kubernetes)
-        namespace.serve(
-            SERVICE,
-            model=demo_job["spec"]["model"],
-            adapters=versions[:1],
-            rollout={"mode": "Rolling"},
-            mergeAdapter=True,
-            resources={"cpu": "100m", "memory": "3Gi"},
-        )
-        try:
-            wait_for("the Service", lambda: namespace.api.get("services", DEMO_NAMESPACE, SERVICE), 60)
-            address = namespace.api.get("services", DEMO_NAMESPACE, SERVICE)["spec"]["clusterIP"]  # type: ignore[index]
+        spec = {"rollout": {"mode": "Rolling"}, "mergeAdapter": True, "resources": {"cpu": "100m", "memory": "3Gi"}}
+        with namespace.serving(SERVICE, model=demo_job["spec"]["model"], adapters=versions[:1], **spec) as url:
             names = {version["digest"]: version["source"].rpartition("/")[2] for version in (*versions, broken)}
-            endpoint = Endpoint(namespace, versions, broken, Client(f"http://{address}", names))
+            endpoint = Endpoint(namespace, versions, broken, Client(url, names))
             endpoint.wait_verified(versions[0])
             with endpoint.client.asking():
                 yield endpoint
-        finally:
-            namespace.api.delete("inferenceservices", DEMO_NAMESPACE, SERVICE)
 
 
 def test_a_version_is_rolled_out_and_one_without_effect_stops_before_it_gets_traffic(endpoint: Endpoint) -> None:

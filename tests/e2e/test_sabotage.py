@@ -37,20 +37,13 @@ def verdicts(kubernetes: LocalKubernetes, demo_job: Raw) -> Iterator[Verdicts]:
     with adapter_copies(kubernetes, demo_job, SERVICE) as copies:
         entries = [genuine, *(copies.sabotaged(how, name=how) for how in EXPECTED)]
         namespace = Namespace(DEMO_NAMESPACE, kubernetes)
-        namespace.serve(
-            SERVICE,
-            model=demo_job["spec"]["model"],
-            adapters=entries,
-            resources={"cpu": "50m", "memory": "3Gi"},
-        )
-        try:
+        model, resources = demo_job["spec"]["model"], {"cpu": "50m", "memory": "3Gi"}
+        with namespace.serving(SERVICE, model=model, adapters=entries, resources=resources):
             found = wait_for_verdicts(namespace, len(entries))
             passed = sum(found.verified[name] == "True" for name in EXPECTED)
             figure = Figure("sabotaged adapters called verified", passed, f"of {len(EXPECTED)}", "lower", must=0)
             record("sabotage", [figure], time.monotonic() - started)
             yield found
-        finally:
-            namespace.api.delete("inferenceservices", DEMO_NAMESPACE, SERVICE)
 
 
 def test_the_genuine_adapter_is_verified(verdicts: Verdicts) -> None:

@@ -139,6 +139,16 @@ class Namespace:
         """Create an InferenceService."""
         return self.api.create("inferenceservices", an_inference_service(name, self.name, **spec))
 
+    @contextmanager
+    def serving(self, name: str, **spec: Any) -> Iterator[str]:
+        """An InferenceService that is deleted in the end; its URL."""
+        self.serve(name, **spec)
+        try:
+            service = wait_for(f"the Service {name}", lambda: self.api.get("services", self.name, name), 60)
+            yield f"http://{service['spec']['clusterIP']}"
+        finally:
+            self.api.delete("inferenceservices", self.name, name)
+
     def status(self, name: str) -> Raw:
         """Status of a job; empty before the operator has seen it."""
         job = self.api.get("finetunejobs", self.name, name)
