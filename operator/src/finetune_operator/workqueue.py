@@ -5,6 +5,7 @@ back for a moment after its children were created.
 """
 
 import asyncio
+import contextlib
 import heapq
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
@@ -75,10 +76,10 @@ class WorkQueue(Generic[Key]):
         while (key := self.take_due()) is None:
             self._changed.clear()
             pause = self._heap[0][0] - self._clock() if self._heap else None
-            try:
-                await asyncio.wait_for(self._changed.wait(), None if pause is None else max(0.0, pause))
-            except TimeoutError:
-                continue
+            # Not wait_for, which until Python 3.12 could lose the cancellation that comes together with a change.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if pause is None else max(0.0, pause)):
+                    await self._changed.wait()
         return key
 
     def done(self, key: Key, *, failed: bool = False, requeue_after: float | None = None) -> None:

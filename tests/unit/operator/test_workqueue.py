@@ -166,3 +166,19 @@ def test_many_workers_share_the_keys() -> None:
         return seen
 
     assert sorted(asyncio.run(scenario())) == sorted(f"k{number}" for number in range(50))
+
+
+def test_a_waiting_worker_ends_even_if_work_comes_together_with_its_cancellation(clock: Clock) -> None:
+    async def life() -> None:
+        queue: WorkQueue[str] = WorkQueue(clock)
+        queue.add("later", delay=100)
+        worker = asyncio.create_task(queue.take())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        queue.add("a")
+        worker.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await worker
+        assert queue.take_due() == "a", "and the work is still there"
+
+    asyncio.run(life())
