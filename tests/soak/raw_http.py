@@ -47,7 +47,8 @@ class Client:
             reader, writer = await self.send(body, path)
             try:
                 await self._read_head(reader, answer)
-                answer.body = await asyncio.wait_for(reader.read(), LATE)
+                async with asyncio.timeout(LATE):
+                    answer.body = await reader.read()
             finally:
                 writer.close()
         except OSError:
@@ -59,27 +60,32 @@ class Client:
         """One GET."""
         return await self.ask(b"", path)
 
-    async def abandon(self, body: bytes, seconds: float) -> None:
-        """Ask, and hang up after some seconds, whatever has come until then."""
+    async def abandon(self, body: bytes, seconds: float) -> Answer | None:
+        """Ask, and hang up after some seconds, whatever has come until then; the answer if it had ended by then."""
+        answer = Answer()
         try:
             reader, writer = await self.send(body)
             try:
-                await asyncio.wait_for(reader.read(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._read_head(reader, answer)
+                    answer.body = await reader.read()
             except TimeoutError:
-                pass
+                return None
             finally:
                 writer.transport.abort()
         except OSError:
             pass
+        return answer
 
     async def read_slowly(self, body: bytes, pause: float) -> Answer:
         """Take a few bytes at a time."""
         answer = Answer()
         reader, writer = await self.send(body)
         await self._read_head(reader, answer)
-        while part := await asyncio.wait_for(reader.read(512), LATE):
-            answer.body += part
-            await asyncio.sleep(pause)
+        async with asyncio.timeout(LATE):
+            while part := await reader.read(512):
+                answer.body += part
+                await asyncio.sleep(pause)
         writer.close()
         return answer
 
@@ -96,7 +102,8 @@ class Client:
 
     async def _read_head(self, reader: asyncio.StreamReader, answer: Answer) -> None:
         try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), LATE)
+            async with asyncio.timeout(LATE):
+                head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError:
             return
         first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")

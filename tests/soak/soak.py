@@ -26,6 +26,10 @@ RUNNING, WAITING = 16, 32
 DECLARED = {200, 400, 404, 405, 413, 422, 429}
 """Statuses that a client may get from a server that is well."""
 OVERLOAD = 10
+MOST_TOKENS = 4096
+"""What a server lets a request ask for unless it is told otherwise."""
+MOST_TRIES = 50
+"""Of a stream that finds the queue full."""
 AT_ONCE = 32
 """Connections of the phases that do not overload."""
 
@@ -60,6 +64,8 @@ class Seen:
     """Seconds until the end of each answer under overload."""
     problems: list[str] = field(default_factory=list)
     """What no client should have seen."""
+    abandoned: int = 0
+    """Streams that were hung up on before their end."""
     idle_after_abandoned: float = 0.0
     """Seconds from the last hang-up until nothing was in work."""
     memory: list[tuple[float, float]] = field(default_factory=list)
@@ -186,10 +192,17 @@ class _Soak:
 
     async def abandon(self) -> None:
         """Streams of answers that would be long, most of them hung up on before or after their first tokens."""
-        body = completion([5, 6, 7], self._plan.longest - 8, stream=True)
+        body = completion([5, 6, 7], min(self._plan.longest - 8, MOST_TOKENS), stream=True)
 
         async def one() -> None:
-            await self._client.abandon(body, self._pick.uniform(0.0, 0.5))
+            for _ in range(MOST_TRIES):
+                answer = await self._client.abandon(body, self._pick.uniform(0.0, 0.5))
+                if answer is None:
+                    self.seen.abandoned += 1
+                    return
+                # Of those that hang up the server learns between two steps, and may be full until then.
+                self._expect([answer], {200, 429})
+                await asyncio.sleep(0.1)
 
         await self._in_turns([one] * self._plan.abandoned)
         last = time.monotonic()

@@ -35,6 +35,7 @@ def test_a_server_survives_overload_rude_clients_and_sigterm(tmp_path: Path, mon
     assert seen.problems == []
     assert seen.refused
     assert seen.accepted
+    assert seen.abandoned == SHORT.abandoned
     assert seen.left == {"waiting_sequences": 0, "running_sequences": 0, "cached_tokens": 0}
     assert seen.drained == SHORT.draining
     assert seen.turned_away
