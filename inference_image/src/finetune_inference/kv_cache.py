@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from finetune_inference.config import give_back_memory
+
 SMALLEST_CAPACITY = 64
 """Tokens; below this, copying from pool to pool costs more than the padding."""
 FEWEST_ROWS = 4
@@ -18,6 +20,8 @@ GROWTH = 1.5
 """Rows that are made for each that is needed; copying all of them for every new one would cost more."""
 CROWDED = 2
 """How many times as many rows as would be made now a pool keeps at most."""
+LARGE_BYTES = 1 << 28
+"""A pool whose memory the machine would miss. The C library alone keeps some of it in pieces, differently in each run."""
 
 
 @dataclass
@@ -75,6 +79,13 @@ class Pool:
         for layer in self.layers.values():
             if layer.keys.shape[0] >= CROWDED * rows:
                 layer.keys, layer.values = layer.keys[:rows].clone(), layer.values[:rows].clone()
+
+    def free(self) -> None:
+        """Give all memory back."""
+        size = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers.values())
+        self.layers.clear()
+        if size >= LARGE_BYTES:
+            give_back_memory()
 
     def _empty(self, rows: int, like: torch.Tensor) -> torch.Tensor:
         """Zeros, as in `take_row`."""
@@ -174,4 +185,4 @@ class KVCache:
         if pool.owners:
             pool.shrink()
         else:
-            del self._pools[pool.capacity]
+            self._pools.pop(pool.capacity).free()
