@@ -14,6 +14,7 @@ class SteppedEngine:
 
     capacity = 1
     cached_tokens = 0
+    spare_memory = 1 << 30
 
     def __init__(self) -> None:
         self.steps: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()

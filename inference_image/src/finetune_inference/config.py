@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         int | None,
         Field(
             description="Memory for adapters; those that were not asked for the longest leave it, and are read again when "
-            "somebody asks. Unset means an eighth of the memory that the model leaves.",
+            "somebody asks. Unset means an eighth of the memory that the model leaves, at least 64 MiB.",
             ge=1,
         ),
     ] = None
@@ -167,12 +167,10 @@ def available_cpus() -> int:
 
 
 def spare_memory() -> int:
-    """Bytes this process may use beside what it uses: of the machine's memory, or of its cgroup's limit if that is less."""
-    page = os.sysconf("SC_PAGE_SIZE")
+    """Bytes this process may use beside what it uses: what others leave of the machine, or its cgroup's limit if that is less."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     limits = [_number_in(path) for path in (CGROUP_V2_MEMORY, CGROUP_V1_MEMORY)]
-    allowed = min([page * os.sysconf("SC_PHYS_PAGES"), *(limit for limit in limits if limit)])
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
-    return max(0, allowed - resident)
+    return max(0, min([_available_memory(), *(limit - resident for limit in limits if limit)]))
 
 
 def give_back_memory() -> None:
@@ -181,6 +179,14 @@ def give_back_memory() -> None:
     # Other C libraries have no such function, and keep less.
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def _available_memory() -> int:
+    """Bytes that the machine has free, or would have at once without what it only keeps to be fast."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo has no MemAvailable: this kernel is too old")
 
 
 def _number_in(path: Path) -> int | None:

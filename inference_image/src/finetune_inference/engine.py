@@ -160,6 +160,10 @@ class Engine(Protocol):
     def cached_tokens(self) -> int:
         """Tokens that room for keys and values is taken for; 0 if nothing is in work. Any thread may ask."""
 
+    @property
+    def spare_memory(self) -> int:
+        """Bytes that are free where adapters go."""
+
     def load_model(self, merged: VerifiedAdapter | None = None) -> ModelFacts:
         """Load the base model, with an adapter as a part of its weights if there is one.
 

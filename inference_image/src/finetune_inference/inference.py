@@ -35,7 +35,7 @@ from finetune_api.serving import ServedAdapter, ServingConfig
 from finetune_inference.adapter_list import AdapterListError, Watcher, read_adapter_list
 from finetune_inference.adapters import AdapterRefusedError, Limits, verify
 from finetune_inference.catalogue import Catalogue, ServedModel, UnknownModelError
-from finetune_inference.config import Settings, spare_memory
+from finetune_inference.config import Settings
 from finetune_inference.engine import (
     Engine,
     Event,
@@ -313,7 +313,7 @@ class InferenceService:
         else:
             facts = engine.load_model()
             base = self._load_base(facts)
-        limits = self._limits()
+        limits = self._limits(engine)
         catalogue = Catalogue(base, facts.vocabulary_size, engine.load_adapter, limits)
         self._watcher = Watcher(
             self.settings.adapters_path,
@@ -352,7 +352,7 @@ class InferenceService:
         """Raises ModelLoadError, also for an adapter that cannot be served: there is nothing else to serve."""
         base = self.config.model
         try:
-            adapter = verify(wanted, self._limits())
+            adapter = verify(wanted, self._limits(engine))
             facts = engine.load_model(adapter)
             path, revision = (wanted.path, None) if adapter.has_tokenizer else (base.path, base.revision)
             vocabulary = load_vocabulary(path, revision)
@@ -369,10 +369,11 @@ class InferenceService:
         )
         return facts, merged
 
-    def _limits(self) -> Limits:
+    def _limits(self, engine: Engine) -> Limits:
         return Limits(
             self.settings.max_lora_rank,
-            self.settings.adapter_memory_bytes or max(LEAST_ADAPTER_MEMORY, spare_memory() // ADAPTER_MEMORY_SHARE),
+            self.settings.adapter_memory_bytes
+            or max(LEAST_ADAPTER_MEMORY, engine.spare_memory // ADAPTER_MEMORY_SHARE),
         )
 
     def _apply_lists(self, catalogue: Catalogue) -> None:

@@ -65,6 +65,11 @@ class TransformersEngine:
         """Tokens that room for keys and values is taken for; 0 if nothing is in work. Any thread may ask."""
         return self._model.reserved
 
+    @property
+    def spare_memory(self) -> int:
+        """Bytes that are free on the device."""
+        return torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else spare_memory()
+
     def load_model(self, merged: VerifiedAdapter | None = None) -> ModelFacts:
         """Read the base model into memory, and an adapter into its weights. Raises ModelLoadError or AdapterRefusedError."""
         torch.set_num_threads(self._settings.threads or available_cpus())
@@ -239,8 +244,7 @@ class TransformersEngine:
         """Tokens whose keys and values are kept."""
         if self._settings.max_cached_tokens:
             return self._settings.max_cached_tokens
-        memory = torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else spare_memory()
-        return memory // CACHE_SHARE // max(1, bytes_per_token)
+        return self.spare_memory // CACHE_SHARE // max(1, bytes_per_token)
 
 
 def planned_counts(sequences: list[Sequence], budget: int) -> dict[int, int]:

@@ -139,6 +139,11 @@ class VllmEngine:
         taken: int = self._blocks.num_gpu_blocks - 1 - self._blocks.get_num_free_blocks()
         return taken * self._block_tokens
 
+    @property
+    def spare_memory(self) -> int:
+        """Bytes that this process may still use: adapters wait there until vLLM takes them to its device."""
+        return spare_memory()
+
     def load_model(self, merged: VerifiedAdapter | None = None) -> ModelFacts:
         """Read the base model into memory, and an adapter into its weights. Raises ModelLoadError or AdapterRefusedError."""
         wanted = self._config.model

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 
 from finetune_inference import config
@@ -94,14 +95,14 @@ def test_the_older_cgroups_are_read_as_well(
     assert available_cpus() == cpus
 
 
-def test_spare_memory_is_what_the_cgroup_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spare_memory_is_what_others_and_the_cgroup_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "CGROUP_V2_MEMORY", tmp_path / "memory.max")
     monkeypatch.setattr(config, "CGROUP_V1_MEMORY", tmp_path / "none")
     machine = spare_memory()
-    assert machine > 1 << 28
+    assert 1 << 28 < machine < psutil.virtual_memory().total - psutil.Process().memory_info().rss
     for limit in ("max", str(1 << 62)):
         (tmp_path / "memory.max").write_text(limit)
-        assert spare_memory() == pytest.approx(machine, rel=0.01)
+        assert spare_memory() == pytest.approx(machine, rel=0.2)
     (tmp_path / "memory.max").write_text(str(machine // 2))
     assert 0 < spare_memory() < machine // 2
     (tmp_path / "memory.max").write_text("1")
