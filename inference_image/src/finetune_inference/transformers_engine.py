@@ -250,20 +250,18 @@ class TransformersEngine:
 def planned_counts(sequences: list[Sequence], budget: int) -> dict[int, int]:
     """Tokens that each sequence should read in the next step, by key.
 
-    Those that answer read their last token. The rest shares the budget: half of it for the oldest, so that a giant prompt
-    comes to its end, and the other half for the shortest, so that it does not keep others waiting.
+    Those that answer read their last token. The rest shares the budget: half of it is the oldest's, so that a giant prompt
+    comes to its end, and all else goes to whoever has the least to read, so that few wait for many. Of equals the older one
+    comes first: two that take turns would both be late.
     """
     counts = {sequence.key: 1 for sequence in sequences if sequence.unread == 1}
     reading = [sequence for sequence in sequences if sequence.unread > 1]
-    for sequence, limit in zip(reading[:1], [budget // 2], strict=False):
-        counts[sequence.key] = min(sequence.unread, limit)
-        budget -= counts[sequence.key]
-    for sequence in sorted(reading[1:], key=lambda each: each.unread):
-        counts[sequence.key] = min(sequence.unread, budget)
-        budget -= counts[sequence.key]
-    for sequence in reading[:1]:
-        counts[sequence.key] += min(sequence.unread - counts[sequence.key], budget)
-    return counts
+    planned = {sequence.key: min(sequence.unread, budget // 2) for sequence in reading[:1]}
+    for sequence in sorted(reading, key=lambda each: each.unread):
+        left = budget - sum(planned.values())
+        already = planned.get(sequence.key, 0)
+        planned[sequence.key] = already + min(sequence.unread - already, left)
+    return counts | planned
 
 
 def _takes_logits_to_keep(model: Any) -> bool:
