@@ -107,18 +107,19 @@ class Settings(BaseSettings):
         float,
         Field(
             description="Seconds between SIGTERM and closing the port. Meanwhile /readyz fails and requests are still "
-            "answered, each on a connection that then ends, because load balancers learn late that this pod is going.",
+            "answered, each on a connection that then ends, because load balancers learn late that this process is "
+            "going. The operator's pods have 10, since a busy node's service proxy takes several.",
             ge=0,
         ),
-    ] = 10.0
+    ] = 3.0
     drain_seconds: Annotated[
         int,
         Field(
-            description="Seconds that running requests get after the port is closed; with the delay it has to stay "
-            "below the pod's terminationGracePeriodSeconds (the operator's pods have 60).",
+            description="Seconds that running requests get after the port is closed; with the delay and five seconds for "
+            "the end it has to stay below what comes before SIGKILL. The operator's pods have 45, of 65 in all.",
             ge=0,
         ),
-    ] = 45
+    ] = 25
 
 
 def load_serving_config(settings: Settings) -> ServingConfig:

@@ -21,7 +21,7 @@ GROWTH = 1.5
 CROWDED = 2
 """How many times as many rows as would be made now a pool keeps at most."""
 LARGE_BYTES = 1 << 28
-"""A pool whose memory the machine would miss. The C library alone keeps some of it in pieces, differently in each run."""
+"""Bytes of a pool that the machine would miss. The C library alone keeps some of them in pieces, differently in each run."""
 
 
 @dataclass
@@ -160,6 +160,8 @@ class KVCache:
         """Forget all sequences and give the memory back."""
         self._homes.clear()
         self._lengths.clear()
+        for pool in self._pools.values():
+            pool.free()
         self._pools.clear()
 
     def _capacity_for(self, tokens: int) -> int:

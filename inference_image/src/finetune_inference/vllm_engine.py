@@ -141,7 +141,7 @@ class VllmEngine:
 
     @property
     def spare_memory(self) -> int:
-        """Bytes that this process may still use: adapters wait there until vLLM takes them to its device."""
+        """Bytes that this process may still use; what vLLM's own process has left on its device it does not say."""
         return spare_memory()
 
     def load_model(self, merged: VerifiedAdapter | None = None) -> ModelFacts:
@@ -311,7 +311,13 @@ class VllmEngine:
             # Compiling takes minutes and a compiler, and vLLM would take most of the machine for keys and values.
             arguments["enforce_eager"] = True
             arguments["max_num_batched_tokens"] = max(STEP_TOKENS, self.capacity)
-            arguments["kv_cache_memory_bytes"] = max(0, spare_memory() - weights) // CACHE_SHARE
+            spare = spare_memory()
+            if spare <= weights:
+                raise ModelLoadError(
+                    f"base model {self._config.model.name} takes {weights >> 20} MiB, and {max(0, spare) >> 20} MiB are to be had: "
+                    "give the pod more memory, or wait until others on its node need less"
+                )
+            arguments["kv_cache_memory_bytes"] = (spare - weights) // CACHE_SHARE
         if self._settings.max_cached_tokens:
             block = 128 if device == "cpu" else 16
             tokens = max(self._settings.max_cached_tokens, longest + 1)

@@ -376,6 +376,18 @@ def test_a_short_context_is_batched_all_the_same(models: Path, caplog: pytest.Lo
 
 
 @only_ours
+def test_room_on_a_gpu_is_the_gpu_s(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from finetune_inference.transformers_engine import TransformersEngine
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 << 30, 80 << 30))
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
+    assert TransformersEngine(config, Settings(threads=1)).spare_memory == 3 << 30
+
+
+@only_ours
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [

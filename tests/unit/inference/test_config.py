@@ -5,10 +5,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+from stepped_engine import SteppedEngine
 
 from finetune_inference import config
 from finetune_inference.__main__ import configuration
-from finetune_inference.config import Settings, available_cpus, load_serving_config, spare_memory
+from finetune_inference.config import (
+    Settings,
+    available_cpus,
+    load_serving_config,
+    spare_memory,
+    standalone_config,
+)
+from finetune_inference.inference import InferenceService
 
 DOCUMENT = {"model": {"name": "base", "path": "/models/base"}, "adapters": [{"name": "a", "path": "/adapters/a"}]}
 
@@ -98,12 +106,25 @@ def test_the_older_cgroups_are_read_as_well(
 def test_spare_memory_is_what_others_and_the_cgroup_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "CGROUP_V2_MEMORY", tmp_path / "memory.max")
     monkeypatch.setattr(config, "CGROUP_V1_MEMORY", tmp_path / "none")
-    machine = spare_memory()
-    assert 1 << 28 < machine < psutil.virtual_memory().total - psutil.Process().memory_info().rss
+    assert 0 < spare_memory() < psutil.virtual_memory().total - psutil.Process().memory_info().rss
+    machine = 1 << 40
+    monkeypatch.setattr(config, "_available_memory", lambda: machine)
     for limit in ("max", str(1 << 62)):
         (tmp_path / "memory.max").write_text(limit)
-        assert spare_memory() == pytest.approx(machine, rel=0.2)
+        assert spare_memory() == pytest.approx(machine)
     (tmp_path / "memory.max").write_text(str(machine // 2))
     assert 0 < spare_memory() < machine // 2
     (tmp_path / "memory.max").write_text("1")
     assert spare_memory() == 0
+
+
+def test_room_for_adapters_is_a_share_of_what_the_engine_has_left(tmp_path: Path) -> None:
+    def room(spare: int, **settings: int) -> int:
+        service = InferenceService(standalone_config(str(tmp_path)), Settings(**settings))
+        engine = SteppedEngine()
+        engine.spare_memory = spare
+        return service._limits(engine).memory_bytes
+
+    assert room(8 << 30) == 1 << 30
+    assert room(0) == 64 << 20
+    assert room(8 << 30, adapter_memory_bytes=5) == 5

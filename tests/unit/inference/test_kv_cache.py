@@ -95,3 +95,20 @@ def test_a_pool_gives_back_what_a_crowd_took_while_somebody_stays() -> None:
     for key in range(32, 64):
         write(cache, key, 10, key)
     assert {key: written(cache, key) for key in range(31, 64)} == {key: {float(key)} for key in range(31, 64)}
+
+
+@pytest.mark.parametrize("leave", [lambda c: c.release(1), lambda c: c.clear(), lambda c: c.reserve(1, 65)])
+@pytest.mark.parametrize(("large", "times"), [(1, 1), (1 << 20, 0)])
+def test_what_a_large_pool_took_goes_back_to_the_system(
+    monkeypatch: pytest.MonkeyPatch, leave: Callable[["KVCache"], object], large: int, times: int
+) -> None:
+    from finetune_inference import kv_cache
+
+    given_back: list[bool] = []
+    monkeypatch.setattr(kv_cache, "LARGE_BYTES", large)
+    cache = make()
+    write(cache, 1, 10, 1.0)
+    pool, _ = cache.place(1)
+    monkeypatch.setattr(kv_cache, "give_back_memory", lambda: given_back.append(not pool.layers))
+    leave(cache)
+    assert given_back == [True] * times, "once, after the last reference is gone"

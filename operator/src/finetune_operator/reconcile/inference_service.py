@@ -112,15 +112,15 @@ async def _act(context: Context, service: InferenceService, plan: ServicePlan) -
 async def _promote(context: Context, service: InferenceService, pod: PodView, request: PromotionRequest) -> None:
     """Have a server give a proven candidate its name.
 
-    One that does not reads so in its list a second later, and is asked for the version under that name in any case: whatever
-    it has against it comes into the status from there.
+    One that does not, or that does not say so in time, reads it in its list a second later, and is asked for the version under
+    that name in any case: whatever it has against it comes into the status from there.
     """
     refusal = await promote(server_url(pod.address, pod.name, service, context.settings), request, PROMOTION_SECONDS)
     fields = {"service": f"{service.metadata.namespace}/{service.metadata.name}", "pod": pod.name}
     if refusal is None:
         logger.info("promoted", extra={**fields, "adapter": request.candidate})
     else:
-        logger.warning("not promoted", extra={**fields, "adapter": request.candidate, "error": refusal})
+        logger.warning("promotion not confirmed", extra={**fields, "adapter": request.candidate, "error": refusal})
 
 
 async def _tell(context: Context, namespace: str, pod: PodView, adapter_list: str) -> None:

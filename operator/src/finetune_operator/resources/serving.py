@@ -8,6 +8,8 @@ from finetune_api.constants import (
     ADAPTERS_MOUNT,
     ANNOTATION_CONFIG,
     CONDITION_ADAPTERS_VERIFIED,
+    SERVER_DRAIN_DELAY_ENV,
+    SERVER_DRAIN_ENV,
     SERVER_ENGINE_ENV,
     SERVER_PORT,
 )
@@ -30,8 +32,12 @@ from finetune_operator.resources.pods import (
 from finetune_operator.settings import Settings
 
 SERVER_CONTAINER: Final = "server"
-GRACE_SECONDS: Final = 60
-"""Time after SIGTERM for requests that still come, and for running answers: more than the server's two drain settings."""
+DRAIN_DELAY_SECONDS: Final = 10
+"""Time after SIGTERM in which requests still come: proxies of a busy node learn several seconds late that a pod is going."""
+DRAIN_SECONDS: Final = 45
+"""Time for running answers after that."""
+GRACE_SECONDS: Final = DRAIN_DELAY_SECONDS + DRAIN_SECONDS + 10
+"""Both, and time for the engine's last step; a pod ends as soon as it has nothing to do."""
 STARTUP_PERIOD_SECONDS: Final = 5
 STARTUP_FAILURES: Final = 360
 """Half an hour for downloading and loading a model before the kubelet gives up."""
@@ -96,7 +102,7 @@ def build_server_pod_spec(service: InferenceService, settings: Settings) -> Mani
         "name": SERVER_CONTAINER,
         "image": server_image(service, settings),
         "imagePullPolicy": settings.image_pull_policy,
-        "env": [*common_env(service.spec.model), *_engine_env(service)],
+        "env": [*common_env(service.spec.model), *_drain_env(), *_engine_env(service)],
         "ports": [{"name": "http", "containerPort": SERVER_PORT, "protocol": "TCP"}],
         "startupProbe": _probe("/readyz", period=STARTUP_PERIOD_SECONDS, failures=STARTUP_FAILURES),
         "readinessProbe": _probe("/readyz", period=5, failures=2),
@@ -220,6 +226,13 @@ def server_url(address: str, pod_name: str, service: InferenceService, settings:
         host = f"[{address}]" if ":" in address else address
         return f"http://{host}:{SERVER_PORT}"
     return settings.server_url_template.format(pod=pod_name, namespace=service.metadata.namespace)
+
+
+def _drain_env() -> list[Manifest]:
+    return [
+        {"name": SERVER_DRAIN_DELAY_ENV, "value": str(DRAIN_DELAY_SECONDS)},
+        {"name": SERVER_DRAIN_ENV, "value": str(DRAIN_SECONDS)},
+    ]
 
 
 def _engine_env(service: InferenceService) -> list[Manifest]:
