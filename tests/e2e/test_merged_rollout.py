@@ -151,10 +151,13 @@ def test_a_version_is_rolled_out_and_one_without_effect_stops_before_it_gets_tra
     # Of the moments without the only pod; whoever was on the way to it has failed by now.
     client.failures.clear()
     (serving,) = (pod["metadata"]["name"] for pod in endpoint.pods() if is_ready(pod))
+    before_edit = endpoint.pod_names()
     endpoint.publish(one)
-    wait_for("the pod before to go", lambda: serving not in endpoint.pod_names(), ROLLOUT_SECONDS, 0.02)
+    wait_for("the pod after", lambda: endpoint.pod_names() - before_edit, ROLLOUT_SECONDS, 0.1)
     with endpoint.namespace.kubernetes.cluster.supervisor.paused("kube-proxy"):
+        wait_for("the pod before to go", lambda: serving not in endpoint.pod_names(), ROLLOUT_SECONDS, 0.1)
         time.sleep(PROXY_LAG_SECONDS)
+        assert client.versions[-1] == "two", "the pod that is going still answers"
     endpoint.wait_verified(one)
     endpoint.wait_for_clients("one")
     assert "zeroed" not in client.versions

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LATE = 600
-"""Seconds without a byte after which a server counts as hung; far more than any answer takes, also on a busy machine."""
+"""Seconds after which a server counts as hung; far more than any answer takes, also on a busy machine."""
 
 
 @dataclass

@@ -68,7 +68,7 @@ def _figures(plan: Plan, seen: Seen) -> list[Figure]:
         ),
         Figure("answers under 10x load / capacity", _throughput(plan, seen), "x", "higher", 0.6, 0.9),
         Figure("streams hung up on", float(seen.abandoned), "streams", "higher", plan.abandoned),
-        Figure("idle after the last of them", round(seen.idle_after_abandoned, 2), "s", "lower", 5, 1),
+        Figure("idle after the last hang-up", round(seen.idle_after_abandoned, 2), "s", "lower", 5, 1),
         Figure("sequences and cached tokens left at the end", sum(seen.left.values()), "left", "lower", 0, 0),
         Figure("memory slope in the steady phase", round(seen.slope, 2), "MiB/min", "lower", 20, 2),
         Figure("memory, from the first requests to the end", round(seen.growth, 1), "MiB", "lower", 400, 100),

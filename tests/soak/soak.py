@@ -191,12 +191,12 @@ class _Soak:
         self._expect(await asyncio.gather(*slow), {200})
 
     async def abandon(self) -> None:
-        """Streams of answers that would be long, most of them hung up on before or after their first tokens."""
+        """Streams of answers that would be long, all hung up on before or after their first tokens."""
         body = completion([5, 6, 7], min(self._plan.longest - 8, MOST_TOKENS), stream=True)
 
         async def one() -> None:
             for _ in range(MOST_TRIES):
-                answer = await self._client.abandon(body, self._pick.uniform(0.0, 0.5))
+                answer = await self._client.abandon(body, self._pick.uniform(0.05, 0.5))
                 if answer is None:
                     self.seen.abandoned += 1
                     return
