@@ -21,8 +21,10 @@ from chart import (
 )
 
 from finetune_api.constants import BROKER_URL_ENV, SERVER_APP, SERVER_PORT, TRAINER_APP
+from finetune_gateway.__main__ import SHUTDOWN_SECONDS
 from finetune_gateway.settings import Settings as GatewaySettings
 from finetune_operator import permissions
+from finetune_operator.resources.serving import DRAIN_DELAY_SECONDS
 from finetune_operator.settings import Settings as OperatorSettings
 
 pytestmark = pytest.mark.skipif(MISSING_HELM is not None, reason=str(MISSING_HELM))
@@ -171,6 +173,14 @@ def test_the_gateway_understands_every_variable_that_the_chart_sets(
         assert settings.ca_file is not None
         assert str(settings.ca_file.parent) in [mount["mountPath"] for mount in container["volumeMounts"]]
         assert settings.port == container["ports"][0]["containerPort"]
+
+
+def test_a_gateway_that_is_going_answers_until_proxies_know() -> None:
+    pods = [deployment["spec"]["template"]["spec"] for deployment in of_kind(render({}), "Deployment")]
+    (pod,) = [pod for pod in pods if pod["containers"][0]["name"] == "gateway"]
+    pause = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pause >= DRAIN_DELAY_SECONDS, "no less than a server"
+    assert pause + SHUTDOWN_SECONDS < pod["terminationGracePeriodSeconds"]
 
 
 @ALL_VALUES
