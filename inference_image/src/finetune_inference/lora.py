@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune_inference.adapters import AdapterRefusedError, VerifiedAdapter
 from finetune_inference.lora_batch import Delta, LoadedLora, Replacement
+from finetune_inference.model_config import quantization_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What adapters are stored as; a tensor of any other type is no weight."""
@@ -98,6 +99,10 @@ class LoraLoader:
         magnitude = tensors.get(f"{path}.lora_magnitude_vector")
         if magnitude is None:
             return delta
+        if method := quantization_of(self._base.config):
+            raise AdapterRefusedError(
+                f"the adapter was trained with DoRA, which needs the norms of the base model's weights; those are quantised ({method})"
+            )
         weight = _weight(self._modules[path])
         tuned = weight + scaling * (delta.b @ delta.a)
         return replace(delta, magnitude=magnitude / torch.linalg.norm(tuned, dim=1))

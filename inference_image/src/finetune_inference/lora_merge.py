@@ -9,12 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune_inference.adapters import AdapterRefusedError
 from finetune_inference.lora_batch import Delta, LoadedLora
+from finetune_inference.model_config import quantization_of
 
 
 @torch.no_grad()
 def merge(model: Any, lora: LoadedLora) -> None:
-    """Change the modules of `model` to what they compute with the adapter."""
+    """Change the modules of `model` to what they compute with the adapter.
+
+    Raises AdapterRefusedError if the weights are quantised: rounding the sum to four bits again would lose most of the adapter.
+    """
+    if method := quantization_of(model.config):
+        raise AdapterRefusedError(
+            f"the base model's weights are quantised ({method}) and cannot take it in; set mergeAdapter to false, and it is served "
+            "beside them"
+        )
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for path, replacement in lora.replacements.items():
         _set(modules[path], "weight", replacement.weight)

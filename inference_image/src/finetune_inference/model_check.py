@@ -43,8 +43,11 @@ def reference_logits(model: Any, vocabulary_size: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def disagreement(batched: PieceModel, reference: torch.Tensor) -> str | None:
-    """Why `batched` is no replacement for the model that gave the reference; None if it is one."""
+def disagreement(batched: PieceModel, reference: torch.Tensor, computed_in: torch.dtype) -> str | None:
+    """Why `batched` is no replacement for the model that gave the reference; None if it is one.
+
+    `computed_in`: the coarsest type on the way, whose rounding is no disagreement.
+    """
     try:
         found = _batched_logits(batched, reference.shape[-1])
     except Exception as error:
@@ -55,7 +58,7 @@ def disagreement(batched: PieceModel, reference: torch.Tensor) -> str | None:
         batched.clear()
     scale = float(reference.float().abs().max()) or 1.0
     difference = float((found.float() - reference.float()).abs().max()) / scale
-    if not difference <= TOLERANCE.get(reference.dtype, TOLERANCE[torch.bfloat16]):
+    if not difference <= TOLERANCE.get(computed_in, TOLERANCE[torch.bfloat16]):
         return f"its logits differ by {difference:.2g} of the largest one"
     return None
 

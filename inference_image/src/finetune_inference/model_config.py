@@ -27,6 +27,16 @@ def token_ids(value: int | list[int] | None) -> frozenset[int]:
     return frozenset([value] if isinstance(value, int) else value)
 
 
+def quantization_of(config: Any) -> str | None:
+    """What the weights of a checkpoint are quantised with, such as `bitsandbytes`; None if they are not."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return None
+    # transformers replaces what the file says by an object once the model is loaded.
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+    return str(getattr(method, "value", method))
+
+
 def precision_on(device: str, precision: Precision) -> Literal["float32", "bfloat16"]:
     """The type of the weights. device: torch's name of its type."""
     if precision == "auto":

@@ -31,6 +31,7 @@ from finetune_inference.model_config import (
     PREFILL_TOKENS,
     context_length,
     precision_on,
+    quantization_of,
     token_ids,
 )
 from finetune_inference.pieces import Piece, PieceModel
@@ -215,10 +216,12 @@ class TransformersEngine:
         reference = reference_logits(model, self._facts.vocabulary_size)
         if self._device.type == "cpu":
             self._speed_up(model, groups)
+        # Products with quantised weights are made from 16 bits, differently for different numbers of rows.
+        computed_in = torch.bfloat16 if quantization_of(model.config) else model.dtype
         cache = KVCache(self._facts.context_length, CACHED_TOKENS)
         try:
             batched = BatchedModel(model, lora, cache, takes_logits_to_keep=takes_logits_to_keep)
-            reason = moving_positions(model.config) or disagreement(batched, reference)
+            reason = moving_positions(model.config) or disagreement(batched, reference, computed_in)
         except (ValueError, RuntimeError) as error:
             # transformers' way to say that a model has only attention of its own.
             reason = str(error)
