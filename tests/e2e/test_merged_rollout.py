@@ -92,10 +92,13 @@ class Endpoint:
 
         wait_for("the version to be verified", is_verified, ROLLOUT_SECONDS, 0.1)
 
-    def pod_names(self) -> set[str]:
-        return {pod["metadata"]["name"] for pod in self.pods()}
+    def pods(self) -> set[str]:
+        return {pod["metadata"]["name"] for pod in self._staying()}
 
-    def pods(self) -> list[Raw]:
+    def ready_pods(self) -> set[str]:
+        return {pod["metadata"]["name"] for pod in self._staying() if is_ready(pod)}
+
+    def _staying(self) -> list[Raw]:
         pods = self.namespace.api.list("pods", DEMO_NAMESPACE, f"finetune.dev/service-name={SERVICE}")
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
@@ -134,13 +137,13 @@ def test_a_version_is_rolled_out_and_one_without_effect_stops_before_it_gets_tra
     assert f"Adapter {ADAPTER}: " in conditions["AdapterVerified"]["message"]
     assert "Clients still get version" in conditions["AdapterVerified"]["message"]
     assert endpoint.adapter()["served"]["digest"] == two["digest"]
-    (serving,) = (pod["metadata"]["name"] for pod in endpoint.pods() if is_ready(pod))
+    (serving,) = endpoint.ready_pods()
 
     assert client.failures == [], "of a rollout and a refusal"
     endpoint.namespace.api.delete("pods", DEMO_NAMESPACE, serving)
     wait_for(
         "a pod of the version before in its place",
-        lambda: [pod for pod in endpoint.pods() if is_ready(pod) and pod["metadata"]["name"] != serving],
+        lambda: endpoint.ready_pods() - {serving},
         ROLLOUT_SECONDS,
         0.5,
     )
@@ -150,12 +153,12 @@ def test_a_version_is_rolled_out_and_one_without_effect_stops_before_it_gets_tra
 
     # Of the moments without the only pod; whoever was on the way to it has failed by now.
     client.failures.clear()
-    (serving,) = (pod["metadata"]["name"] for pod in endpoint.pods() if is_ready(pod))
-    before_edit = endpoint.pod_names()
+    (serving,) = endpoint.ready_pods()
+    before_edit = endpoint.pods()
     endpoint.publish(one)
-    wait_for("the pod after", lambda: endpoint.pod_names() - before_edit, ROLLOUT_SECONDS, 0.1)
+    wait_for("the pod after", lambda: endpoint.pods() - before_edit, ROLLOUT_SECONDS, 0.1)
     with endpoint.namespace.kubernetes.cluster.supervisor.paused("kube-proxy"):
-        wait_for("the pod before to go", lambda: serving not in endpoint.pod_names(), ROLLOUT_SECONDS, 0.1)
+        wait_for("the pod before to go", lambda: serving not in endpoint.pods(), ROLLOUT_SECONDS, 0.1)
         time.sleep(PROXY_LAG_SECONDS)
         assert client.versions[-1] == "two", "the pod that is going still answers"
     endpoint.wait_verified(one)

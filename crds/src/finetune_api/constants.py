@@ -104,9 +104,11 @@ PROMOTE_PATH: Final = "/promote"
 SERVER_PORT: Final = 8000
 """Port of the inference container and of its Service (named `http`)."""
 SERVER_ENGINE_ENV: Final = "FINETUNE_SERVER_ENGINE"
-SERVER_DRAIN_DELAY_ENV: Final = "FINETUNE_SERVER_DRAIN_DELAY_SECONDS"
-SERVER_DRAIN_ENV: Final = "FINETUNE_SERVER_DRAIN_SECONDS"
 """Environment variable with the engine of the inference container: transformers or vllm."""
+SERVER_DRAIN_DELAY_ENV: Final = "FINETUNE_SERVER_DRAIN_DELAY_SECONDS"
+"""Environment variable with the seconds between SIGTERM and the closed port of the inference container."""
+SERVER_DRAIN_ENV: Final = "FINETUNE_SERVER_DRAIN_SECONDS"
+"""Environment variable with the seconds that running answers get after that."""
 DEFAULT_ADAPTERS_CLAIM: Final = "finetune-adapters"
 """Claim that receives adapters when a job names none; the operator creates it if the namespace has none."""
 

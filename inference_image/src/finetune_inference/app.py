@@ -53,8 +53,7 @@ def app_around(service: InferenceService) -> FastAPI:
         app.include_router(chat_page.router)
     app.add_middleware(BodyLimit, max_bytes=service.settings.max_body_bytes)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
-    app.add_middleware(RequestId)
-    app.add_middleware(LastAnswer, service=service)
+    app.add_middleware(AnswerHeaders, service=service)
     return app
 
 
@@ -101,11 +100,15 @@ async def metrics(request: Request) -> Response:
     return Response(serving.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
-class RequestId:
-    """Gives each request a name, which its answer and our log show; OpenAI's client has it as `_request_id`."""
+class AnswerHeaders:
+    """Gives each request a name, which its answer and our log show; OpenAI's client has it as `_request_id`.
 
-    def __init__(self, app: ASGIApp) -> None:
+    While the process drains, each answer ends its connection: a client that keeps its own learns of no change of endpoints.
+    """
+
+    def __init__(self, app: ASGIApp, service: InferenceService) -> None:
         self._app = app
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -114,30 +117,13 @@ class RequestId:
             return
         request_id = scope.setdefault("state", {})["request_id"] = f"req_{uuid.uuid4().hex}"
 
-        async def named(message: Message) -> None:
+        async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                closing = [(b"connection", b"close")] if self._service.draining else []
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *closing]
             await send(message)
 
-        await self._app(scope, receive, named)
-
-
-class LastAnswer:
-    """Ends connections while the process drains: a client that keeps its own learns of no change of endpoints."""
-
-    def __init__(self, app: ASGIApp, service: InferenceService) -> None:
-        self._app = app
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-
-        async def last(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._service.draining:
-                message["headers"] = [*message["headers"], (b"connection", b"close")]
-            await send(message)
-
-        await self._app(scope, receive, last)
+        await self._app(scope, receive, with_headers)
 
 
 class BodyLimit:

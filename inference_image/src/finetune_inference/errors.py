@@ -214,7 +214,7 @@ async def _on_http_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    # Starlette answers bugs outside of all middleware, so the header of `RequestId` is set here.
+    # Starlette answers bugs outside of all middleware, so the header of `AnswerHeaders` is set here.
     request_id = getattr(request.state, "request_id", "")
     log.error("request %s failed: %s %s", request_id, request.method, request.url.path, exc_info=error)
     response = to_api_error(error).response()

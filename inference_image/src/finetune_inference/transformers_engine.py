@@ -235,7 +235,7 @@ class TransformersEngine:
         return PlainModel(model, lora, budget=budget, takes_logits_to_keep=takes_logits_to_keep)
 
     def _speed_up(self, model: Any, groups: list[list[str]]) -> None:
-        spare = spare_memory() // PACKED_SHARE
+        spare = self.spare_memory // PACKED_SHARE
         packing = speed_up(model, groups, spare)
         if not packing.packable_bytes:
             log.info("weights are not kept packed as well: there is no product from such in %s here", self._facts.dtype)
@@ -259,12 +259,14 @@ def planned_counts(sequences: list[Sequence], budget: int) -> dict[int, int]:
     """
     counts = {sequence.key: 1 for sequence in sequences if sequence.unread == 1}
     reading = [sequence for sequence in sequences if sequence.unread > 1]
-    planned = {sequence.key: min(sequence.unread, budget // 2) for sequence in reading[:1]}
+    counts |= {sequence.key: min(sequence.unread, budget // 2) for sequence in reading[:1]}
+    left = budget - sum(counts[sequence.key] for sequence in reading[:1])
     for sequence in sorted(reading, key=lambda each: each.unread):
-        left = budget - sum(planned.values())
-        already = planned.get(sequence.key, 0)
-        planned[sequence.key] = already + min(sequence.unread - already, left)
-    return counts | planned
+        already = counts.get(sequence.key, 0)
+        more = min(sequence.unread - already, left)
+        counts[sequence.key] = already + more
+        left -= more
+    return counts
 
 
 def _takes_logits_to_keep(model: Any) -> bool:

@@ -314,7 +314,7 @@ class VllmEngine:
             spare = spare_memory()
             if spare <= weights:
                 raise ModelLoadError(
-                    f"base model {self._config.model.name} takes {weights >> 20} MiB, and {max(0, spare) >> 20} MiB are to be had: "
+                    f"base model {self._config.model.name} takes {weights >> 20} MiB, and {spare >> 20} MiB are to be had: "
                     "give the pod more memory, or wait until others on its node need less"
                 )
             arguments["kv_cache_memory_bytes"] = (spare - weights) // CACHE_SHARE
