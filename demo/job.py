@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from cluster import JOB_NAMESPACE, Target
-from narrate import Line, note
-from shell import REPOSITORY, DemoError
+
+from demo.cluster import JOB_NAMESPACE, Target
+from demo.narrate import Line, note
+from demo.shell import REPOSITORY, DemoError
 
 SAMPLES = REPOSITORY / "crds" / "samples"
 SAMPLE = SAMPLES / "demo.yaml"

@@ -1,7 +1,7 @@
 """`make demo`: from nothing to a fine-tuned model that is served and shown to be tuned, on a real Kubernetes.
 
-    python demo/run.py                        # on this machine's own cluster, which it brings up
-    python demo/run.py --use-current-context --values images.yaml --model hf://HuggingFaceTB/SmolLM2-135M-Instruct
+    python -m demo.run                        # on this machine's own cluster, which it brings up
+    python -m demo.run --use-current-context --values images.yaml --model hf://HuggingFaceTB/SmolLM2-135M-Instruct
 
 It may be interrupted and repeated at any point: each stage finds what is done already, and the job is trained anew.
 """
@@ -12,16 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-import chart
-import cluster
-import job
-import score
-from narrate import Narrator, say
-from shell import REPOSITORY, DemoError
-
-sys.path.insert(0, str(REPOSITORY / "tests" / "support"))
-
-from figures import Figure, record
+from demo import chart, cluster, job, score
+from demo.narrate import Narrator, say
+from demo.shell import REPOSITORY, DemoError
+from lab.figures import Figure, record
 
 STAGES = 7
 SECONDS_MUST = 360
@@ -146,7 +140,7 @@ def how_to_go_on(target: cluster.Target, finished: job.Finished) -> str:
         f'answer = client.chat.completions.create(model="{finished.adapter}", temperature=0, messages=[{message}])',
         "print(answer.choices[0].message.content)",
         "",
-        f".venv/bin/python demo/chat.py{'' if target.local else ' --use-current-context'}   # talk to it; --base: to the untuned model",
+        f".venv/bin/python -m demo.chat{'' if target.local else ' --use-current-context'}   # talk to it; --base: to the untuned model",
     ]
     if target.local:
         lines += ["make demo-down   # removes the cluster; images and compiled programs are kept"]

@@ -4,9 +4,10 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from job import DATA, Finished
-from narrate import Line, note
 from openai import OpenAI
+
+from demo.job import DATA, Finished
+from demo.narrate import Line, note
 
 SHOWN_TOKENS = 32
 """Length of the answers that are shown; a base model would go on for long."""

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CLUSTER_TOOL = REPOSITORY / "tests" / "cluster"
-"""Holds the package `local_cluster`, which is standard library only."""
 FORWARD_SECONDS = 20.0
 """The longest that `kubectl port-forward` may take to say its port."""
 
@@ -62,7 +60,7 @@ class Shell:
     def local_cluster(self, *arguments: str) -> None:
         """Run the local cluster's command; it says itself what it does."""
         try:
-            self.run("env", f"PYTHONPATH={CLUSTER_TOOL}", sys.executable, "-m", "local_cluster", *arguments, show=True)
+            self.run("env", f"PYTHONPATH={REPOSITORY}", sys.executable, "-m", "lab.kubernetes", *arguments, show=True)
         except DemoError:
             raise DemoError(
                 f"the local cluster's command `{arguments[0]}` failed; its last lines above say why",

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from api import Api, Raw, wait_for
-from factories import a_claim
-from fake_endpoint import Adapters, FakeEndpoint
-from kubelet_actor import KubeletActor
-from operator_process import OperatorProcess
-from world import OPERATOR_USER, REPOSITORY, World
 
 from finetune_operator.permissions import rules
-from local_cluster.binaries import CONTROL_PLANE_BINARIES, binary_path
-from local_cluster.controlplane import ControlPlane
+from lab.kubernetes.binaries import CONTROL_PLANE_BINARIES, binary_path
+from lab.kubernetes.controlplane import ControlPlane
+from support.cluster.api import Api, Raw, wait_for
+from support.cluster.fake_endpoint import Adapters, FakeEndpoint
+from support.cluster.kubelet_actor import KubeletActor
+from support.cluster.operator_process import OperatorProcess
+from support.cluster.world import OPERATOR_USER, REPOSITORY, World
+from support.objects.factories import a_claim
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

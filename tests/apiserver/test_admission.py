@@ -1,12 +1,12 @@
 """What the API server itself refuses: broken specs with exact messages, and edits of what must not change."""
 
 import pytest
-from api import Api, Raw
-from factories import a_finetune_job, an_inference_service
-from fake_endpoint import FINGERPRINT
-from world import World
 
-from local_cluster.api import ApiError
+from lab.kubernetes.api import ApiError
+from support.cluster.api import Api, Raw
+from support.cluster.fake_endpoint import FINGERPRINT
+from support.cluster.world import World
+from support.objects.factories import a_finetune_job, an_inference_service
 
 LONG = "x" * 600
 

@@ -4,13 +4,12 @@ import json
 import time
 from pathlib import Path
 
-from api import Raw, wait_for
-from kubelet_actor import failing, succeeding
-from operator_process import OperatorProcess
-from world import World
-
 from finetune_api.reasons import Reason
 from finetune_operator.permissions import rules
+from support.cluster.api import Raw, wait_for
+from support.cluster.kubelet_actor import failing, succeeding
+from support.cluster.operator_process import OperatorProcess
+from support.cluster.world import World
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
-from api import Api, Raw, wait_for
-from factories import a_finetune_job, an_inference_service
-from fake_endpoint import FINGERPRINT, serving
-from figures import Figure, record
-from kubelet_actor import FOREVER, Run, failing, succeeding
-from world import REPOSITORY, World
 
 from finetune_api.reasons import Reason
+from lab.figures import Figure, record
+from support.cluster.api import Api, Raw, wait_for
+from support.cluster.fake_endpoint import FINGERPRINT, serving
+from support.cluster.kubelet_actor import FOREVER, Run, failing, succeeding
+from support.cluster.world import REPOSITORY, World
+from support.objects.factories import a_finetune_job, an_inference_service
 
 
 def test_a_killed_operator_goes_on_where_it_was(world: World) -> None:

@@ -5,9 +5,16 @@ import json
 import time
 
 import pytest
-from api import Raw, wait_for
-from factories import an_inference_service
-from fake_endpoint import (
+
+from finetune_api.outcome import CommittedAdapter, Outcome, Result
+from finetune_api.reasons import Reason
+from finetune_api.v1alpha1 import InferenceService
+from finetune_operator.cluster import Cluster
+from finetune_operator.errors import ClusterError
+from finetune_operator.resources.child import with_hash
+from finetune_operator.resources.serving import build_deployment, with_replicas
+from support.cluster.api import Raw, wait_for
+from support.cluster.fake_endpoint import (
     BASE,
     FINGERPRINT,
     TUNED,
@@ -19,17 +26,10 @@ from fake_endpoint import (
     serving,
     serving_versions,
 )
-from kubelet_actor import Run, succeeding
-from operator_objects import SETTINGS
-from world import World
-
-from finetune_api.outcome import CommittedAdapter, Outcome, Result
-from finetune_api.reasons import Reason
-from finetune_api.v1alpha1 import InferenceService
-from finetune_operator.cluster import Cluster
-from finetune_operator.errors import ClusterError
-from finetune_operator.resources.child import with_hash
-from finetune_operator.resources.serving import build_deployment, with_replicas
+from support.cluster.kubelet_actor import Run, succeeding
+from support.cluster.world import World
+from support.objects.factories import an_inference_service
+from support.objects.operator_objects import SETTINGS
 
 
 def service_status(world: World, name: str = "tone") -> Raw:

@@ -4,13 +4,13 @@ import time
 from dataclasses import replace
 
 import pytest
-from api import Raw, wait_for
-from figures import Figure, record
-from kubelet_actor import DIGEST, FOREVER, Run, failing, refusing, succeeding
-from world import World
 
 from finetune_api.outcome import Outcome, Result
 from finetune_api.reasons import Reason
+from lab.figures import Figure, record
+from support.cluster.api import Raw, wait_for
+from support.cluster.kubelet_actor import DIGEST, FOREVER, Run, failing, refusing, succeeding
+from support.cluster.world import World
 
 INTERRUPTED = Outcome(result=Result.INTERRUPTED, reason=Reason.INTERRUPTED, message="saved", checkpoint_step=7)
 

@@ -3,11 +3,11 @@
 import time
 
 import pytest
-from figures import Figure, record
-from kubelet_actor import succeeding
-from world import OPERATOR_USER, World
 
 from finetune_operator.permissions import rules
+from lab.figures import Figure, record
+from support.cluster.kubelet_actor import succeeding
+from support.cluster.world import OPERATOR_USER, World
 
 EXERCISE = {"test_training.py", "test_serving.py", "test_faults.py"}
 """Files whose tests together use every right."""

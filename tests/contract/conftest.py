@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from api import Api
-from chart import NAMESPACE
-from chart_cluster import a_namespace
 
-from local_cluster.controlplane import ControlPlane
+from lab.kubernetes.controlplane import ControlPlane
+from support.cluster.api import Api
+from support.cluster.chart import NAMESPACE
+from support.cluster.chart_cluster import a_namespace
 
 
 @pytest.fixture(scope="session")

@@ -5,19 +5,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from api import STRATEGIC_PATCH, Api, Raw, wait_for
-from chart import NAMESPACE
-from chart_cluster import a_namespace, as_account, install, uninstall
-from factories import a_finetune_job, an_inference_service
-from people import grant
-from planes import missing
 
 from finetune_api.v1alpha1 import FinetuneJob, InferenceService
 from finetune_operator.resources.serving import build_serving_children
 from finetune_operator.resources.training_job import build_training_job
 from finetune_operator.settings import Settings
-from local_cluster.api import ApiError
-from local_cluster.controlplane import ControlPlane
+from lab.kubernetes.api import ApiError
+from lab.kubernetes.controlplane import ControlPlane
+from support.cluster.api import STRATEGIC_PATCH, Api, Raw, wait_for
+from support.cluster.chart import NAMESPACE
+from support.cluster.chart_cluster import a_namespace, as_account, install, uninstall
+from support.cluster.people import grant
+from support.cluster.planes import missing
+from support.objects.factories import a_finetune_job, an_inference_service
 
 MISSING = missing(["helm"])
 pytestmark = [

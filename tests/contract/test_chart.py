@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chart import (
+
+from finetune_api.constants import BROKER_URL_ENV, SERVER_APP, SERVER_PORT, TRAINER_APP
+from finetune_gateway.__main__ import SHUTDOWN_SECONDS
+from finetune_gateway.settings import Settings as GatewaySettings
+from finetune_operator import permissions
+from finetune_operator.resources.serving import DRAIN_DELAY_SECONDS
+from finetune_operator.settings import Settings as OperatorSettings
+from support.cluster.chart import (
     CHART,
     MISSING_HELM,
     NAMESPACE,
@@ -19,13 +26,6 @@ from chart import (
     of_kind,
     render,
 )
-
-from finetune_api.constants import BROKER_URL_ENV, SERVER_APP, SERVER_PORT, TRAINER_APP
-from finetune_gateway.__main__ import SHUTDOWN_SECONDS
-from finetune_gateway.settings import Settings as GatewaySettings
-from finetune_operator import permissions
-from finetune_operator.resources.serving import DRAIN_DELAY_SECONDS
-from finetune_operator.settings import Settings as OperatorSettings
 
 pytestmark = pytest.mark.skipif(MISSING_HELM is not None, reason=str(MISSING_HELM))
 

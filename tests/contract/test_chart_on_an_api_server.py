@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from api import Api, Raw, wait_for
-from chart import CHART, NAMESPACE, VALUES, of_kind, render
-from chart_cluster import install, uninstall, would_accept
-from factories import a_finetune_job
-from planes import missing
 
-from local_cluster.controlplane import ControlPlane
+from lab.kubernetes.controlplane import ControlPlane
+from support.cluster.api import Api, Raw, wait_for
+from support.cluster.chart import CHART, NAMESPACE, VALUES, of_kind, render
+from support.cluster.chart_cluster import install, uninstall, would_accept
+from support.cluster.planes import missing
+from support.objects.factories import a_finetune_job
 
 MISSING = missing(["helm"])
 pytestmark = [

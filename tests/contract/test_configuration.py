@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import a_finetune_job, an_inference_service
-from request_bodies import SEED
 
 from finetune_api.constants import ANNOTATION_CONFIG, BROKER_URL_ENV, CONFIG_PATH
 from finetune_api.serving import ServingConfig
@@ -17,6 +15,8 @@ from finetune_inference.config import Settings as ServerSettings
 from finetune_operator.resources.serving import build_serving_children
 from finetune_operator.resources.training_job import build_training_job
 from finetune_operator.settings import Settings
+from support.objects.factories import a_finetune_job, an_inference_service
+from support.objects.request_bodies import SEED
 
 MINIMAL = {k: SEED[k] for k in ("model", "dataset")}
 FULL = {k: v for k, v in SEED.items() if k != "name"}

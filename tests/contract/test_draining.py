@@ -1,10 +1,10 @@
 """What a pod is told about its end is what the server understands, and fits into what the kubelet grants."""
 
 import pytest
-from operator_objects import SETTINGS, a_service
 
 from finetune_inference.config import Settings
 from finetune_operator.resources.serving import build_server_pod_spec
+from support.objects.operator_objects import SETTINGS, a_service
 
 LAST_STEP_SECONDS = 5
 """That a server waits for its engine after the last answer (`InferenceService.close`)."""

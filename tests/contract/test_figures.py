@@ -1,6 +1,6 @@
 """The table of figures says what the kept files say."""
 
-import figures
+from lab import figures
 
 
 def test_the_page_of_figures_is_what_the_kept_files_say() -> None:

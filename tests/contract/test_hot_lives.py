@@ -9,8 +9,9 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from played_cluster import ABSENT, EDITS, GOOD, PASSES, PlayedCluster
 from pydantic import SecretStr
+
+from support.cluster.played_cluster import ABSENT, EDITS, GOOD, PASSES, PlayedCluster
 
 
 @dataclass

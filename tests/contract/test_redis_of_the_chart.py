@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import redis
-from chart import MISSING_HELM, named, of_kind, render
 
 from finetune_api.constants import queue_name, task_id
 from finetune_operator.progress import ProgressReader
-from local_cluster.controlplane import free_ports
+from lab.kubernetes.controlplane import free_ports
+from support.cluster.chart import MISSING_HELM, named, of_kind, render
 
 REASON = MISSING_HELM or (
     None if shutil.which("redis-server") else "redis-server is not installed (Debian: redis-server)"

@@ -6,7 +6,8 @@ import sys
 import time
 
 import pytest
-from figures import Figure, record
+
+from lab.figures import Figure, record
 
 RUNS = 5
 """Imports per module; the median counts."""

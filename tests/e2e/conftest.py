@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api import Raw
-from local_kubernetes import DEMO_NAMESPACE, LocalKubernetes
+
+from support.cluster.api import Raw
+from support.cluster.local_kubernetes import DEMO_NAMESPACE, LocalKubernetes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
-from adapter_copies import adapter_copies
-from api import Raw, wait_for
-from figures import Figure, record
-from local_kubernetes import DEMO_NAMESPACE, LocalKubernetes, Namespace
+
+from lab.figures import Figure, record
+from support.cluster.api import Raw, wait_for
+from support.cluster.local_kubernetes import DEMO_NAMESPACE, LocalKubernetes, Namespace
+from support.server.adapter_copies import adapter_copies
 
 SERVICE = "swaps"
 ADAPTER = "tickets"

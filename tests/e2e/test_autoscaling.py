@@ -9,14 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from api import Raw, wait_for
-from figures import Figure, record
-from local_kubernetes import TEST_MODELS, LocalKubernetes, Namespace
-from tiny_adapter import make_tiny_adapter
 
 from finetune_api.constants import SERVER_PORT
 from finetune_trainer.fingerprint import take_fingerprint
-from local_cluster.controlplane import read_audit_events
+from lab.figures import Figure, record
+from lab.fixtures.tiny_adapter import make_tiny_adapter
+from lab.kubernetes.controlplane import read_audit_events
+from support.cluster.api import Raw, wait_for
+from support.cluster.local_kubernetes import TEST_MODELS, LocalKubernetes, Namespace
 
 SERVICE = "scaled"
 SERVER = "scaled-server"

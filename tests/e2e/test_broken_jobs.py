@@ -7,11 +7,11 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from api import Raw
-from figures import Figure, record
-from local_kubernetes import TEST_MODELS, LocalKubernetes, Namespace
 
-from local_cluster.api import ApiError
+from lab.figures import Figure, record
+from lab.kubernetes.api import ApiError
+from support.cluster.api import Raw
+from support.cluster.local_kubernetes import TEST_MODELS, LocalKubernetes, Namespace
 
 VERDICT_SECONDS = 30.0
 """How long a pod may run before a broken job is called broken."""

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from api import Raw
-from local_kubernetes import SMALL, LocalKubernetes, Namespace
 
 from finetune_api.artifacts import read_verified
+from support.cluster.api import Raw
+from support.cluster.local_kubernetes import SMALL, LocalKubernetes, Namespace
 
 LONG = {"maxSteps": 800, "batchSize": 64, "learningRate": 0.001}
 """Some 20 seconds of training on two fast, idle cores: long enough to be disturbed in the middle, of which progress tells five

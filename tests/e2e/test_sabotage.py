@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from adapter_copies import adapter_copies
-from api import Raw, wait_for
-from figures import Figure, record
-from local_kubernetes import DEMO_NAMESPACE, POLL_SECONDS, LocalKubernetes, Namespace
+
+from lab.figures import Figure, record
+from support.cluster.api import Raw, wait_for
+from support.cluster.local_kubernetes import DEMO_NAMESPACE, POLL_SECONDS, LocalKubernetes, Namespace
+from support.server.adapter_copies import adapter_copies
 
 SERVICE = "sabotage"
 EXPECTED = {

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import yaml
-from local_kubernetes import LocalKubernetes
+
+from support.cluster.local_kubernetes import LocalKubernetes
 
 SAMPLES = Path(__file__).resolve().parents[2] / "crds" / "samples"
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from api import Api, wait_for
-from people import EVERYTHING, OTHER, TEAM, People, Person, grant
-from running_gateway import running_gateway
 
-from local_cluster.controlplane import ControlPlane
+from lab.kubernetes.controlplane import ControlPlane
+from support.cluster.api import Api, wait_for
+from support.cluster.people import EVERYTHING, OTHER, TEAM, People, Person, grant
+from support.gateway.running_gateway import running_gateway
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,9 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from people import TEAM, People
-from request_bodies import near_misses
+
+from support.cluster.people import TEAM, People
+from support.objects.request_bodies import near_misses
 
 ONLY_THE_API_SERVER_KNOWS = ("resources.", "serve.resources.")
 """Quantities: their grammar is in the schema only."""

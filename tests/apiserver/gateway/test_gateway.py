@@ -4,12 +4,12 @@ import ssl
 
 import httpx
 import pytest
-from api import Api
-from factories import a_finetune_job
-from people import OTHER, TEAM, People, a_body
-from running_gateway import running_gateway
 
-from local_cluster.controlplane import ControlPlane
+from lab.kubernetes.controlplane import ControlPlane
+from support.cluster.api import Api
+from support.cluster.people import OTHER, TEAM, People, a_body
+from support.gateway.running_gateway import running_gateway
+from support.objects.factories import a_finetune_job
 
 IN_TEAM = {"namespace": TEAM}
 

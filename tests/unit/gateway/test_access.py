@@ -5,9 +5,9 @@ import logging
 
 import httpx
 import pytest
-from running_gateway import api_server_stand_in, running_gateway
 
 from finetune_gateway.access import JsonFormatter
+from support.gateway.running_gateway import api_server_stand_in, running_gateway
 
 CANARY = "canary.token-123"
 

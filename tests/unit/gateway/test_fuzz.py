@@ -8,12 +8,12 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from request_bodies import ANY_JSON, SEED, near_misses
-from running_gateway import api_server_stand_in, running_gateway
 
 from finetune_gateway import translate
 from finetune_gateway.errors import InvalidRequestError
 from finetune_gateway.schemas import ErrorBody
+from support.gateway.running_gateway import api_server_stand_in, running_gateway
+from support.objects.request_bodies import ANY_JSON, SEED, near_misses
 
 TOKEN = {"Authorization": "Bearer abc"}
 FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,10 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
-from running_gateway import ApiServerStandIn, api_server_stand_in, running_gateway
 
 from finetune_gateway import examples
 from finetune_gateway.schemas import ErrorBody, FinetuneRequest, Task, TaskPage
+from support.gateway.running_gateway import ApiServerStandIn, api_server_stand_in, running_gateway
 
 TOKEN = {"Authorization": "Bearer abc.def-123"}
 BODY = {"name": "a", "model": {"source": "pvc://models/m"}, "dataset": {"inline": '{"text": "a"}'}}

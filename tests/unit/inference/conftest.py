@@ -4,13 +4,13 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from running_inference import Running, running
-from tiny_adapter import make_tiny_adapter
-from tiny_model import make_tiny_model
 
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.config import Settings
 from finetune_inference.inference import InferenceService
+from lab.fixtures.tiny_adapter import make_tiny_adapter
+from lab.fixtures.tiny_model import make_tiny_model
+from support.server.running_inference import Running, running
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,6 @@ from typing import Any
 
 import openai
 import pytest
-from running_inference import running
-from stepped_engine import SteppedEngine
-from tiny_adapter import commit, copied, make_tiny_adapter
-from tiny_model import make_tiny_model
 
 from finetune_api.artifacts import MANIFEST_FILE
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
@@ -18,6 +14,10 @@ from finetune_inference import catalogue
 from finetune_inference.adapters import AdapterRefusedError, Limits, VerifiedAdapter, lora_arguments, verify
 from finetune_inference.config import Settings
 from finetune_inference.inference import InferenceService
+from lab.fixtures.tiny_adapter import commit, copied, make_tiny_adapter
+from lab.fixtures.tiny_model import make_tiny_model
+from support.server.running_inference import running
+from support.server.stepped_engine import SteppedEngine
 
 pytestmark = [pytest.mark.model, pytest.mark.engine]
 

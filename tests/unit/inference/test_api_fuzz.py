@@ -11,7 +11,8 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from request_bodies import ANY_JSON, near_misses
+
+from support.objects.request_bodies import ANY_JSON, near_misses
 
 pytestmark = pytest.mark.model
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_under_test import ENGINE, refusals
-from tiny_adapter import commit, copied
-from tiny_model import LINES
 
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.adapters import AdapterRefusedError, Limits, verify
 from finetune_inference.config import Settings
 from finetune_inference.engine import Event, Failed, Finished, Generated, PromptScored, Sampling, TokenRequest
 from finetune_inference.inference import ENGINES
+from lab.fixtures.tiny_adapter import commit, copied
+from lab.fixtures.tiny_model import LINES
+from support.server.engine_under_test import ENGINE, refusals
 
 pytestmark = [pytest.mark.model, pytest.mark.engine]
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from running_inference import running
-from tiny_adapter import commit, copied
 
 from finetune_api.fingerprint import Fingerprint
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
@@ -18,6 +16,8 @@ from finetune_inference.config import Settings
 from finetune_inference.inference import InferenceService
 from finetune_operator.probe import probe_adapter
 from finetune_trainer.fingerprint import PROMPTS, take_fingerprint
+from lab.fixtures.tiny_adapter import commit, copied
+from support.server.running_inference import running
 
 pytestmark = pytest.mark.model
 

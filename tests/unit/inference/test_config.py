@@ -5,7 +5,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stepped_engine import SteppedEngine
 
 from finetune_inference import config
 from finetune_inference.__main__ import configuration
@@ -17,6 +16,7 @@ from finetune_inference.config import (
     standalone_config,
 )
 from finetune_inference.inference import InferenceService
+from support.server.stepped_engine import SteppedEngine
 
 DOCUMENT = {"model": {"name": "base", "path": "/models/base"}, "adapters": [{"name": "a", "path": "/adapters/a"}]}
 

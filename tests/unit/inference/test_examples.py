@@ -8,11 +8,11 @@ from types import ModuleType
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from running_inference import Running, running
 
 from finetune_api.serving import ServingConfig
 from finetune_inference.config import Settings
 from finetune_inference.inference import InferenceService
+from support.server.running_inference import Running, running
 
 pytestmark = pytest.mark.model
 

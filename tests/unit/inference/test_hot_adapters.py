@@ -10,8 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-from running_inference import Running, running
-from tiny_adapter import commit, copied
 
 from finetune_api.constants import PROMOTE_PATH
 from finetune_api.serving import Promotion, PromotionRequest, ServedAdapter, ServedModel, ServingConfig, token_digest
@@ -22,6 +20,8 @@ from finetune_inference.config import Settings
 from finetune_inference.engine import Event, Finished, Sampling, TokenRequest
 from finetune_inference.inference import InferenceService
 from finetune_inference.promotion import NotPromotedError
+from lab.fixtures.tiny_adapter import commit, copied
+from support.server.running_inference import Running, running
 
 pytestmark = [pytest.mark.model, pytest.mark.engine]
 

@@ -8,17 +8,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from engine_under_test import ENGINE
 from pydantic import ValidationError
-from running_inference import Running, running
 from safetensors.torch import load_file, save_file
-from tiny_adapter import commit, copied, make_tiny_adapter
 
 from finetune_api.fingerprint import Fingerprint, Observation, Probe, Verdict, judge
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.config import Settings
 from finetune_inference.engine import ModelLoadError
 from finetune_inference.inference import InferenceService
+from lab.fixtures.tiny_adapter import commit, copied, make_tiny_adapter
+from support.server.engine_under_test import ENGINE
+from support.server.running_inference import Running, running
 
 pytestmark = [pytest.mark.model, pytest.mark.engine]
 

@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from running_inference import verdict_about
-from tampered_adapter import sabotage
 
 from finetune_api.fingerprint import Fingerprint, Observation, Probe, Verdict, judge
+from support.server.running_inference import verdict_about
+from support.server.tampered_adapter import sabotage
 
 pytestmark = [pytest.mark.model, pytest.mark.engine]
 

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from stepped_engine import SECONDS, SteppedEngine
 
 from finetune_inference.engine import (
     Engine,
@@ -20,6 +19,7 @@ from finetune_inference.engine import (
     TokenRequest,
 )
 from finetune_inference.scheduler import FairQueue, QueueFullError, Scheduler, SchedulerStoppedError, Ticket
+from support.server.stepped_engine import SECONDS, SteppedEngine
 
 
 def a_request(adapter: str | None = None, *, max_tokens: int = 1) -> TokenRequest:

@@ -11,18 +11,18 @@ from typing import Annotated, Any
 import httpx
 import openai
 import pytest
-from engine_under_test import ENGINE
 from fastapi import Body, FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from running_inference import Running, running
-from stepped_engine import SECONDS, SteppedEngine
 
 from finetune_api.serving import ServedModel, ServingConfig
 from finetune_inference.config import Settings
 from finetune_inference.engine import ModelLoadError
 from finetune_inference.inference import InferenceService, NotReadyError
+from support.server.engine_under_test import ENGINE
+from support.server.running_inference import Running, running
+from support.server.stepped_engine import SECONDS, SteppedEngine
 
 pytestmark = pytest.mark.model
 

@@ -10,12 +10,12 @@ import httpx
 import openai
 import pytest
 from pydantic import BaseModel, Field
-from running_inference import Running
 
 from finetune_inference.engine import Failed, Finished, Refused, TokenRequest
 from finetune_inference.errors import to_api_error
 from finetune_inference.grammar import MAX_SCHEMA_BYTES, GrammarError, Grammars
 from finetune_inference.text import Answer, AnswerRefusedError
+from support.server.running_inference import Running
 
 pytestmark = [pytest.mark.model, pytest.mark.engine]
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import make_tiny_tokenizer
 
 from finetune_inference.engine import Finished, Generated, ScoredToken
 from finetune_inference.text import Answer, Detokenizer, PromptError, PromptTooLongError, StopTexts, Vocabulary
+from lab.fixtures.tiny_model import make_tiny_tokenizer
 
 pytestmark = pytest.mark.model
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tiny_model import as_jsonl, chat_rows, make_tiny_model
-from training_runs import a_training_config
 
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
+from lab.fixtures.tiny_model import as_jsonl, chat_rows, make_tiny_model
+from lab.fixtures.training_runs import a_training_config
 
 pytestmark = pytest.mark.model
 

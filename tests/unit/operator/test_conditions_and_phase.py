@@ -3,12 +3,12 @@
 from datetime import timedelta
 
 import pytest
-from operator_objects import NOW
 
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.v1alpha1 import Condition
 from finetune_operator.reconcile.conditions import find_condition, set_condition
 from finetune_operator.reconcile.phase import derive_phase
+from support.objects.operator_objects import NOW
 
 LATER = NOW + timedelta(hours=1)
 RUNNING = ConditionType.RUNNING

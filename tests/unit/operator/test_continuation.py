@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from operator_objects import NOW, SETTINGS, a_child, a_failure, a_finished_pod, a_job, condition, with_status
 
 from finetune_api.constants import ANNOTATION_CONFIG
 from finetune_api.reasons import ConditionType, Phase
@@ -14,6 +13,16 @@ from finetune_operator.cluster import CLAIMS, FINETUNE_JOBS, Resource
 from finetune_operator.reconcile.decide import decide
 from finetune_operator.reconcile.finetune_job import observe
 from finetune_operator.reconcile.plan import Observed, Plan
+from support.objects.operator_objects import (
+    NOW,
+    SETTINGS,
+    a_child,
+    a_failure,
+    a_finished_pod,
+    a_job,
+    condition,
+    with_status,
+)
 
 URI = "pvc://elsewhere/polite/uid-9"
 DIGEST = f"sha256:{'b' * 64}"

@@ -6,8 +6,27 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from factories import an_inference_service
-from operator_objects import (
+
+from finetune_api.outcome import StepPasses
+from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.v1alpha1 import (
+    AdapterReference,
+    FinetuneJob,
+    Gate,
+    InferenceService,
+    InferenceServiceStatus,
+    Metric,
+    ServedAdapterStatus,
+    ServedVersion,
+)
+from finetune_operator.reconcile.conditions import find_condition
+from finetune_operator.reconcile.decide import decide
+from finetune_operator.reconcile.finetune_job import observe
+from finetune_operator.reconcile.gate import find_regression
+from finetune_operator.reconcile.plan import Observed, Plan, Refusal
+from finetune_operator.settings import Settings
+from support.objects.factories import an_inference_service
+from support.objects.operator_objects import (
     CREATED,
     FINGERPRINT,
     NOW,
@@ -28,25 +47,6 @@ from operator_objects import (
     condition,
     with_status,
 )
-
-from finetune_api.outcome import StepPasses
-from finetune_api.reasons import ConditionType, Phase, Reason
-from finetune_api.v1alpha1 import (
-    AdapterReference,
-    FinetuneJob,
-    Gate,
-    InferenceService,
-    InferenceServiceStatus,
-    Metric,
-    ServedAdapterStatus,
-    ServedVersion,
-)
-from finetune_operator.reconcile.conditions import find_condition
-from finetune_operator.reconcile.decide import decide
-from finetune_operator.reconcile.finetune_job import observe
-from finetune_operator.reconcile.gate import find_regression
-from finetune_operator.reconcile.plan import Observed, Plan, Refusal
-from finetune_operator.settings import Settings
 
 EXISTING = {"models": True, "finetune-adapters": True}
 

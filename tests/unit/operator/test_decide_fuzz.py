@@ -9,7 +9,16 @@ from datetime import datetime, timedelta
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from operator_objects import (
+
+from finetune_api.outcome import Outcome
+from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.v1alpha1 import Condition, FinetuneJob, FinetuneJobStatus
+from finetune_api.v1alpha1.finetune_job import FailureStatus
+from finetune_operator.reconcile.decide import decide
+from finetune_operator.reconcile.phase import is_terminal
+from finetune_operator.reconcile.plan import Observed
+from finetune_operator.reconcile.views import ChildJobView, PodView
+from support.objects.operator_objects import (
     CREATED,
     FINGERPRINT,
     INITIALIZING,
@@ -30,15 +39,6 @@ from operator_objects import (
     an_interruption,
     with_status,
 )
-
-from finetune_api.outcome import Outcome
-from finetune_api.reasons import ConditionType, Phase, Reason
-from finetune_api.v1alpha1 import Condition, FinetuneJob, FinetuneJobStatus
-from finetune_api.v1alpha1.finetune_job import FailureStatus
-from finetune_operator.reconcile.decide import decide
-from finetune_operator.reconcile.phase import is_terminal
-from finetune_operator.reconcile.plan import Observed
-from finetune_operator.reconcile.views import ChildJobView, PodView
 
 ATTEMPTS = st.integers(0, 4)
 TIMES = st.integers(-400, 400).map(lambda seconds: NOW + timedelta(seconds=seconds))

@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from operator_objects import CREATED, FINGERPRINT, NOW, SETTINGS, UID, a_pod, a_service, condition
 from pydantic import SecretStr
 
 from finetune_api.constants import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
@@ -27,6 +26,7 @@ from finetune_operator.resources.adapter_list import build_adapter_list, list_ha
 from finetune_operator.resources.child import with_hash
 from finetune_operator.resources.serving import build_serving_children, encoded_config
 from finetune_operator.settings import Settings
+from support.objects.operator_objects import CREATED, FINGERPRINT, NOW, SETTINGS, UID, a_pod, a_service, condition
 
 ADAPTER = {"name": "a", "source": "pvc://c/a", "digest": f"sha256:{'0' * 64}", "fingerprint": FINGERPRINT.to_dict()}
 NEWER = {**ADAPTER, "source": "pvc://c/newer", "digest": f"sha256:{'1' * 64}"}

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from operator_objects import NOW, SETTINGS, a_service
 
 from finetune_operator.reconcile.plan import EventDraft
 from finetune_operator.reconcile.reporting import build_event, merge_patch
 from finetune_operator.resources.drift import covers, has_drifted
 from finetune_operator.resources.serving import build_serving_children
+from support.objects.operator_objects import NOW, SETTINGS, a_service
 
 
 @pytest.mark.parametrize(

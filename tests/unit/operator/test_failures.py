@@ -1,7 +1,12 @@
 """Every way a pod can end has one reason, and says whether it counts and whether another attempt can help."""
 
 import pytest
-from operator_objects import (
+
+from finetune_api.constants import ExitCode
+from finetune_api.reasons import Reason
+from finetune_operator.reconcile.failures import classify_pod, find_end, redact
+from finetune_operator.reconcile.views import ContainerEnd, PodView, parse_child_job, parse_pod
+from support.objects.operator_objects import (
     NOW,
     a_child,
     a_failure,
@@ -13,11 +18,6 @@ from operator_objects import (
     a_validated_pod,
     an_interruption,
 )
-
-from finetune_api.constants import ExitCode
-from finetune_api.reasons import Reason
-from finetune_operator.reconcile.failures import classify_pod, find_end, redact
-from finetune_operator.reconcile.views import ContainerEnd, PodView, parse_child_job, parse_pod
 
 FAILED = {"counts": True, "retryable": False}
 RETRY = {"counts": True, "retryable": True}

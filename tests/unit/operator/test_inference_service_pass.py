@@ -4,8 +4,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from fake_endpoint import FINGERPRINT, FakeEndpoint, serving
-from operator_objects import SETTINGS, a_service
 
 from finetune_api.v1alpha1 import InferenceServiceStatus
 from finetune_operator.errors import ClusterError
@@ -14,6 +12,8 @@ from finetune_operator.reconcile.adapter_verdicts import ProbeRequest
 from finetune_operator.reconcile.context import Context
 from finetune_operator.reconcile.decide_service import ServicePlan
 from finetune_operator.reconcile.views import PodView
+from support.cluster.fake_endpoint import FINGERPRINT, FakeEndpoint, serving
+from support.objects.operator_objects import SETTINGS, a_service
 
 POD = PodView(name="s0", uid="u0")
 

@@ -5,11 +5,22 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fake_endpoint import BASE, FINGERPRINT, TUNED, Behaviour, FakeEndpoint, failing, merged, refusing, scores, serving
 
 from finetune_api.fingerprint import Fingerprint
 from finetune_api.serving import PromotionRequest
 from finetune_operator.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter, promote
+from support.cluster.fake_endpoint import (
+    BASE,
+    FINGERPRINT,
+    TUNED,
+    Behaviour,
+    FakeEndpoint,
+    failing,
+    merged,
+    refusing,
+    scores,
+    serving,
+)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import pytest
-from operator_objects import NOW, UID, a_progress
 
 from finetune_api.outcome import Outcome, StepPasses
 from finetune_operator.progress import PAUSE_SECONDS, ProgressReader, parse_result
@@ -16,6 +15,7 @@ from finetune_operator.reconcile.progress_report import (
     new_reductions,
     progress_status,
 )
+from support.objects.operator_objects import NOW, UID, a_progress
 
 
 def meta(status: str, result: Any) -> bytes:

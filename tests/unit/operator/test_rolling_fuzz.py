@@ -10,10 +10,10 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from operator_objects import a_service
-from played_cluster import ABSENT, EDITS, GOOD, PASSES, PlayedCluster, an_adapter
 
 from finetune_operator.resources.serving import config_hash, encoded_config
+from support.cluster.played_cluster import ABSENT, EDITS, GOOD, PASSES, PlayedCluster, an_adapter
+from support.objects.operator_objects import a_service
 
 REPLICAS = 2
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny_model import make_tiny_model, make_tiny_tokenizer
-from training_runs import a_training_config
 
 from finetune_api.outcome import Outcome, Progress
 from finetune_api.training import TrainingConfig
 from finetune_trainer.progress import Reporter
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.tiny_model import make_tiny_model, make_tiny_tokenizer
+from lab.fixtures.training_runs import a_training_config
 
 # A model this small gains nothing from a second thread, and loses much to it on a busy machine. Set before torch is loaded,
 # and inherited by trainers that tests start as processes.

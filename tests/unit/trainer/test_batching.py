@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tiny_model import make_tiny_model
 
 from finetune_trainer.batching import Collator, StepSampler, choose_micro_batch_size, supports_loss_logits
 from finetune_trainer.data import IGNORED, TokenRow
+from lab.fixtures.tiny_model import make_tiny_model
 
 
 @pytest.mark.parametrize(

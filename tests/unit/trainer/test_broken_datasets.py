@@ -17,11 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from training_runs import a_training_config
 
 from finetune_api.reasons import Reason
 from finetune_trainer.dataset import read_examples
 from finetune_trainer.preflight import run_preflight
+from lab.fixtures.training_runs import a_training_config
 
 pytestmark = pytest.mark.model
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import a_training_config
 
 from finetune_api.artifacts import Manifest
 from finetune_api.outcome import Outcome, Progress
@@ -14,6 +13,7 @@ from finetune_trainer.artifacts import Committed, RunStore
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.training_runs import a_training_config
 
 pytestmark = pytest.mark.model
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from training_runs import a_training_config, write_config
 
 from finetune_api.constants import ExitCode
 from finetune_api.training import TrainingConfig
@@ -17,6 +16,7 @@ from finetune_trainer.__main__ import EXAMPLE, main
 from finetune_trainer.data.formats import detect_format
 from finetune_trainer.data.rows import Row
 from finetune_trainer.interruption import STOP, StopSignal
+from lab.fixtures.training_runs import a_training_config, write_config
 
 pytestmark = pytest.mark.model
 

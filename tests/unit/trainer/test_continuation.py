@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_model import LINES, as_jsonl, make_tiny_model
-from training_runs import AtStep, a_training_config
 
 from finetune_api.artifacts import read_verified
 from finetune_api.outcome import Outcome, Result
@@ -18,6 +16,8 @@ from finetune_trainer.interruption import StopSignal
 from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.tiny_model import LINES, as_jsonl, make_tiny_model
+from lab.fixtures.training_runs import AtStep, a_training_config
 
 pytestmark = pytest.mark.model
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from datasets_for_tests import prepare
 from pyarrow import parquet
 
 from finetune_api.reasons import Reason
@@ -18,6 +17,7 @@ from finetune_trainer import data
 from finetune_trainer.data.problems import Problems
 from finetune_trainer.data.reading import read_rows
 from finetune_trainer.errors import TrainingError
+from lab.fixtures.datasets import prepare
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 

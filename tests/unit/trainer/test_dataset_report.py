@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_model import as_jsonl
-from training_runs import a_training_config
 
 from finetune_trainer import data
 from finetune_trainer.data.report import DatasetReport, remarks, render_report
 from finetune_trainer.data.token_rows import IGNORED, TokenRowsBuilder, as_ids
 from finetune_trainer.dataset import PreparedDataset, prepare_dataset, read_examples
+from lab.fixtures.tiny_model import as_jsonl
+from lab.fixtures.training_runs import a_training_config
 
 pytestmark = pytest.mark.model
 
@@ -110,8 +110,8 @@ def test_a_stop_signal_is_heard_between_two_batches(tokenizer: Any) -> None:
 MEASURE = """
 import sys
 sys.path[:0] = sys.argv[1:]
-from memory import peak_bytes
-from tiny_model import make_tiny_tokenizer
+from support.server.memory import peak_bytes
+from lab.fixtures.tiny_model import make_tiny_tokenizer
 from finetune_trainer import data
 
 tokenizer = make_tiny_tokenizer()
@@ -131,8 +131,10 @@ print(tokens, peak_bytes() - before)
 
 def test_ten_million_tokens_take_less_than_240_megabytes() -> None:
     """Measured with two million: five bytes a token, buffers that grow, and one batch of the tokenizer's own lists."""
-    support = str(Path(__file__).parents[2] / "support")
-    result = subprocess.run([sys.executable, "-c", MEASURE, support], capture_output=True, text=True, check=True)
+    tests = Path(__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tests), str(tests.parent)], capture_output=True, text=True, check=True
+    )
     tokens, grown = map(int, result.stdout.split())
     assert tokens > 1_900_000
     assert 5 * tokens < grown < 24 * tokens, f"{grown / tokens:.1f} bytes a token"

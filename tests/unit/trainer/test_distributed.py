@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import as_jsonl, chat_rows
-from training_runs import a_training_config, an_attempt, write_config
 
 from finetune_api.constants import ExitCode
 from finetune_api.outcome import Outcome
 from finetune_trainer.distributed import cut_evenly
+from lab.fixtures.tiny_model import as_jsonl, chat_rows
+from lab.fixtures.training_runs import a_training_config, an_attempt, write_config
 
 PAIRS = [{"prompt": f"Question {i}?", "chosen": "Yes, of course. " * (i + 1), "rejected": "No."} for i in range(9)]
 CASES: dict[str, dict[str, Any]] = {

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training_runs import AtStep, a_training_config, an_attempt
 
 from finetune_api.outcome import Result
 from finetune_api.reasons import Reason
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
+from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
 
 pytestmark = pytest.mark.model
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tiny_model import LINES, as_jsonl
-from training_runs import AtStep, a_training_config, an_attempt
 
 from finetune_api.artifacts import read_verified
 from finetune_api.outcome import Outcome, Progress, Result
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.tiny_model import LINES, as_jsonl
+from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
 
 pytestmark = pytest.mark.model
 

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from datasets_for_tests import prepare
 
 from finetune_trainer import data
 from finetune_trainer.data import IGNORED
 from finetune_trainer.errors import TrainingError
+from lab.fixtures.datasets import prepare
 
 pytestmark = pytest.mark.model
 
@@ -94,7 +94,7 @@ def test_a_conversation_needs_a_model_with_a_chat_template(plain_tokenizer: Any)
 
 
 def test_a_template_that_refuses_a_row_is_quoted_with_the_row() -> None:
-    from tiny_model import make_tiny_tokenizer
+    from lab.fixtures.tiny_model import make_tiny_tokenizer
 
     strict = make_tiny_tokenizer()
     strict.chat_template = (
@@ -106,7 +106,7 @@ def test_a_template_that_refuses_a_row_is_quoted_with_the_row() -> None:
 
 
 def test_a_template_that_rewrites_earlier_turns_is_found_out() -> None:
-    from tiny_model import make_tiny_tokenizer
+    from lab.fixtures.tiny_model import make_tiny_tokenizer
 
     forgetful = make_tiny_tokenizer()
     forgetful.chat_template = "{{ messages | length }}" + forgetful.chat_template

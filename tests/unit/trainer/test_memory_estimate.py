@@ -5,8 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_model import as_jsonl, chat_rows
-from training_runs import a_training_config
 
 from finetune_api.outcome import Outcome, Progress, Result
 from finetune_api.reasons import Reason
@@ -17,6 +15,8 @@ from finetune_trainer.interruption import StopSignal
 from finetune_trainer.preflight import describe, run_preflight
 from finetune_trainer.preflight.estimate import GIB, LargestPass, estimate_memory, largest_pass, plan_memory
 from finetune_trainer.tasks.finetuning_task import run_finetuning
+from lab.fixtures.tiny_model import as_jsonl, chat_rows
+from lab.fixtures.training_runs import a_training_config
 
 pytestmark = pytest.mark.model
 

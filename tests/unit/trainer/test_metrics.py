@@ -16,8 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tiny_model import LINES, as_jsonl, chat_rows
-from training_runs import a_training_config, write_config
 
 from finetune_api.outcome import Outcome, Result
 from finetune_api.reasons import Reason
@@ -30,6 +28,8 @@ from finetune_trainer.progress import LogReporter
 from finetune_trainer.questions import Question, find_questions
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.tiny_model import LINES, as_jsonl, chat_rows
+from lab.fixtures.training_runs import a_training_config, write_config
 
 PACKAGE = """
 def shouts(predictions, references):
@@ -395,10 +395,10 @@ def test_a_stop_while_answers_are_generated_interrupts_the_run(tiny_model: Path,
 def test_neither_the_padding_nor_a_setting_nor_the_end_of_the_models_positions_changes_an_answer() -> None:
     import torch
     from peft import LoraConfig, get_peft_model
-    from tiny_model import make_tiny_tokenizer
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from finetune_trainer.answers import answer
+    from lab.fixtures.tiny_model import make_tiny_tokenizer
 
     # Absolute positions: there is no token after the last of them.
     length, most = 64, 20

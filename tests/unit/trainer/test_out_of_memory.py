@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_model import as_jsonl, chat_rows
-from training_runs import AtStep, a_training_config, an_attempt
 
 from finetune_api.outcome import Outcome, Progress, Result, StepPasses
 from finetune_api.reasons import Reason
 from finetune_trainer.errors import is_out_of_memory
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
+from lab.fixtures.tiny_model import as_jsonl, chat_rows
+from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
 
 pytestmark = pytest.mark.model
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets_for_tests import tokenized
-from training_runs import a_training_config
 
 from finetune_trainer.batching import StepSampler
 from finetune_trainer.data import IGNORED, TokenRow
+from lab.fixtures.datasets import tokenized
+from lab.fixtures.training_runs import a_training_config
 
 STEPS, BATCH_SIZE, SEED = 50, 8, 11
 

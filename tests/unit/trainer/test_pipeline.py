@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_model import as_jsonl, chat_rows
-from training_runs import a_training_config, an_attempt
 
 from finetune_api.artifacts import read_verified
 from finetune_api.constants import MAX_TERMINATION_BYTES
@@ -22,6 +20,8 @@ from finetune_trainer.errors import TrainingError
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.tiny_model import as_jsonl, chat_rows
+from lab.fixtures.training_runs import a_training_config, an_attempt
 
 pytestmark = pytest.mark.model
 

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_model import LINES, as_jsonl, chat_rows
-from training_runs import AtStep, a_training_config, an_attempt
 
 from finetune_api.outcome import Result
 from finetune_api.reasons import Reason
@@ -19,6 +17,8 @@ from finetune_trainer.errors import TrainingError
 from finetune_trainer.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.tiny_model import LINES, as_jsonl, chat_rows
+from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
 
 BETA = 0.3
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_model import as_jsonl, chat_rows, make_tiny_tokenizer
-from training_runs import a_training_config, write_config
 
 from finetune_api.constants import ExitCode
 from finetune_api.reasons import Reason
@@ -23,6 +21,8 @@ from finetune_trainer.errors import TrainingError
 from finetune_trainer.lora import adapter_shapes, build_lora_config, count_trainable
 from finetune_trainer.preflight import run_preflight
 from finetune_trainer.preflight.checks import check_disk
+from lab.fixtures.tiny_model import as_jsonl, chat_rows, make_tiny_tokenizer
+from lab.fixtures.training_runs import a_training_config, write_config
 
 pytestmark = pytest.mark.model
 
@@ -312,7 +312,7 @@ def test_validate_prints_the_dataset_and_every_failure(
 MEASURE = """
 import sys
 sys.path[:0] = sys.argv[1:2]
-from memory import peak_bytes
+from support.server.memory import peak_bytes
 from finetune_api.training import RowsConfig
 from finetune_trainer import data
 from finetune_trainer.errors import TrainingError
@@ -342,7 +342,7 @@ def test_no_file_makes_memory_run_away(tmp_path: Path) -> None:
         for _ in range(64):
             packed.write((b" " * 1023 + b"\n") * 1024)
         packed.write(b" " * (100 << 20))
-    support = str(Path(__file__).parents[2] / "support")
+    support = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", MEASURE, support, str(line), str(brackets), str(bomb)]
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert 10 < grown < 200, f"{grown} MiB"

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_inference import verdict_about
-from training_runs import AtStep, a_training_config, an_attempt
 
 from finetune_api.fingerprint import Fingerprint, Verdict
 from finetune_api.reasons import Reason
@@ -22,6 +20,8 @@ from finetune_trainer.quantization import served_weights
 from finetune_trainer.run_record import Trained
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
+from support.server.running_inference import verdict_about
 
 pytestmark = pytest.mark.model
 

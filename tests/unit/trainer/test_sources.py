@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from training_runs import a_training_config
 
 from finetune_api.reasons import Reason
 from finetune_trainer.config import SourceSettings
@@ -28,7 +27,8 @@ from finetune_trainer.sources import fetch, web
 from finetune_trainer.sources.addresses import host_header, is_public
 from finetune_trainer.sources.hub import training_files
 from finetune_trainer.sources.s3 import s3_request
-from local_cluster.binaries import binary_path
+from lab.fixtures.training_runs import a_training_config
+from lab.kubernetes.binaries import binary_path
 
 ROWS = b'{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
 

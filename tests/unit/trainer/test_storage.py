@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import AtStep, a_training_config, an_attempt
 
 from finetune_api.artifacts import MANIFEST_FILE, read_verified
 from finetune_api.fingerprint import Fingerprint
@@ -25,6 +24,7 @@ from finetune_trainer.interruption import StopSignal
 from finetune_trainer.progress import LogReporter, Reporter
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
 
 pytestmark = pytest.mark.model
 

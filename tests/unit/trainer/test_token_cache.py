@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_model import as_jsonl, make_tiny_tokenizer
-from training_runs import a_training_config
 
 from finetune_api.reasons import Reason
 from finetune_trainer import dataset
 from finetune_trainer.data.cache import KEPT_FILES, TokenCache
 from finetune_trainer.dataset import PreparedDataset, prepare_dataset, read_examples
 from finetune_trainer.errors import TrainingError
+from lab.fixtures.tiny_model import as_jsonl, make_tiny_tokenizer
+from lab.fixtures.training_runs import a_training_config
 
 pytestmark = pytest.mark.model
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import AtStep, a_training_config, an_attempt
 
 from finetune_api.artifacts import read_verified
 from finetune_api.constants import ALLOW_PRIVATE_SOURCES_ENV
@@ -20,6 +19,7 @@ from finetune_trainer.interruption import StopSignal
 from finetune_trainer.progress import Reporters
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.tracking import TrackingReporter, check_trackers, parameters_of, tracking_reporters
+from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
 
 SUCCESS = Outcome(result=Result.SUCCEEDED, reason=Reason.TRAINED, step=3, metrics={"train_loss": 0.5})
 
@@ -69,7 +69,7 @@ def test_two_attempts_of_a_job_are_one_run_of_each_tracker(
 
 
 def _rows(folder: Path) -> Path:
-    from tiny_model import as_jsonl, chat_rows
+    from lab.fixtures.tiny_model import as_jsonl, chat_rows
 
     path = folder / "rows.jsonl"
     path.write_text(as_jsonl(chat_rows(16)))

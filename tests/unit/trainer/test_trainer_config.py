@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from training_runs import a_training_config, write_config
 
 from finetune_api.constants import ExitCode
 from finetune_api.reasons import Reason
 from finetune_trainer.config import TrainerSettings, load_config, load_pod_config
 from finetune_trainer.errors import TrainingError
+from lab.fixtures.training_runs import a_training_config, write_config
 
 
 def test_what_the_operator_mounts_is_read_back_unchanged(tmp_path: Path) -> None:

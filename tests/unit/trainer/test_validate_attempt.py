@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import a_training_config, an_attempt, write_config
 
 from finetune_api.constants import ExitCode
 from finetune_api.outcome import Outcome, Result
@@ -24,6 +23,7 @@ from finetune_trainer.__main__ import main
 from finetune_trainer.config import SourceSettings
 from finetune_trainer.dataset import read_examples
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.training_runs import a_training_config, an_attempt, write_config
 
 pytestmark = pytest.mark.model
 

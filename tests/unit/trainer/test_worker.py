@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import a_training_config, an_attempt, write_config
 
 from finetune_api.artifacts import read_verified
 from finetune_api.constants import ExitCode, queue_name
@@ -24,6 +23,7 @@ from finetune_trainer import worker
 from finetune_trainer.config import TrainerSettings
 from finetune_trainer.tasks import finetuning_task
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.training_runs import a_training_config, an_attempt, write_config
 
 pytestmark = pytest.mark.model
 

@@ -1,0 +1,1 @@
+"""Benchmarks against the strongest peers, each one command."""

@@ -1,0 +1,1 @@
+"""Serving speed, parity and adapter swaps."""

@@ -1,0 +1,1 @@
+"""Trainings killed at chosen and at random moments."""

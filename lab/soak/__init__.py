@@ -1,0 +1,1 @@
+"""A real server under overload, rude clients and draining."""
