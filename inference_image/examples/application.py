@@ -16,8 +16,8 @@ from fastapi import Body, FastAPI, HTTPException
 from pydantic import BaseModel
 
 from finetune_inference.config import standalone_config
+from finetune_inference.engine.scheduler import QueueFullError
 from finetune_inference.inference import ContextLengthError, InferenceService, NotReadyError
-from finetune_inference.scheduler import QueueFullError
 
 
 class Sorted(BaseModel):

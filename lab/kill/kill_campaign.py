@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from finetune_api.artifacts import MANIFEST_FILE, read_verified
-from finetune_api.constants import ExitCode
+from finetune_api.contract import ExitCode
 from finetune_api.outcome import Outcome
-from finetune_trainer.artifacts import RunStore
+from finetune_trainer.store.run_store import RunStore
 from lab.fixtures.tiny_model import as_jsonl, chat_rows
 from lab.fixtures.training_runs import a_training_config, an_attempt, write_config
 from lab.kill import kill_points

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.environment import prepare_environment
+from finetune_trainer.runtime.environment import prepare_environment
 from lab.kill import kill_points
 
 TIMEOUT: Final = 120.0
@@ -27,9 +27,9 @@ STEP: Final = re.compile(r"step finished step=(\d+)")
 START: Final = re.compile(r"training starts .*from_step=(\d+)")
 COMMAND: Final = ["-m", "finetune_trainer", "work"]
 IMPORTED: Final = [
-    "finetune_trainer.checkpoints",
-    "finetune_trainer.trainer",
-    "finetune_trainer.worker",
+    "finetune_trainer.loop.checkpoints",
+    "finetune_trainer.loop.step_trainer",
+    "finetune_trainer.tasks.worker",
     "lab.kill.warm_imports",
 ]
 

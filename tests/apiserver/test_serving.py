@@ -9,8 +9,8 @@ import pytest
 from finetune_api.outcome import CommittedAdapter, Outcome, Result
 from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import InferenceService
-from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ClusterError
+from finetune_operator.io.cluster import Cluster
 from finetune_operator.resources.child import with_hash
 from finetune_operator.resources.serving import build_deployment, with_replicas
 from support.cluster.api import Raw, wait_for

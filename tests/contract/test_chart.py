@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune_api.constants import BROKER_URL_ENV, SERVER_APP, SERVER_PORT, TRAINER_APP
+from finetune_api.contract import BROKER_URL_ENV, SERVER_APP, SERVER_PORT, TRAINER_APP
 from finetune_gateway.__main__ import SHUTDOWN_SECONDS
 from finetune_gateway.settings import Settings as GatewaySettings
 from finetune_operator import permissions

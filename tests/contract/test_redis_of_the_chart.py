@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from finetune_api.constants import queue_name, task_id
-from finetune_operator.progress import ProgressReader
+from finetune_api.contract import queue_name, task_id
+from finetune_operator.io.progress import ProgressReader
 from lab.kubernetes.controlplane import free_ports
 from support.cluster.chart import MISSING_HELM, named, of_kind, render
 
@@ -80,7 +80,7 @@ def test_nobody_gets_in_without_a_password(server: TrialRedis) -> None:
 
 
 def test_a_trainer_sends_consumes_and_reports_and_the_operator_reads(server: TrialRedis) -> None:
-    celery_app = pytest.importorskip("finetune_trainer.celery_app")
+    celery_app = pytest.importorskip("finetune_trainer.tasks.celery_app")
     app = celery_app.create_app(server.trainer)
     uid, attempt = "0f0e", 1
     queue, task = queue_name(uid, attempt), task_id(uid, attempt)

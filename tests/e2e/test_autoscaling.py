@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from finetune_api.constants import SERVER_PORT
-from finetune_trainer.fingerprint import take_fingerprint
+from finetune_api.contract import SERVER_PORT
+from finetune_trainer.model.fingerprint import take_fingerprint
 from lab.figures import Figure, record
 from lab.fixtures.tiny_adapter import make_tiny_adapter
 from lab.kubernetes.controlplane import read_audit_events

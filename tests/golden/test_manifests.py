@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api.constants import ANNOTATION_CONFIG
+from finetune_api.contract import ANNOTATION_CONFIG
 from finetune_api.fingerprint import Fingerprint, Probe
 from finetune_api.serving import ServingConfig
 from finetune_api.training import TrainingConfig

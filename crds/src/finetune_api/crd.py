@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from finetune_api.base import CEL
-from finetune_api.constants import (
+from finetune_api.contract import (
     FINETUNE_JOB_KIND,
     FINETUNE_JOB_PLURAL,
     GROUP,
@@ -18,8 +18,9 @@ from finetune_api.constants import (
     VERSION,
 )
 from finetune_api.v1alpha1.common import SERVICE_NAME_PATTERN
-from finetune_api.v1alpha1.finetune_job import MUTABLE_FIELDS, FinetuneJob, FinetuneJobSpec, FinetuneJobStatus
 from finetune_api.v1alpha1.inference_service import InferenceService, InferenceServiceSpec, InferenceServiceStatus
+from finetune_api.v1alpha1.job.kind import MUTABLE_FIELDS, FinetuneJob, FinetuneJobSpec
+from finetune_api.v1alpha1.job.status import FinetuneJobStatus
 
 Schema = dict[str, Any]
 

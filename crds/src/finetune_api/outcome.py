@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import StatusModel
-from finetune_api.constants import MAX_TERMINATION_BYTES
+from finetune_api.contract import MAX_TERMINATION_BYTES
 from finetune_api.fingerprint import Fingerprint
 from finetune_api.reasons import Reason
 
@@ -31,7 +31,7 @@ class CommittedAdapter(StatusModel):
     fingerprint: Annotated[Fingerprint | None, Field(description="fingerprint of the tuned weights.")] = None
 
 
-class StepPasses(StatusModel):
+class MicroBatching(StatusModel):
     """How a step's rows are cut into passes through the model, which changes memory and time, and not the result."""
 
     micro_batch_size: Annotated[int, Field(description="microBatchSize is the number of rows per forward pass.", ge=1)]
@@ -59,7 +59,7 @@ class Outcome(StatusModel):
     ] = None
     trained_tokens: Annotated[int | None, Field(description="trainedTokens in this attempt.", ge=0)] = None
     metrics: Annotated[dict[str, float], Field(description="metrics by name.")] = Field(default_factory=dict)
-    passes: Annotated[StepPasses | None, Field(description="passes that the last steps were cut into.")] = None
+    passes: Annotated[MicroBatching | None, Field(description="passes that the last steps were cut into.")] = None
     adapter: Annotated[CommittedAdapter | None, Field(description="adapter that was committed.")] = None
 
     def to_termination_message(self) -> str:
@@ -97,7 +97,7 @@ class Progress(StatusModel):
         int | None, Field(description="peakMemoryBytes of the accelerator, or of the process without one.")
     ] = None
     checkpoint_step: Annotated[int | None, Field(description="checkpointStep is the newest checkpoint.")] = None
-    passes: Annotated[StepPasses | None, Field(description="passes that steps are cut into.")] = None
+    passes: Annotated[MicroBatching | None, Field(description="passes that steps are cut into.")] = None
     timestamp: Annotated[float, Field(description="timestamp (Unix seconds) of these figures.")]
 
 

@@ -10,16 +10,11 @@ from pydantic import Field, model_validator
 
 from finetune_api.base import SpecModel
 from finetune_api.sources import DOWNLOADED, parse_source
-from finetune_api.v1alpha1.finetune_job import (
-    Checkpoint,
-    Columns,
-    DatasetFormat,
-    Dpo,
-    EvaluationSettings,
-    Hyperparameters,
-    Lora,
-    Tracking,
-)
+from finetune_api.v1alpha1.job.dataset import Columns, DatasetFormat
+from finetune_api.v1alpha1.job.evaluation import EvaluationSettings
+from finetune_api.v1alpha1.job.hyperparameters import Checkpoint, Hyperparameters
+from finetune_api.v1alpha1.job.method import Dpo, Lora
+from finetune_api.v1alpha1.job.tracking import Tracking
 
 
 class JobIdentity(SpecModel):

@@ -20,7 +20,7 @@ from types import FrameType
 import uvicorn
 
 from finetune_api.serving import ServingConfig
-from finetune_inference.app import app_around
+from finetune_inference.api.app import app_around
 from finetune_inference.config import Settings, load_serving_config, standalone_config
 from finetune_inference.inference import InferenceService
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from finetune_api.constants import ADAPTER_LIST_FILE, ADAPTER_LIST_MOUNT, CONFIG_PATH, SERVER_PORT
+from finetune_api.contract import ADAPTER_LIST_FILE, ADAPTER_LIST_MOUNT, CONFIG_PATH, SERVER_PORT
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 
 CGROUP_V2_QUOTA = Path("/sys/fs/cgroup/cpu.max")

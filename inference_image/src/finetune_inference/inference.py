@@ -19,7 +19,7 @@ It knows nothing of HTTP, so that any program can use it. In a FastAPI applicati
     def answer(text: Annotated[str, Body()]) -> str:  # a plain def: FastAPI runs it in a thread, and waiting is fine
         return service.process_text(text, model="support-tone").text
 
-`finetune_inference.app` is the OpenAI-compatible application around the same service.
+`finetune_inference.api.app` is the OpenAI-compatible application around the same service.
 """
 
 import logging
@@ -32,11 +32,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.serving import ServedAdapter, ServingConfig
-from finetune_inference.adapter_list import AdapterListError, Watcher, read_adapter_list
-from finetune_inference.adapters import AdapterRefusedError, Limits, verify
-from finetune_inference.catalogue import Catalogue, ServedModel, UnknownModelError
+from finetune_inference.adapters.adapter_list import AdapterListError, Watcher, read_adapter_list
+from finetune_inference.adapters.promotion import ListedAdapters, NotPromotedError
+from finetune_inference.adapters.registry import AdapterRegistry, LoadedModel, UnknownModelError
+from finetune_inference.adapters.verification import AdapterRefusedError, Limits, verify
+from finetune_inference.backends.transformers.prefetch import prefetch
 from finetune_inference.config import Settings
-from finetune_inference.engine import (
+from finetune_inference.engine.interface import (
     Engine,
     Event,
     Failed,
@@ -48,10 +50,9 @@ from finetune_inference.engine import (
     Sampling,
     TokenRequest,
 )
-from finetune_inference.prefetch import prefetch
-from finetune_inference.promotion import ListedAdapters, NotPromotedError
-from finetune_inference.scheduler import Listener, Scheduler, SchedulerStoppedError, Ticket
-from finetune_inference.text import Answer, load_vocabulary
+from finetune_inference.engine.scheduler import Listener, Scheduler, SchedulerStoppedError, Ticket
+from finetune_inference.text.answer_decoder import AnswerDecoder
+from finetune_inference.text.vocabulary import load_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class InferenceService:
         """Why the list of adapters cannot be used; what was served before it still is."""
         self._make_engine = make_engine or ENGINES[self.settings.engine]
         self._facts: ModelFacts | None = None
-        self._catalogue: Catalogue | None = None
+        self._registry: AdapterRegistry | None = None
         self._watcher: Watcher | None = None
         self._listed = ListedAdapters()
         self._applying = threading.Lock()
@@ -167,20 +168,20 @@ class InferenceService:
         assert self._facts is not None  # noqa: S101 - set before the scheduler calls itself ready
         return self._facts
 
-    def models(self) -> list[ServedModel]:
+    def models(self) -> list[LoadedModel]:
         """The base model and the adapters. Raises NotReadyError."""
-        return self._loaded_catalogue().models()
+        return self._loaded_registry().models()
 
-    def model(self, name: str | None = None) -> ServedModel:
+    def model(self, name: str | None = None) -> LoadedModel:
         """What a name means now; None is the base model, or the adapter merged into it. Raises NotReadyError or UnknownModelError.
 
-        An adapter may not be `in_memory`: then `read_again` comes before a request.
+        An adapter may not be `in_memory`: then `reload` comes before a request.
         """
-        return self._loaded_catalogue().get(name or self._default_name)
+        return self._loaded_registry().get(name or self._default_name)
 
-    def read_again(self, name: str) -> ServedModel:
+    def reload(self, name: str) -> LoadedModel:
         """A model that made room for others, back in memory; takes as long as loading it. Raises as `model` does."""
-        return self._loaded_catalogue().read_again(name)
+        return self._loaded_registry().reload(name)
 
     def promote(self, candidate: str, token: str, digest: str | None = None) -> None:
         """Let an adapter's own name mean its candidate from now on, as the next list will say.
@@ -188,16 +189,16 @@ class InferenceService:
         `digest` is that of the version that was proven, if known: one whose folder was replaced may be another one here.
         Raises NotReadyError, UnknownModelError, WrongTokenError, or NotPromotedError if the version cannot be served by that name.
         """
-        catalogue = self._loaded_catalogue()
+        registry = self._loaded_registry()
         with self._applying:
-            loaded = catalogue.get(candidate).adapter
+            loaded = registry.get(candidate).adapter
             if loaded and digest not in (None, loaded.digest):
                 raise UnknownModelError(f"The candidate {candidate!r} is {loaded.digest} here, and not {digest}.")
             name = self._listed.promote(candidate, token, loaded.digest if loaded else None)
-            problem = self._apply(catalogue)
+            problem = self._apply(registry)
             # A list that became unreadable meanwhile still is.
             self.adapter_list_problem = problem or self.adapter_list_problem
-            problem = problem or catalogue.refused.get(name)
+            problem = problem or registry.refused.get(name)
         if problem:
             raise NotPromotedError(f"The candidate {candidate!r} does not get the name {name!r}: {problem}")
         log.info("promoted %s to %s", candidate, name)
@@ -205,12 +206,12 @@ class InferenceService:
     @property
     def refused(self) -> dict[str, str]:
         """Adapters, or versions of one, that are not served, and why."""
-        return self._catalogue.refused if self._catalogue else {}
+        return self._registry.refused if self._registry else {}
 
     @property
     def adapter_bytes(self) -> int:
         """Memory that the adapters take."""
-        return sum(model.size_bytes for model in self._catalogue.models()) if self._catalogue else 0
+        return sum(model.size_bytes for model in self._registry.models()) if self._registry else 0
 
     def fit(self, prompt: Sequence[int], max_tokens: int | None) -> int:
         """Tokens that the answer may have: what was asked for, or what there is room for. Raises ContextLengthError."""
@@ -251,7 +252,7 @@ class InferenceService:
         stop: Sequence[str] = (),
         seed: int | None = None,
     ) -> TextResult:
-        """Answer `text` and wait for the answer; any number of threads may call this at the same time.
+        """AnswerDecoder `text` and wait for the answer; any number of threads may call this at the same time.
 
         A model with a chat template gets the text as a user's message, any other one continues it. `model` is an
         adapter's name, or None for the base model; temperature 0 is deterministic.
@@ -262,7 +263,7 @@ class InferenceService:
         if seed is not None and not -(2**63) <= seed < 2**63:
             raise ValueError(f"the seed {seed} is no signed 64-bit integer")
         served = self.model(model)
-        served = served if served.in_memory else self.read_again(served.name)
+        served = served if served.in_memory else self.reload(served.name)
         vocabulary, limit = served.vocabulary, self.facts.context_length
         prompt = (
             vocabulary.encode_chat([{"role": "user", "content": text}], limit)
@@ -280,7 +281,7 @@ class InferenceService:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         tickets = self.submit([(request, events.put)])
         try:
-            return _collect(events, Answer(vocabulary, stop), served.name, len(prompt))
+            return _collect(events, AnswerDecoder(vocabulary, stop), served.name, len(prompt))
         finally:
             self.cancel(tickets)
 
@@ -289,10 +290,10 @@ class InferenceService:
         """Of what the loaded weights are."""
         return self.config.adapters[0].name if self.config.merge_adapter else self.config.model.name
 
-    def _loaded_catalogue(self) -> Catalogue:
+    def _loaded_registry(self) -> AdapterRegistry:
         self._require_loaded()
-        assert self._catalogue is not None  # noqa: S101 - set before the scheduler calls itself ready
-        return self._catalogue
+        assert self._registry is not None  # noqa: S101 - set before the scheduler calls itself ready
+        return self._registry
 
     def _require_loaded(self) -> None:
         if self._scheduler.ready:
@@ -314,16 +315,16 @@ class InferenceService:
             facts = engine.load_model()
             base = self._load_base(facts)
         limits = self._limits(engine)
-        catalogue = Catalogue(base, facts.vocabulary_size, engine.load_adapter, limits)
+        registry = AdapterRegistry(base, facts.vocabulary_size, engine.load_adapter, limits)
         self._watcher = Watcher(
             self.settings.adapters_path,
             self.settings.adapters_poll_seconds,
-            lambda: self._apply_lists(catalogue),
-            catalogue.has_changed_folders,
+            lambda: self._apply_lists(registry),
+            registry.has_changed_folders,
         )
-        self._apply_lists(catalogue)
+        self._apply_lists(registry)
         _warm_up(engine, base.name)
-        self._facts, self._catalogue = facts, catalogue
+        self._facts, self._registry = facts, registry
         self._watcher.start()
         log.info(
             "ready after %.1f s: %s with %d million parameters as %s on %s, %d adapters, %d refused",
@@ -332,12 +333,12 @@ class InferenceService:
             facts.parameters // 1_000_000,
             facts.dtype,
             facts.device,
-            len(catalogue.models()) - 1,
+            len(registry.models()) - 1,
             len(self.refused),
         )
         return engine
 
-    def _load_base(self, facts: ModelFacts) -> ServedModel:
+    def _load_base(self, facts: ModelFacts) -> LoadedModel:
         wanted = self.config.model
         try:
             vocabulary = load_vocabulary(wanted.path, wanted.revision)
@@ -346,9 +347,9 @@ class InferenceService:
                 f"base model {wanted.name} has no usable tokenizer at {wanted.path}: {error}"
             ) from error
         log.info("loaded base model %s: context of %d tokens", wanted.name, facts.context_length)
-        return ServedModel(wanted.name, vocabulary, root=wanted.path, created=self.created)
+        return LoadedModel(wanted.name, vocabulary, root=wanted.path, created=self.created)
 
-    def _load_merged(self, engine: Engine, wanted: ServedAdapter) -> tuple[ModelFacts, ServedModel]:
+    def _load_merged(self, engine: Engine, wanted: ServedAdapter) -> tuple[ModelFacts, LoadedModel]:
         """Raises ModelLoadError, also for an adapter that cannot be served: there is nothing else to serve."""
         base = self.config.model
         try:
@@ -364,7 +365,7 @@ class InferenceService:
                 f"model knows {facts.vocabulary_size}"
             )
         log.info("merged adapter %s (%s) into %s", wanted.name, adapter.digest, base.name)
-        merged = ServedModel(
+        merged = LoadedModel(
             wanted.name, vocabulary, root=wanted.path, created=self.created, adapter=adapter, parent=base.name
         )
         return facts, merged
@@ -376,7 +377,7 @@ class InferenceService:
             or max(LEAST_ADAPTER_MEMORY, engine.spare_memory // ADAPTER_MEMORY_SHARE),
         )
 
-    def _apply_lists(self, catalogue: Catalogue) -> None:
+    def _apply_lists(self, registry: AdapterRegistry) -> None:
         """Serve the adapters of the configuration and of the list that may change; none beside a merged one."""
         with self._applying:
             try:
@@ -396,14 +397,14 @@ class InferenceService:
                 )
                 return
             self._listed.update(listed)
-            self.adapter_list_problem = self._apply(catalogue)
+            self.adapter_list_problem = self._apply(registry)
 
-    def _apply(self, catalogue: Catalogue) -> str | None:
+    def _apply(self, registry: AdapterRegistry) -> str | None:
         """Serve what is wanted by now; why that cannot be done."""
         listed = self._listed.wanted
         names = {served.name for served in listed}
         try:
-            catalogue.apply([*(served for served in self.config.adapters if served.name not in names), *listed])
+            registry.apply([*(served for served in self.config.adapters if served.name not in names), *listed])
         except Exception as error:
             # Neither the start nor what is served may depend on what somebody lists.
             log.exception("the adapters could not be applied")
@@ -413,14 +414,14 @@ class InferenceService:
 
 def _transformers_engine(config: ServingConfig, settings: Settings) -> Engine:
     # Imported here: torch takes seconds, and probes have to be answered meanwhile.
-    from finetune_inference.transformers_engine import TransformersEngine
+    from finetune_inference.backends.transformers.engine import TransformersEngine
 
     return TransformersEngine(config, settings)
 
 
 def _vllm_engine(config: ServingConfig, settings: Settings) -> Engine:
     try:
-        from finetune_inference.vllm_engine import VllmEngine
+        from finetune_inference.backends.vllm.engine import VllmEngine
     except ModuleNotFoundError as error:
         if error.name != "vllm":
             raise
@@ -451,7 +452,7 @@ def _warm_up(engine: Engine, name: str) -> None:
         raise ModelLoadError(f"base model {name} computes values that are not numbers; its weights are damaged")
 
 
-def _collect(events: "queue.SimpleQueue[Event]", answer: Answer, model: str, prompt_tokens: int) -> TextResult:
+def _collect(events: "queue.SimpleQueue[Event]", answer: AnswerDecoder, model: str, prompt_tokens: int) -> TextResult:
     pieces = []
     while True:
         delta = answer.feed(events.get())

@@ -13,9 +13,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
-from finetune_inference.app import app_around
+from finetune_inference.api.app import app_around
 from finetune_inference.config import Settings
-from finetune_inference.engine import Event, Failed, Finished, Generated, Sampling, TokenRequest
+from finetune_inference.engine.interface import Event, Failed, Finished, Generated, Sampling, TokenRequest
 from finetune_inference.inference import InferenceService
 from lab.bench.serving.workload import CONCURRENT, THREADS, Ask
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.artifacts import DATASET_REPORT_FILE, RUN_RECORD_FILE
-from finetune_trainer.batching import StepSampler
-from finetune_trainer.environment import prepare_environment
+from finetune_trainer.batches.batching import StepSampler
+from finetune_trainer.runtime.environment import prepare_environment
 from lab.bench.training.workloads import BANKING77
 from lab.figures import REPOSITORY, Figure, record
 from lab.kubernetes.layout import default_layout

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.environment import DEFAULTS, prepare_environment
+from finetune_trainer.runtime.environment import DEFAULTS, prepare_environment
 
 if sys.argv[1] == "stock":
     # Threads that wait alike; how memory is given back is part of what is measured.
@@ -24,7 +24,7 @@ else:
     prepare_environment()
 
 from finetune_api.training import TrainingConfig
-from finetune_trainer.batching import StepSampler
+from finetune_trainer.batches.batching import StepSampler
 from finetune_trainer.data import TokenRow
 from lab.bench.training.workloads import WORKLOADS, padding
 
@@ -94,8 +94,8 @@ def ours(
     model_path: str, rows: list[TokenRow], dtype: str, batch_size: int, directory: Path, *, shared: bool
 ) -> dict[str, Any]:
     """The pipeline's steps, with rows that are tokens already."""
+    from finetune_trainer.batches.layout import PackedLayout
     from finetune_trainer.dataset import PreparedDataset
-    from finetune_trainer.passes import PackedPasses
     from finetune_trainer.training import FinetuningPipeline
     from lab.fixtures.datasets import tokenized
 
@@ -131,7 +131,7 @@ def ours(
     passes: Any = pipeline.choose_passes(model, base, dataset)
     assert passes.name == "packed"
     if not shared:
-        passes = PackedPasses(min_shared=0)
+        passes = PackedLayout(min_shared=0)
     collating = 0.0
     collate = passes.collate
 

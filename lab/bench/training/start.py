@@ -22,7 +22,7 @@ BATCH_SIZE = 2
 
 def ours(model_path: str, modules: Path) -> None:
     """The pipeline as a pod runs it, from reading its dataset on."""
-    from finetune_trainer.environment import prepare_environment
+    from finetune_trainer.runtime.environment import prepare_environment
 
     prepare_environment()
     from finetune_api.training import TrainingConfig

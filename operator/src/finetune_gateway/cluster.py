@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from finetune_api.constants import FINETUNE_JOB_PLURAL, GROUP, VERSION
+from finetune_api.contract import FINETUNE_JOB_PLURAL, GROUP, VERSION
 from finetune_gateway.errors import UnavailableError, error_from_api_server
 from finetune_gateway.settings import Settings
 

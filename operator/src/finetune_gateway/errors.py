@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from finetune_api.constants import API_VERSION, FINETUNE_JOB_KIND
+from finetune_api.contract import API_VERSION, FINETUNE_JOB_KIND
 from finetune_gateway.schemas import ErrorBody, ErrorDetail, Problem
 
 RETRY_AFTER_SECONDS: Final = 5

@@ -51,7 +51,7 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """Base of all answers."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
@@ -61,7 +61,7 @@ class Answer(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-class Endpoint(Answer):
+class Endpoint(ResponseModel):
     """Where the tuned model answers."""
 
     url: Annotated[str | None, Field(description="url of the OpenAI-compatible API inside the cluster.")] = None
@@ -70,7 +70,7 @@ class Endpoint(Answer):
     verified: Annotated[bool, Field(description="verified says whether it answers with the tuned weights.")]
 
 
-class Task(Answer):
+class Task(ResponseModel):
     """One fine-tuning, as its object says."""
 
     task_id: Annotated[str, Field(alias="task_id", description="task_id is the name of the FinetuneJob.")]
@@ -92,7 +92,7 @@ class Task(Answer):
     completion_time: Annotated[str | None, Field(description="completionTime of the job.")] = None
 
 
-class TaskPage(Answer):
+class TaskPage(ResponseModel):
     """One page of tasks."""
 
     items: Annotated[list[Task], Field(description="items of this page, sorted by name.")]
@@ -102,7 +102,7 @@ class TaskPage(Answer):
     ] = None
 
 
-class Problem(Answer):
+class Problem(ResponseModel):
     """One thing that is wrong with a request."""
 
     field: Annotated[str, Field(description="field that is wrong, for example method.lora.rank.")]
@@ -110,7 +110,7 @@ class Problem(Answer):
     found: Annotated[str | None, Field(description="found is the refused value, shortened.")] = None
 
 
-class ErrorDetail(Answer):
+class ErrorDetail(ResponseModel):
     """Why a request was refused."""
 
     code: Annotated[str, Field(description="code is one CamelCase word, for programs.")]
@@ -122,13 +122,13 @@ class ErrorDetail(Answer):
     )
 
 
-class ErrorBody(Answer):
+class ErrorBody(ResponseModel):
     """Every answer that is not 2xx."""
 
     error: ErrorDetail
 
 
-class Health(Answer):
-    """Answer of the probes."""
+class Health(ResponseModel):
+    """ResponseModel of the probes."""
 
     status: Annotated[str, Field(description="status: ok.")] = "ok"

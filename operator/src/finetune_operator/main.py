@@ -12,14 +12,14 @@ from typing import Final
 from aiohttp import web
 from pydantic import SecretStr
 
-from finetune_operator.cluster import Cluster
-from finetune_operator.controller import Controller
-from finetune_operator.health import Health, build_app
-from finetune_operator.logs import configure_logging
-from finetune_operator.progress import ProgressReader
+from finetune_operator.handlers.controller import Controller
+from finetune_operator.handlers.watch_supervisor import WatchSupervisor, thread_safe
+from finetune_operator.io.cluster import Cluster
+from finetune_operator.io.progress import ProgressReader
+from finetune_operator.process.health import Health, build_app
+from finetune_operator.process.logs import configure_logging
 from finetune_operator.reconcile.context import Context
 from finetune_operator.settings import Settings
-from finetune_operator.startup import WatchSupervisor, thread_safe
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ kopf: the API server tests run with exactly these rules and fail if one is missi
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_api.constants import FINETUNE_JOB_PLURAL, GROUP, INFERENCE_SERVICE_PLURAL
+from finetune_api.contract import FINETUNE_JOB_PLURAL, GROUP, INFERENCE_SERVICE_PLURAL
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from finetune_api.constants import BROKER_URL_ENV
+from finetune_api.contract import BROKER_URL_ENV
 
 
 def parse_namespaces(value: object) -> object:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-from finetune_api.constants import PROMOTE_PATH
+from finetune_api.contract import PROMOTE_PATH
 from finetune_api.fingerprint import Fingerprint, Probe
 from finetune_api.serving import token_digest
 

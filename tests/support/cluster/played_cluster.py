@@ -12,15 +12,15 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from finetune_api.constants import ADAPTER_LIST_FILE, ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
+from finetune_api.contract import ADAPTER_LIST_FILE, ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
 from finetune_api.reasons import Reason
 from finetune_api.serving import AdapterList, PromotionRequest, ServedAdapter, ServingConfig
 from finetune_api.v1alpha1 import AdapterReference, InferenceService, InferenceServiceStatus
-from finetune_inference.catalogue import UnknownModelError
-from finetune_inference.promotion import ListedAdapters, WrongTokenError
-from finetune_operator.probe import ProbeResult, Served, not_loaded
-from finetune_operator.reconcile.adapter_verdicts import Answers, ProbeRequest
-from finetune_operator.reconcile.decide_service import ServiceObserved, ServicePlan, decide_service
+from finetune_inference.adapters.promotion import ListedAdapters, WrongTokenError
+from finetune_inference.adapters.registry import UnknownModelError
+from finetune_operator.io.probe import ProbeResult, Served, not_loaded
+from finetune_operator.reconcile.service.adapter_verdicts import Answers, ProbeRequest
+from finetune_operator.reconcile.service.decide import ServiceObserved, ServicePlan, decide_service
 from finetune_operator.reconcile.views import PodView
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.adapter_list import is_rolling
@@ -145,10 +145,12 @@ class PlayedCluster:
 
     def add_pod(self, config: str | None = None) -> None:
         self.started += 1
-        name, is_gated = f"s{self.started}", is_rolling(self.service)
-        pod = PodView(name=name, uid=name, started_at=CREATED, is_gated=is_gated, are_containers_ready=True)
+        name, has_readiness_gate = f"s{self.started}", is_rolling(self.service)
+        pod = PodView(
+            name=name, uid=name, started_at=CREATED, has_readiness_gate=has_readiness_gate, are_containers_ready=True
+        )
         notes = {ANNOTATION_CONFIG: config or encoded_config(self.service)}
-        self.pods[name] = replace(pod, annotations=notes, is_ready=not is_gated)
+        self.pods[name] = replace(pod, annotations=notes, is_ready=not has_readiness_gate)
         self._start_server(name)
 
     def remove_pod(self, name: str) -> None:
@@ -162,7 +164,7 @@ class PlayedCluster:
     def visit(self) -> None:
         """The kubelet comes: what was started is ready, and lists arrive."""
         for name, pod in self.pods.items():
-            is_ready = pod.let_in is not None or not pod.is_gated
+            is_ready = pod.let_in is not None or not pod.has_readiness_gate
             self.pods[name] = replace(pod, are_containers_ready=True, is_ready=is_ready)
             self._bring_list(name)
 
@@ -248,6 +250,6 @@ class PlayedCluster:
 
     def _bring_list(self, name: str) -> None:
         """Pods of a Rolling service have none."""
-        if "ConfigMap" in self.live and not self.pods[name].is_gated:
+        if "ConfigMap" in self.live and not self.pods[name].has_readiness_gate:
             text = self.live["ConfigMap"]["data"][ADAPTER_LIST_FILE]
             self.servers[name].read(AdapterList.model_validate_json(text).adapters)

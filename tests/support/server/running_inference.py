@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from finetune_api.fingerprint import Fingerprint, Observation, Verdict, judge
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
-from finetune_inference.app import app_around
+from finetune_inference.api.app import app_around
 from finetune_inference.config import Settings
 from finetune_inference.inference import InferenceService
 

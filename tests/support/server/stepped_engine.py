@@ -2,8 +2,15 @@
 
 import queue
 
-from finetune_inference.adapters import VerifiedAdapter
-from finetune_inference.engine import Event, Finished, Generated, ModelFacts, ScoredToken, TokenRequest
+from finetune_inference.engine.interface import (
+    Event,
+    Finished,
+    Generated,
+    ModelFacts,
+    ScoredToken,
+    TokenRequest,
+    VerifiedAdapter,
+)
 
 SECONDS = 20
 """Far more than any step takes; a test that waits as long has failed."""

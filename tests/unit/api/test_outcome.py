@@ -1,6 +1,6 @@
 """The trainer's last words must fit into a termination message."""
 
-from finetune_api.constants import MAX_TERMINATION_BYTES
+from finetune_api.contract import MAX_TERMINATION_BYTES
 from finetune_api.outcome import Outcome, Result
 from finetune_api.reasons import Reason
 

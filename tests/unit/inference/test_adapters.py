@@ -9,10 +9,11 @@ import openai
 import pytest
 
 from finetune_api.artifacts import MANIFEST_FILE
-from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
-from finetune_inference import catalogue
-from finetune_inference.adapters import AdapterRefusedError, Limits, VerifiedAdapter, lora_arguments, verify
+from finetune_api.serving import LoadedModel, ServedAdapter, ServingConfig
+from finetune_inference.adapters import registry
+from finetune_inference.adapters.verification import AdapterRefusedError, Limits, lora_arguments, verify
 from finetune_inference.config import Settings
+from finetune_inference.engine.interface import VerifiedAdapter
 from finetune_inference.inference import InferenceService
 from lab.fixtures.tiny_adapter import commit, copied, make_tiny_adapter
 from lab.fixtures.tiny_model import make_tiny_model
@@ -165,7 +166,7 @@ def service(models: Path, settings: Settings, tmp_path_factory: pytest.TempPathF
     zeroed(copied(models / "formal", folder / "zeroed"))
     adapters.append(ServedAdapter(name="zeroed", path=str(folder / "zeroed")))
     service = InferenceService(
-        ServingConfig(model=ServedModel(name="base", path=str(models / "base")), adapters=adapters), settings
+        ServingConfig(model=LoadedModel(name="base", path=str(models / "base")), adapters=adapters), settings
     )
     service.load()
     yield service
@@ -218,7 +219,7 @@ def test_zeroed_weights_load_and_answer_like_the_base(service: InferenceService)
 def test_a_request_for_a_refused_adapter_is_told_why(models: Path, settings: Settings, tmp_path: Path) -> None:
     pickled(copied(models / "formal", tmp_path / "bad"))
     config = ServingConfig(
-        model=ServedModel(name="base", path=str(models / "base")),
+        model=LoadedModel(name="base", path=str(models / "base")),
         adapters=[ServedAdapter(name="bad", path=str(tmp_path / "bad"))],
     )
     with running(InferenceService(config, settings)) as server, server.openai as client:
@@ -239,9 +240,9 @@ def test_an_adapter_that_fails_in_a_way_nobody_foresaw_is_refused_alone(
             raise KeyError("surprise")
         return verify(served, limits)
 
-    monkeypatch.setattr(catalogue, "verify", surprising)
+    monkeypatch.setattr(registry, "verify", surprising)
     adapters = [ServedAdapter(name=name, path=str(models / "formal")) for name in ("odd", "formal")]
-    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")), adapters=adapters)
+    config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")), adapters=adapters)
     engine = SteppedEngine()
     engine.let(1)
     service = InferenceService(config, make_engine=lambda *_: engine)
@@ -255,7 +256,7 @@ def test_an_adapter_that_fails_in_a_way_nobody_foresaw_is_refused_alone(
 def test_a_file_that_changes_later_changes_no_loaded_weights(models: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from finetune_inference.lora import LoraLoader
+    from finetune_inference.backends.transformers.lora import LoraLoader
 
     folder = copied(models / "formal", tmp_path / "formal")
     adapter = verify(ServedAdapter(name="formal", path=str(folder)), Limits(64, 1 << 30))
@@ -274,7 +275,7 @@ def test_an_adapter_for_a_group_of_experts_is_refused(models: Path, tmp_path: Pa
     """peft wraps the group as one module, whose rows are not those of the batch: it would fail in the engine, for everybody."""
     from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    from finetune_inference.lora import LoraLoader
+    from finetune_inference.backends.transformers.lora import LoraLoader
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "head_dim": 8}
     counts = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4}
@@ -293,7 +294,7 @@ def test_weights_must_be_finite_in_the_type_that_the_base_computes_in(models: Pa
     import torch
     from transformers import AutoModelForCausalLM
 
-    from finetune_inference.lora import LoraLoader
+    from finetune_inference.backends.transformers.lora import LoraLoader
 
     folder = copied(models / "formal", tmp_path / "large")
     edit_tensors(folder, lambda t: {name: tensor.float() * 0 + 1e6 for name, tensor in t.items()})

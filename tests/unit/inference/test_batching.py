@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
-from finetune_inference.adapters import AdapterRefusedError, Limits, verify
+from finetune_api.serving import LoadedModel, ServedAdapter, ServingConfig
+from finetune_inference.adapters.verification import AdapterRefusedError, Limits, verify
 from finetune_inference.config import Settings
-from finetune_inference.engine import Event, Failed, Finished, Generated, PromptScored, Sampling, TokenRequest
+from finetune_inference.engine.interface import Event, Failed, Finished, Generated, PromptScored, Sampling, TokenRequest
 from finetune_inference.inference import ENGINES
 from lab.fixtures.tiny_adapter import commit, copied
 from lab.fixtures.tiny_model import LINES
@@ -56,7 +56,7 @@ class Runs:
     """An engine, its adapters, and what comes out of it."""
 
     def __init__(self, base: Path, tuned: dict[str, Path], **settings: Any) -> None:
-        config = ServingConfig(model=ServedModel(name="base", path=str(base)))
+        config = ServingConfig(model=LoadedModel(name="base", path=str(base)))
         chosen = Settings(threads=1, **settings)
         self.engine = ENGINES[chosen.engine](config, chosen)
         self.engine.load_model()
@@ -360,7 +360,7 @@ def test_a_model_whose_positions_depend_on_the_longest_sequence_is_served_one_by
 def test_positions_that_depend_on_neighbours_are_known_by_their_type(rope: dict[str, Any] | None, moves: bool) -> None:
     from types import SimpleNamespace
 
-    from finetune_inference.model_check import moving_positions
+    from finetune_inference.backends.transformers.model_check import moving_positions
 
     text = SimpleNamespace(rope_parameters=rope)
     assert (moving_positions(SimpleNamespace(get_text_config=lambda: text)) is not None) == moves
@@ -368,9 +368,9 @@ def test_positions_that_depend_on_neighbours_are_known_by_their_type(rope: dict[
 
 @only_ours
 def test_a_short_context_is_batched_all_the_same(models: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from finetune_inference.transformers_engine import TransformersEngine
+    from finetune_inference.backends.transformers.engine import TransformersEngine
 
-    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")), max_model_length=100)
+    config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")), max_model_length=100)
     TransformersEngine(config, Settings(threads=1)).load_model()
     assert "one sequence at a time" not in caplog.text
 
@@ -379,11 +379,11 @@ def test_a_short_context_is_batched_all_the_same(models: Path, caplog: pytest.Lo
 def test_room_on_a_gpu_is_the_gpu_s(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from finetune_inference.transformers_engine import TransformersEngine
+    from finetune_inference.backends.transformers.engine import TransformersEngine
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 << 30, 80 << 30))
-    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
+    config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")))
     assert TransformersEngine(config, Settings(threads=1)).spare_memory == 3 << 30
 
 
@@ -410,11 +410,11 @@ def test_whether_weights_are_packed_is_said(
     changed: dict[str, Any],
     expected: str,
 ) -> None:
-    from finetune_inference import transformers_engine
+    from finetune_inference.backends.transformers import engine as transformers_engine
 
     for name, function in changed.items():
         monkeypatch.setattr(f"finetune_inference.{name}", function)
-    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
+    config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")))
     with caplog.at_level("INFO"):
         transformers_engine.TransformersEngine(config, Settings(threads=1, max_cached_tokens=1000)).load_model()
     assert expected in caplog.text

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from finetune_inference.kv_cache import KVCache
+    from finetune_inference.backends.transformers.kv_cache import KVCache
 
 pytestmark = pytest.mark.model
 
 
 def make(budget: int = 1 << 20) -> "KVCache":
-    from finetune_inference.kv_cache import KVCache
+    from finetune_inference.backends.transformers.kv_cache import KVCache
 
     return KVCache(512, budget)
 
@@ -102,7 +102,7 @@ def test_a_pool_gives_back_what_a_crowd_took_while_somebody_stays() -> None:
 def test_what_a_large_pool_took_goes_back_to_the_system(
     monkeypatch: pytest.MonkeyPatch, leave: Callable[["KVCache"], object], large: int, times: int
 ) -> None:
-    from finetune_inference import kv_cache
+    from finetune_inference.backends.transformers import kv_cache
 
     given_back: list[bool] = []
     monkeypatch.setattr(kv_cache, "LARGE_BYTES", large)

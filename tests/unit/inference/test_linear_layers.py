@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_inference.linear_layers import LEAST_PACKED_ROWS, Packing, padded, shared_inputs, speed_up
+from finetune_inference.backends.transformers.linear_layers import (
+    LEAST_PACKED_ROWS,
+    Packing,
+    fuse_and_pack_linear,
+    padded_rows,
+    shared_inputs,
+)
 
 pytestmark = pytest.mark.model
 
@@ -57,7 +63,7 @@ def test_a_group_computes_what_its_layers_do(model: Model, dtype: torch.dtype, r
     ids = torch.arange(rows)[None] % 8
     before = model(ids)
     weight = model.block.right.weight.clone()
-    speed_up(model, shared_inputs(model), spare_bytes)
+    fuse_and_pack_linear(model, shared_inputs(model), spare_bytes)
     torch.testing.assert_close(model(ids), before)
     assert torch.equal(model.block.right.weight, weight)
 
@@ -65,7 +71,7 @@ def test_a_group_computes_what_its_layers_do(model: Model, dtype: torch.dtype, r
 def test_a_layer_of_a_group_answers_alone_too(model: Model) -> None:
     hidden = torch.randn(1, 5, SIZE)
     before = model.block.right(hidden)
-    speed_up(model, shared_inputs(model), PLENTY)
+    fuse_and_pack_linear(model, shared_inputs(model), PLENTY)
     torch.testing.assert_close(model.block.right(hidden), before)
     model.block.left(torch.randn(1, 5, SIZE))
     torch.testing.assert_close(model.block.right(hidden), before)
@@ -74,8 +80,8 @@ def test_a_layer_of_a_group_answers_alone_too(model: Model) -> None:
 def test_a_group_is_joined_in_place_and_packed_only_if_there_is_memory(model: Model) -> None:
     groups = shared_inputs(model)
     needed = sum(layer.weight.nbytes for layer in (model.block.left, model.block.right, model.block.out))
-    assert speed_up(model, groups, needed - 1) == Packing(needed, is_packed=False)
-    assert speed_up(model, groups, needed) == Packing(needed, is_packed=True)
+    assert fuse_and_pack_linear(model, groups, needed - 1) == Packing(needed, is_packed=False)
+    assert fuse_and_pack_linear(model, groups, needed) == Packing(needed, is_packed=True)
     left, right = model.block.left.weight, model.block.right.weight
     assert left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
 
@@ -86,17 +92,17 @@ def test_few_products_are_compiled_for_many_numbers_of_rows(
 ) -> None:
     """What oneDNN compiled stays in memory: a server that compiles for every number of rows seems to leak."""
     model = model.to(dtype)
-    if not speed_up(model, shared_inputs(model), PLENTY).packable_bytes:
+    if not fuse_and_pack_linear(model, shared_inputs(model), PLENTY).packable_bytes:
         pytest.skip("this CPU has no product from packed weights")
     with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
         for rows in range(1, 200):
             model.block.out(torch.zeros(1, rows, 3 * SIZE, dtype=dtype))
         ctypes.CDLL(None).fflush(None)
     compiled = set(re.findall(r",exec,cpu,inner_product,.*,mb(\d+)ic", capfd.readouterr().out))
-    assert compiled == {str(padded(rows)) for rows in range(LEAST_PACKED_ROWS[dtype], 200)}
+    assert compiled == {str(padded_rows(rows)) for rows in range(LEAST_PACKED_ROWS[dtype], 200)}
     assert len(compiled) < 50
 
 
 def test_padding_is_none_for_few_rows_and_never_more_than_an_eighth() -> None:
-    assert [padded(rows) for rows in range(1, 17)] == list(range(1, 17))
-    assert all(rows <= padded(rows) <= rows * 9 / 8 for rows in range(1, 1000))
+    assert [padded_rows(rows) for rows in range(1, 17)] == list(range(1, 17))
+    assert all(rows <= padded_rows(rows) <= rows * 9 / 8 for rows in range(1, 1000))

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from finetune_api.fingerprint import Fingerprint, Observation, Probe, Verdict, judge
-from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
+from finetune_api.serving import LoadedModel, ServedAdapter, ServingConfig
 from finetune_inference.config import Settings
-from finetune_inference.engine import ModelLoadError
+from finetune_inference.engine.interface import ModelLoadError
 from finetune_inference.inference import InferenceService
 from lab.fixtures.tiny_adapter import commit, copied, make_tiny_adapter
 from support.server.engine_under_test import ENGINE
@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def config(models: Path, adapter: str, *, merge: bool) -> ServingConfig:
     served = ServedAdapter(name="tuned", path=str(models / adapter))
     return ServingConfig(
-        model=ServedModel(name="base", path=str(models / "base")), adapters=[served], merge_adapter=merge
+        model=LoadedModel(name="base", path=str(models / "base")), adapters=[served], merge_adapter=merge
     )
 
 

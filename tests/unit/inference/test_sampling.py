@@ -2,12 +2,12 @@
 
 import pytest
 
-from finetune_inference.engine import Sampling
-from finetune_inference.model_config import token_ids
+from finetune_inference.backends.transformers.model_config import token_ids
+from finetune_inference.engine.interface import Sampling
 
 torch = pytest.importorskip("torch")
 
-from finetune_inference.sampling import Sampler, keep_top_p, score_rows  # noqa: E402
+from finetune_inference.backends.transformers.sampling import Sampler, keep_top_p, score_rows  # noqa: E402
 
 pytestmark = pytest.mark.model
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from finetune_inference.engine import (
+from finetune_inference.engine.interface import (
     Engine,
     Event,
     Failed,
@@ -18,7 +18,7 @@ from finetune_inference.engine import (
     TimedOut,
     TokenRequest,
 )
-from finetune_inference.scheduler import FairQueue, QueueFullError, Scheduler, SchedulerStoppedError, Ticket
+from finetune_inference.engine.scheduler import FairQueue, QueueFullError, Scheduler, SchedulerStoppedError, Ticket
 from support.server.stepped_engine import SECONDS, SteppedEngine
 
 

@@ -5,16 +5,16 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_inference.engine import PromptScored, Sampling, TokenRequest
-from finetune_inference.sampling import Sampler
-from finetune_inference.sequence import Sequence
-from finetune_inference.transformers_engine import planned_counts
+from finetune_inference.backends.transformers.engine import planned_counts
+from finetune_inference.backends.transformers.running_sequence import RunningSequence
+from finetune_inference.backends.transformers.sampling import Sampler
+from finetune_inference.engine.interface import PromptScored, Sampling, TokenRequest
 
 
-def a_sequence(key: int, prompt: list[int], read: int = 0, **wanted: Any) -> Sequence:
+def a_sequence(key: int, prompt: list[int], read: int = 0, **wanted: Any) -> RunningSequence:
     request = TokenRequest(prompt, None, 0, **wanted)
     sampler = Sampler(Sampling(), prompt, 8, 1.0, torch.device("cpu"))
-    return Sequence(key, request, None, sampler, frozenset(), list(prompt), read)
+    return RunningSequence(key, request, None, sampler, frozenset(), list(prompt), read)
 
 
 @pytest.mark.parametrize("pieces", [(5,), (2, 3), (4, 1), (1, 3, 1)])

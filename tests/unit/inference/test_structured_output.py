@@ -11,10 +11,10 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from finetune_inference.engine import Failed, Finished, Refused, TokenRequest
-from finetune_inference.errors import to_api_error
-from finetune_inference.grammar import MAX_SCHEMA_BYTES, GrammarError, Grammars
-from finetune_inference.text import Answer, AnswerRefusedError
+from finetune_inference.api.errors import to_api_error
+from finetune_inference.engine.interface import Failed, Finished, Refused, TokenRequest
+from finetune_inference.text.answer_decoder import AnswerDecoder, AnswerRefusedError
+from finetune_inference.text.grammar import MAX_SCHEMA_BYTES, GrammarError, Grammars
 from support.server.running_inference import Running
 
 pytestmark = [pytest.mark.model, pytest.mark.engine]
@@ -199,7 +199,7 @@ def test_an_answer_that_cannot_be_held_to_its_schema_any_more_fails_alone_and_is
     assert seen["breaking"][-1] == Refused("too many expressions")
     assert isinstance(seen["free"][-1], Finished)
     with pytest.raises(AnswerRefusedError) as caught:
-        Answer(server.service.model().vocabulary, []).feed(seen["breaking"][-1])
+        AnswerDecoder(server.service.model().vocabulary, []).feed(seen["breaking"][-1])
     assert (to_api_error(caught.value).status, to_api_error(caught.value).param) == (400, "response_format")
 
 

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_inference.engine import Finished, Generated, ScoredToken
-from finetune_inference.text import Answer, Detokenizer, PromptError, PromptTooLongError, StopTexts, Vocabulary
+from finetune_inference.engine.interface import Finished, Generated, ScoredToken
+from finetune_inference.text.answer_decoder import AnswerDecoder, StopTexts
+from finetune_inference.text.detokenizer import Detokenizer
+from finetune_inference.text.vocabulary import PromptError, PromptTooLongError, Vocabulary
 from lab.fixtures.tiny_model import make_tiny_tokenizer
 
 pytestmark = pytest.mark.model
@@ -71,7 +73,7 @@ def test_a_text_ends_before_its_first_stop_text_however_it_is_cut(pieces: list[s
 
 
 def test_an_answer_counts_the_token_that_ended_it_and_does_not_show_it(vocabulary: Vocabulary) -> None:
-    answer = Answer(vocabulary, [])
+    answer = AnswerDecoder(vocabulary, [])
     ids = vocabulary.encode("hi")
     deltas = [answer.feed(Generated(ScoredToken(token))) for token in ids]
     last = answer.feed(Finished("stop", len(ids) + 1))

@@ -7,7 +7,7 @@ import pytest
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.v1alpha1 import Condition
 from finetune_operator.reconcile.conditions import find_condition, set_condition
-from finetune_operator.reconcile.phase import derive_phase
+from finetune_operator.reconcile.job.phase import derive_phase
 from support.objects.operator_objects import NOW
 
 LATER = NOW + timedelta(hours=1)

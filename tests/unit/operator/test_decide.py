@@ -7,22 +7,22 @@ from typing import Any
 
 import pytest
 
-from finetune_api.outcome import StepPasses
+from finetune_api.outcome import MicroBatching
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.v1alpha1 import (
     AdapterReference,
     FinetuneJob,
-    Gate,
     InferenceService,
     InferenceServiceStatus,
     Metric,
+    RegressionGate,
     ServedAdapterStatus,
     ServedVersion,
 )
 from finetune_operator.reconcile.conditions import find_condition
-from finetune_operator.reconcile.decide import decide
-from finetune_operator.reconcile.finetune_job import observe
-from finetune_operator.reconcile.gate import find_regression
+from finetune_operator.reconcile.job.decide import decide
+from finetune_operator.reconcile.job.reconcile import observe
+from finetune_operator.reconcile.job.regression_gate import find_regression
 from finetune_operator.reconcile.plan import Observed, Plan, Refusal
 from finetune_operator.settings import Settings
 from support.objects.factories import an_inference_service
@@ -454,7 +454,7 @@ def test_progress_is_reported_at_most_once_per_interval() -> None:
 
 
 def test_memory_that_ran_out_is_an_event_and_stays_in_status() -> None:
-    passes = StepPasses(micro_batch_size=4, reductions=1)
+    passes = MicroBatching(micro_batch_size=4, reductions=1)
     seen = {"children": (a_child(),), "pods": (a_running_pod(),)}
     first = plan_for(running(), progress=a_progress(5, passes=passes), **seen)
     assert [(event.reason, event.is_warning) for event in first.events] == [("OutOfMemory", True)]
@@ -628,7 +628,7 @@ def test_an_adapter_that_is_worse_than_the_served_one_is_stored_and_not_served(
 
 def test_of_exact_match_more_is_better() -> None:
     served = [Metric(name="exact_match", value="0.9")]
-    gate = Gate(metric="exact_match", max_regression=0.05)
+    gate = RegressionGate(metric="exact_match", max_regression=0.05)
     assert find_regression(gate, [Metric(name="exact_match", value="0.86")], served) is None
     assert "worse by 0.1" in (find_regression(gate, [Metric(name="exact_match", value="0.8")], served) or "")
 

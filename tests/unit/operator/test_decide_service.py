@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from finetune_api.constants import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
+from finetune_api.contract import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
 from finetune_api.reasons import ConditionType, Reason
 from finetune_api.serving import token_digest
 from finetune_api.v1alpha1 import AdapterReference, InferenceService, InferenceServiceStatus
-from finetune_operator.probe import ProbeResult
-from finetune_operator.reconcile.decide_service import (
+from finetune_operator.io.probe import ProbeResult
+from finetune_operator.reconcile.service.decide import (
     REFUSED_SECONDS,
     REPAIR_SECONDS,
     ServiceObserved,
@@ -519,7 +519,7 @@ def gated(service: InferenceService, count: int = 1, name: str = "n", **fields: 
     """Server pods of a Rolling service that answer and were not let in."""
     annotations = {ANNOTATION_CONFIG: encoded_config(service)}
     values = {"annotations": annotations, "started_at": CREATED, "are_containers_ready": True, **fields}
-    return tuple(PodView(name=f"{name}{number}", is_gated=True, **values) for number in range(count))
+    return tuple(PodView(name=f"{name}{number}", has_readiness_gate=True, **values) for number in range(count))
 
 
 def let_in(pod: PodView) -> PodView:

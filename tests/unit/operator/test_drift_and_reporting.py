@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from finetune_operator.reconcile.plan import EventDraft
 from finetune_operator.reconcile.reporting import build_event, merge_patch
-from finetune_operator.resources.drift import covers, has_drifted
+from finetune_operator.resources.drift import has_drifted, is_subset
 from finetune_operator.resources.serving import build_serving_children
 from support.objects.operator_objects import NOW, SETTINGS, a_service
 
@@ -47,7 +47,7 @@ from support.objects.operator_objects import NOW, SETTINGS, a_service
     ],
 )
 def test_only_what_was_asked_for_counts(live: Any, desired: Any, same: bool) -> None:
-    assert covers(live, desired) is same
+    assert is_subset(live, desired) is same
 
 
 def test_a_child_is_applied_again_when_it_or_its_intention_changed() -> None:

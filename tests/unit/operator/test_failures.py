@@ -2,9 +2,10 @@
 
 import pytest
 
-from finetune_api.constants import ExitCode
+from finetune_api.contract import ExitCode
 from finetune_api.reasons import Reason
-from finetune_operator.reconcile.failures import classify_pod, find_end, redact
+from finetune_operator.reconcile.job.attempt_outcome import classify_pod, find_end
+from finetune_operator.reconcile.pod_reasons import redact
 from finetune_operator.reconcile.views import ContainerEnd, PodView, parse_child_job, parse_pod
 from support.objects.operator_objects import (
     NOW,

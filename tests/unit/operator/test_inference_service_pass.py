@@ -7,10 +7,10 @@ import pytest
 
 from finetune_api.v1alpha1 import InferenceServiceStatus
 from finetune_operator.errors import ClusterError
-from finetune_operator.reconcile import inference_service
-from finetune_operator.reconcile.adapter_verdicts import ProbeRequest
 from finetune_operator.reconcile.context import Context
-from finetune_operator.reconcile.decide_service import ServicePlan
+from finetune_operator.reconcile.service import reconcile as inference_service
+from finetune_operator.reconcile.service.adapter_verdicts import ProbeRequest
+from finetune_operator.reconcile.service.decide import ServicePlan
 from finetune_operator.reconcile.views import PodView
 from support.cluster.fake_endpoint import FINGERPRINT, FakeEndpoint, serving
 from support.objects.operator_objects import SETTINGS, a_service

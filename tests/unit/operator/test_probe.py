@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.fingerprint import Fingerprint
 from finetune_api.serving import PromotionRequest
-from finetune_operator.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter, promote
+from finetune_operator.io.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter, promote
 from support.cluster.fake_endpoint import (
     BASE,
     FINGERPRINT,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from finetune_api.outcome import Outcome, StepPasses
-from finetune_operator.progress import PAUSE_SECONDS, ProgressReader, parse_result
-from finetune_operator.reconcile.progress_report import (
+from finetune_api.outcome import MicroBatching, Outcome
+from finetune_operator.io.progress import PAUSE_SECONDS, ProgressReader, parse_result
+from finetune_operator.reconcile.job.progress_report import (
     finished_progress,
     humanize,
     is_due,
@@ -52,8 +52,8 @@ def test_figures_of_held_out_rows_are_text_as_the_loss_is() -> None:
 
 
 def test_memory_that_ran_out_is_told_once() -> None:
-    planned = StepPasses(micro_batch_size=8)
-    halved = StepPasses(micro_batch_size=4, reductions=1)
+    planned = MicroBatching(micro_batch_size=8)
+    halved = MicroBatching(micro_batch_size=4, reductions=1)
     before = progress_status(a_progress(3, passes=planned))
     assert new_reductions(None, planned) is None
     assert new_reductions(before, None) is None
@@ -63,7 +63,7 @@ def test_memory_that_ran_out_is_told_once() -> None:
     after = progress_status(a_progress(4, passes=halved))
     assert after.passes == halved
     assert new_reductions(after, halved) is None
-    least = StepPasses(micro_batch_size=1, gradient_checkpointing=True, reductions=3)
+    least = MicroBatching(micro_batch_size=1, gradient_checkpointing=True, reductions=3)
     assert "1 row with gradient checkpointing" in str(new_reductions(after, least))
 
 

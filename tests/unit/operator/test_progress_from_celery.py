@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_api.constants import task_id
+from finetune_api.contract import task_id
 from finetune_api.outcome import PROGRESS_STATE
-from finetune_operator.progress import ProgressReader
+from finetune_operator.io.progress import ProgressReader
 from support.objects.operator_objects import UID, a_progress
 
 pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from finetune_operator import startup
-from finetune_operator.health import Health
+from finetune_operator.handlers import watch_supervisor as startup
+from finetune_operator.handlers.watch_supervisor import WatchSupervisor
+from finetune_operator.process.health import Health
 from finetune_operator.settings import Settings
-from finetune_operator.startup import WatchSupervisor
 
 
 def test_kopf_is_a_version_that_ends_instead_of_going_deaf() -> None:

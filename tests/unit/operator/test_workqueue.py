@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from finetune_operator.workqueue import MAX_BACKOFF_SECONDS, WorkQueue, backoff_seconds
+from finetune_operator.handlers.work_queue import MAX_BACKOFF_SECONDS, WorkQueue, backoff_seconds
 
 
 class Clock:

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.outcome import Outcome, Progress
 from finetune_api.training import TrainingConfig
-from finetune_trainer.progress import Reporter
+from finetune_trainer.reporting.progress import Reporter
 from finetune_trainer.training import FinetuningPipeline
 from lab.fixtures.tiny_model import make_tiny_model, make_tiny_tokenizer
 from lab.fixtures.training_runs import a_training_config

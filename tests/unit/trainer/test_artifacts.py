@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from finetune_api.artifacts import Manifest, read_verified
-from finetune_api.constants import ExitCode
+from finetune_api.contract import ExitCode
 from finetune_api.reasons import Reason
-from finetune_trainer.artifacts import RunStore
 from finetune_trainer.errors import TrainingError, as_training_error
+from finetune_trainer.store.run_store import RunStore
 
 
 def a_store(output: Path, attempt: int = 1, run_id: str = "uid-1") -> RunStore:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.batching import Collator, StepSampler, choose_micro_batch_size, supports_loss_logits
+from finetune_trainer.batches.batching import Collator, StepSampler, choose_micro_batch_size, supports_loss_logits
 from finetune_trainer.data import IGNORED, TokenRow
 from lab.fixtures.tiny_model import make_tiny_model
 

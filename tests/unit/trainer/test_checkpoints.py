@@ -9,9 +9,9 @@ import pytest
 from finetune_api.artifacts import Manifest
 from finetune_api.outcome import Outcome, Progress
 from finetune_api.reasons import Reason
-from finetune_trainer.artifacts import Committed, RunStore
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.interruption import StopSignal
+from finetune_trainer.runtime.interruption import StopSignal
+from finetune_trainer.store.run_store import Committed, RunStore
 from finetune_trainer.training import FinetuningPipeline
 from lab.fixtures.training_runs import a_training_config
 
@@ -89,7 +89,7 @@ def test_stock_peft_loads_the_adapter_of_a_checkpoint(tiny_model: Path, tmp_path
 def test_the_next_step_is_computed_while_a_checkpoint_is_written_and_applied_once_it_is_committed(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune_trainer.trainer import StepTrainer
+    from finetune_trainer.loop.step_trainer import StepTrainer
 
     events: list[str] = []
     computing = threading.Event()
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_a_pass_left_no_memory_for_is_written_after_it(
 def test_a_checkpoint_is_due_by_the_clock_too() -> None:
     from transformers import TrainerControl
 
-    from finetune_trainer.trainer import CheckpointCallback
+    from finetune_trainer.loop.step_trainer import CheckpointCallback
 
     now = 0.0
     callback = CheckpointCallback(None, 60, clock=lambda: now)  # type: ignore[arg-type]

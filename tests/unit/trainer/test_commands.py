@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api.constants import ExitCode
+from finetune_api.contract import ExitCode
 from finetune_api.training import TrainingConfig
-from finetune_api.v1alpha1.finetune_job import DEFAULT_EPOCHS
+from finetune_api.v1alpha1.job.hyperparameters import DEFAULT_EPOCHS
 from finetune_trainer.__main__ import EXAMPLE, main
 from finetune_trainer.data.formats import detect_format
 from finetune_trainer.data.rows import Row
-from finetune_trainer.interruption import STOP, StopSignal
+from finetune_trainer.runtime.interruption import STOP, StopSignal
 from lab.fixtures.training_runs import a_training_config, write_config
 
 pytestmark = pytest.mark.model

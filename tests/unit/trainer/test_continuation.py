@@ -12,8 +12,8 @@ from finetune_api.artifacts import read_verified
 from finetune_api.outcome import Outcome, Result
 from finetune_api.reasons import Reason
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.interruption import StopSignal
 from finetune_trainer.preflight.checks import run_preflight
+from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
 from lab.fixtures.tiny_model import LINES, as_jsonl, make_tiny_model

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.constants import ExitCode
+from finetune_api.contract import ExitCode
 from finetune_api.outcome import Outcome
-from finetune_trainer.distributed import cut_evenly
+from finetune_trainer.runtime.distributed import cut_evenly
 from lab.fixtures.tiny_model import as_jsonl, chat_rows
 from lab.fixtures.training_runs import a_training_config, an_attempt, write_config
 

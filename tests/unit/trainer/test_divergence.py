@@ -12,7 +12,7 @@ import pytest
 from finetune_api.outcome import Result
 from finetune_api.reasons import Reason
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.interruption import StopSignal
+from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.model
 
 def watched(losses: Iterable[float]) -> int | None:
     """The step at which a run with these losses is ended; None if it is not."""
-    from finetune_trainer.divergence import DivergenceCallback
+    from finetune_trainer.loop.divergence import DivergenceCallback
 
     watchdog = DivergenceCallback()
     state = SimpleNamespace(global_step=0, stateful_callbacks={})

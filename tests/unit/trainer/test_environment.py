@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 REPORT = "import gc; print(gc.isenabled(), gc.get_freeze_count() > 0)"
-PREPARED = "from finetune_trainer.environment import *; prepare_environment(); "
-IMPORTED = "from finetune_trainer.environment import *; modules_are_imported(); "
+PREPARED = "from finetune_trainer.runtime.environment import *; prepare_environment(); "
+IMPORTED = "from finetune_trainer.runtime.environment import *; modules_are_imported(); "
 
 
 def output_of(program: str) -> list[str]:

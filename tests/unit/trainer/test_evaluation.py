@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from finetune_api.artifacts import read_verified
 from finetune_api.outcome import Outcome, Progress, Result
-from finetune_trainer.interruption import StopSignal
+from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
 from lab.fixtures.tiny_model import LINES, as_jsonl
@@ -162,7 +162,7 @@ def test_an_exact_match_is_an_answer_that_greedy_generation_gives(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from finetune_trainer import passes
+    from finetune_trainer.batches import layout as passes
 
     if not packed:
         monkeypatch.setattr(passes, "supports_packing", lambda _: False)
@@ -238,8 +238,8 @@ def test_settings_that_have_nothing_to_work_on_are_refused(tiny_model: Path, tmp
 
 
 def test_evaluations_are_spread_over_the_history_for_themselves() -> None:
-    from finetune_trainer.evaluation import held_out_curve
-    from finetune_trainer.trainer import CURVE_POINTS, RECENT_ENTRIES, thin_history
+    from finetune_trainer.evaluation.evaluation import held_out_curve
+    from finetune_trainer.loop.step_trainer import CURVE_POINTS, RECENT_ENTRIES, thin_history
 
     history: list[dict[str, float]] = []
     for step in range(1, 6001):

@@ -49,8 +49,8 @@ def result_and_gradients(model: Any, x: Any) -> list[Any]:
 def test_a_gated_mlp_and_its_norm_are_those_of_transformers(mlp_class: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from finetune_trainer import fused_norm
-    from finetune_trainer.fused_lora import fused_lora
+    from finetune_trainer.kernels import fused_norm
+    from finetune_trainer.kernels.fused_lora import fused_lora
 
     monkeypatch.setattr(fused_norm, "CHUNK", 40)  # two tokens at a time, and one in the end
     model = gated_model(mlp_class)
@@ -69,7 +69,7 @@ def test_a_gated_mlp_and_its_norm_are_those_of_transformers(mlp_class: str, monk
 def test_what_a_fused_mlp_keeps_is_the_input_and_what_gate_and_up_make() -> None:
     import torch
 
-    from finetune_trainer.fused_lora import fused_lora
+    from finetune_trainer.kernels.fused_lora import fused_lora
 
     model = gated_model()
     wide: set[int] = set()
@@ -89,7 +89,7 @@ def test_nothing_of_a_pass_is_kept_after_it() -> None:
     """Not even the input of a layer, on which the graph of a whole pass hangs: a step that ran out of memory is taken again."""
     import torch
 
-    from finetune_trainer.fused_lora import fused_lora
+    from finetune_trainer.kernels.fused_lora import fused_lora
 
     model = gated_model("TwiceGated")
     inputs = []
@@ -106,7 +106,7 @@ def test_nothing_of_a_pass_is_kept_after_it() -> None:
 def test_siblings_that_get_something_else_are_computed_for_themselves() -> None:
     import torch
 
-    from finetune_trainer.fused_lora import fused_lora
+    from finetune_trainer.kernels.fused_lora import fused_lora
 
     mlp = gated_model().base_model.model[1]
     one, other = torch.randn(1, 5, 16), torch.randn(1, 5, 16)
@@ -130,7 +130,7 @@ def test_the_chunked_loss_is_that_of_transformers(
     import torch
     from transformers.loss.loss_utils import ForCausalLMLoss
 
-    from finetune_trainer import chunked_loss
+    from finetune_trainer.kernels import chunked_loss
 
     monkeypatch.setattr(chunked_loss, "CHUNK", 100)  # three rows at a time
     torch.manual_seed(0)

@@ -10,8 +10,8 @@ from huggingface_hub import errors
 
 from finetune_api.reasons import Reason
 from finetune_api.training import ModelConfig
-from finetune_trainer import base_model
 from finetune_trainer.errors import TrainingError
+from finetune_trainer.model import base_model
 
 
 def response(status: int) -> httpx.Response:

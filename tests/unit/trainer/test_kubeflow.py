@@ -14,7 +14,14 @@ from pydantic.alias_generators import to_camel
 
 from finetune_api.outcome import Outcome, Progress, Result
 from finetune_api.reasons import Reason
-from finetune_trainer.kubeflow import CA_ENV, TOKEN_ENV, URL_ENV, KubeflowReporter, kubeflow_reporters, trainer_status
+from finetune_trainer.reporting.kubeflow import (
+    CA_ENV,
+    TOKEN_ENV,
+    URL_ENV,
+    KubeflowReporter,
+    kubeflow_reporters,
+    trainer_status,
+)
 
 PATH = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs/tone/status"
 

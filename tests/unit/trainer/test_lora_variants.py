@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.fingerprint import Fingerprint, Verdict
-from finetune_trainer.interruption import StopSignal
+from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
 from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
@@ -55,7 +55,7 @@ def test_stock_peft_computes_the_very_logits_of_the_trained_model(trained: KeptM
 
 
 def test_only_layers_that_are_plain_are_fused(trained: KeptModel) -> None:
-    from finetune_trainer.fused_lora import fused_lora
+    from finetune_trainer.kernels.fused_lora import fused_lora
 
     with fused_lora(trained.model) as layers:
         assert layers == (0 if trained.config.lora.use_dora else 14)

@@ -11,9 +11,9 @@ from finetune_api.reasons import Reason
 from finetune_trainer.data import TokenRow
 from finetune_trainer.data.token_rows import TokenRowsBuilder, as_ids
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.interruption import StopSignal
+from finetune_trainer.memory.estimate import GIB, LargestPass, estimate_memory, largest_pass, plan_memory
 from finetune_trainer.preflight import describe, run_preflight
-from finetune_trainer.preflight.estimate import GIB, LargestPass, estimate_memory, largest_pass, plan_memory
+from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from lab.fixtures.tiny_model import as_jsonl, chat_rows
 from lab.fixtures.training_runs import a_training_config

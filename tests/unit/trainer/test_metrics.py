@@ -21,11 +21,18 @@ from finetune_api.outcome import Outcome, Result
 from finetune_api.reasons import Reason
 from finetune_trainer.data import IGNORED, TokenRow
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.interruption import StopSignal
-from finetune_trainer.metrics import answer_match, check_metrics, known_metrics, measure, rouge_l, token_f1
+from finetune_trainer.evaluation.answer_metrics import (
+    answer_match,
+    check_metrics,
+    known_metrics,
+    measure,
+    rouge_l,
+    token_f1,
+)
+from finetune_trainer.evaluation.prompts import Question, find_questions
 from finetune_trainer.preflight import run_preflight
-from finetune_trainer.progress import LogReporter
-from finetune_trainer.questions import Question, find_questions
+from finetune_trainer.reporting.progress import LogReporter
+from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
 from lab.fixtures.tiny_model import LINES, as_jsonl, chat_rows
@@ -347,7 +354,7 @@ from finetune_trainer.training import FinetuningPipeline
 
 class Pipeline(FinetuningPipeline):
     def score_answers(self, *what):
-        import finetune_trainer.answers
+        import finetune_trainer.evaluation.predictions
         status = Path("/proc/self/status").read_text().splitlines()
         used = int(next(line for line in status if line.startswith("RssAnon")).split()[1]) << 10
         limit = Path(sys.argv[2])
@@ -397,7 +404,7 @@ def test_neither_the_padding_nor_a_setting_nor_the_end_of_the_models_positions_c
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from finetune_trainer.answers import answer
+    from finetune_trainer.evaluation.predictions import answer
     from lab.fixtures.tiny_model import make_tiny_tokenizer
 
     # Absolute positions: there is no token after the last of them.

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from finetune_api.outcome import Outcome, Progress, Result, StepPasses
+from finetune_api.outcome import MicroBatching, Outcome, Progress, Result
 from finetune_api.reasons import Reason
 from finetune_trainer.errors import is_out_of_memory
-from finetune_trainer.interruption import StopSignal
+from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from lab.fixtures.tiny_model import as_jsonl, chat_rows
 from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
@@ -29,7 +29,7 @@ class Losses:
 
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
-        self.passes: dict[int, StepPasses] = {}
+        self.passes: dict[int, MicroBatching] = {}
 
     def report(self, progress: Progress) -> None:
         assert progress.loss is not None
@@ -71,7 +71,7 @@ def a_device_of(tokens: int, error: Any, *, recomputed: int | None = None, first
         return result
 
     is_checkpointing = [False]
-    from finetune_trainer import out_of_memory
+    from finetune_trainer.memory import out_of_memory
 
     recompute, step = out_of_memory.recompute_activations, torch.optim.AdamW.step
 
@@ -159,7 +159,7 @@ def test_at_one_row_activations_are_computed_again(tiny_model: Path, tmp_path: P
     run_finetuning(a_config(tiny_model, tmp_path / "a"), undisturbed, StopSignal())
     with a_device_of(4, accelerator_error(), recomputed=1000):
         outcome = run_finetuning(a_config(tiny_model, tmp_path / "b"), healed, StopSignal())
-    assert outcome.passes == StepPasses(micro_batch_size=1, gradient_checkpointing=True, reductions=4)
+    assert outcome.passes == MicroBatching(micro_batch_size=1, gradient_checkpointing=True, reductions=4)
     assert healed.losses == pytest.approx(undisturbed.losses, abs=1e-5)
 
 

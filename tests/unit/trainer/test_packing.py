@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_trainer.batching import Collator
+from finetune_trainer.batches.batching import Collator
+from finetune_trainer.batches.packing import PackedCollator, build_tree
 from finetune_trainer.data import IGNORED, TokenRow
-from finetune_trainer.packing import PackedCollator, build_tree
 
 COLLECTED = {"labels", "shift_labels", "input_ids", "position_ids", "logits_to_keep", "layout"}
 
@@ -61,26 +61,26 @@ def test_short_common_beginnings_are_computed_twice() -> None:
 
 
 def test_a_row_counts_with_what_it_has_of_its_own() -> None:
-    from finetune_trainer.passes import PackedPasses
+    from finetune_trainer.batches.layout import PackedLayout
 
     rows = [TokenRow([*range(100), 200 + i], [IGNORED] * 100 + [200 + i]) for i in range(32)]
     # A row's last token predicts nothing, and so these rows have nothing of their own.
-    assert PackedPasses(min_shared=8).row_tokens(rows, 16) == pytest.approx(100 / 16)
-    assert PackedPasses(min_shared=0).row_tokens(rows, 16) == pytest.approx(100)
+    assert PackedLayout(min_shared=8).row_tokens(rows, 16) == pytest.approx(100 / 16)
+    assert PackedLayout(min_shared=0).row_tokens(rows, 16) == pytest.approx(100)
 
 
 def test_what_is_shared_counts_again_where_it_carries_loss() -> None:
-    from finetune_trainer.passes import PackedPasses
+    from finetune_trainer.batches.layout import PackedLayout
 
     rows = [TokenRow([*range(100), 200 + i], [*range(100), 200 + i]) for i in range(32)]
-    assert PackedPasses(min_shared=8).row_tokens(rows, 16) == pytest.approx(100)
+    assert PackedLayout(min_shared=8).row_tokens(rows, 16) == pytest.approx(100)
 
 
 def test_a_few_very_long_rows_make_passes_smaller() -> None:
-    from finetune_trainer.passes import PackedPasses
+    from finetune_trainer.batches.layout import PackedLayout
 
     rows = [TokenRow([i] * 50, [IGNORED, *[i] * 49]) for i in range(30)] + [TokenRow([99] * 4001, [99] * 4001)] * 2
-    assert PackedPasses(min_shared=0).row_tokens(rows, 16) == pytest.approx(1000)
+    assert PackedLayout(min_shared=0).row_tokens(rows, 16) == pytest.approx(1000)
 
 
 def test_tokens_after_the_last_prediction_are_left_out() -> None:
@@ -148,8 +148,8 @@ def test_loss_and_gradients_are_those_of_padded_rows(
 ) -> None:
     import torch
 
-    from finetune_trainer import attention
-    from finetune_trainer.fused_lora import fused_lora
+    from finetune_trainer.kernels import attention
+    from finetune_trainer.kernels.fused_lora import fused_lora
 
     if fused_attention:
         monkeypatch.setattr(attention, "SHORT_KEYS", 0)
@@ -170,7 +170,7 @@ def test_loss_and_gradients_are_those_of_padded_rows(
 def test_a_row_does_not_see_its_neighbours() -> None:
     import torch
 
-    from finetune_trainer.attention import packed_attention
+    from finetune_trainer.kernels.attention import packed_attention
 
     model = tiny("Llama", **LLAMA_LIKE)
     model.eval()
@@ -209,12 +209,12 @@ def test_a_row_does_not_see_its_neighbours() -> None:
 def test_a_model_is_packed_only_if_its_rows_prove_it(kind: str, options: dict[str, Any], expected: str) -> None:
     import torch
 
-    from finetune_trainer.passes import choose_passes
+    from finetune_trainer.batches.layout import choose_layout
 
     model = tiny(kind, **options)
     base: Any = SimpleNamespace(model=model.get_base_model(), pad_token_id=0, dtype="float32", on_gpu=False)
     rows = rows_with_common_beginnings(1)
-    passes = choose_passes(model, base, rows)
+    passes = choose_layout(model, base, rows)
     assert passes.name == expected
     model.eval()
     loss, gradients = loss_and_gradients(model, Collator(0)(rows))
@@ -225,7 +225,7 @@ def test_a_model_is_packed_only_if_its_rows_prove_it(kind: str, options: dict[st
 
 
 def test_the_rows_that_prove_packing_are_short_and_two_of_them_begin_alike() -> None:
-    from finetune_trainer.passes import CHECKED_TOKENS, sample_rows
+    from finetune_trainer.batches.layout import CHECKED_TOKENS, sample_rows
 
     system = list(range(100, 200))
     long = TokenRow([*system, 1, 2, 3], [*[IGNORED] * 100, 1, 2, IGNORED])
@@ -249,16 +249,16 @@ def test_the_rows_that_prove_packing_are_short_and_two_of_them_begin_alike() -> 
 def test_a_model_that_does_not_see_the_common_beginning_is_padded(
     tokens: int, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune_trainer import packing
-    from finetune_trainer.passes import choose_passes
+    from finetune_trainer.batches import packing
+    from finetune_trainer.batches.layout import choose_layout
 
     model = tiny("Llama", **LLAMA_LIKE)
     base: Any = SimpleNamespace(model=model.get_base_model(), pad_token_id=0, dtype="float32", on_gpu=on_gpu)
     rng = random.Random(tokens)  # noqa: S311
     rows = [TokenRow(text, text) for text in ([rng.randrange(5, 300) for _ in range(tokens)] for _ in range(4))]
-    assert choose_passes(model, base, rows).name == "packed"
+    assert choose_layout(model, base, rows).name == "packed"
     monkeypatch.setattr(packing.Node, "context", np.empty(0, np.int64))
-    assert choose_passes(model, base, rows).name == "padded"
+    assert choose_layout(model, base, rows).name == "padded"
 
 
 @pytest.mark.model
@@ -267,7 +267,7 @@ def test_a_fused_layer_takes_what_autocast_gives_it() -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from finetune_trainer.fused_lora import fused_lora
+    from finetune_trainer.kernels.fused_lora import fused_lora
 
     torch.manual_seed(0)
     layers = torch.nn.ModuleDict({"one": torch.nn.Linear(16, 24, dtype=torch.bfloat16)})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.batching import StepSampler
+from finetune_trainer.batches.batching import StepSampler
 from finetune_trainer.data import IGNORED, TokenRow
 from lab.fixtures.datasets import tokenized
 from lab.fixtures.training_runs import a_training_config

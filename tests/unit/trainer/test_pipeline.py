@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from finetune_api.artifacts import read_verified
-from finetune_api.constants import MAX_TERMINATION_BYTES
+from finetune_api.contract import MAX_TERMINATION_BYTES
 from finetune_api.fingerprint import MIN_EFFECT, Fingerprint, Observation, Verdict, judge
 from finetune_api.outcome import Outcome, Progress, Result
 from finetune_api.reasons import Reason
-from finetune_trainer.artifacts import Committed, RunStore
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.interruption import StopSignal
+from finetune_trainer.runtime.interruption import StopSignal
+from finetune_trainer.store.run_store import Committed, RunStore
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
 from lab.fixtures.tiny_model import as_jsonl, chat_rows
@@ -115,7 +115,7 @@ def test_the_outcome_with_its_fingerprint_fits_the_termination_message(finished:
 
 
 def test_an_outcome_that_grows_too_large_loses_probes_but_never_its_adapter(finished: Any) -> None:
-    from finetune_trainer.run_record import fit_termination_message
+    from finetune_trainer.reporting.run_record import fit_termination_message
 
     adapter = finished.outcome.adapter
     probe = adapter.fingerprint.probes[0]
@@ -133,7 +133,7 @@ def test_an_outcome_that_grows_too_large_loses_probes_but_never_its_adapter(fini
 
 
 def test_why_metrics_failed_takes_little_room_in_an_outcome_whatever_its_script(finished: Any, tmp_path: Path) -> None:
-    from finetune_trainer.run_record import make_outcome
+    from finetune_trainer.reporting.run_record import make_outcome
 
     folder = tmp_path / "adapter"
     shutil.copytree(finished.adapter, folder)
@@ -489,7 +489,7 @@ def test_a_volume_that_keeps_its_checkpoints_does_not_fail_a_committed_adapter(
 def test_held_out_rows_whose_loss_is_no_number_fail_the_run(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune_trainer.evaluation import HeldOutRows
+    from finetune_trainer.evaluation.evaluation import HeldOutRows
 
     monkeypatch.setattr(HeldOutRows, "measure", lambda *_: {"eval_loss": float("nan")})
     config = a_training_config(tiny_model, tmp_path, evaluation={"inline": as_jsonl(chat_rows(2))})

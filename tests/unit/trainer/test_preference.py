@@ -14,7 +14,7 @@ from finetune_trainer import data
 from finetune_trainer.data import IGNORED, TokenRow
 from finetune_trainer.data.pairs import Pair
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.interruption import StopSignal
+from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
 from lab.fixtures.tiny_model import LINES, as_jsonl, chat_rows
@@ -94,12 +94,12 @@ def test_loss_and_gradients_are_those_of_the_paper_on_padded_pairs(model: Any, k
     import torch
     from torch.nn.functional import logsigmoid
 
-    from finetune_trainer.passes import PackedPasses, PaddedPasses
-    from finetune_trainer.preference import PairPasses, Reference, reward_margins
+    from finetune_trainer.batches.layout import PackedLayout, PaddedLayout
+    from finetune_trainer.loop.dpo import PairPasses, Reference, reward_margins
 
     pairs = some_pairs(seed)
     base: Any = SimpleNamespace(model=model.get_base_model(), pad_token_id=0)
-    passes = PairPasses(PackedPasses() if kind == "packed" else PaddedPasses(base))
+    passes = PairPasses(PackedLayout() if kind == "packed" else PaddedLayout(base))
     expected = plain_loss(model, pairs)
     expected_gradients = gradients(model, expected)
     batch = passes.collate(pairs)

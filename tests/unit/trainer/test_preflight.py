@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from finetune_api.constants import ExitCode
+from finetune_api.contract import ExitCode
 from finetune_api.reasons import Reason
-from finetune_api.v1alpha1.finetune_job import Lora
+from finetune_api.v1alpha1.job.method import Lora
 from finetune_trainer.__main__ import main
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.lora import adapter_shapes, build_lora_config, count_trainable
+from finetune_trainer.model.lora import adapter_shapes, build_lora_config, count_trainable
 from finetune_trainer.preflight import run_preflight
 from finetune_trainer.preflight.checks import check_disk
 from lab.fixtures.tiny_model import as_jsonl, chat_rows, make_tiny_tokenizer

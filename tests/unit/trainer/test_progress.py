@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.outcome import Outcome, Progress, Result
 from finetune_api.reasons import Reason
-from finetune_trainer.progress import BackendReporter, LogReporter, Reporters
+from finetune_trainer.reporting.progress import BackendReporter, LogReporter, Reporters
 
 
 def a_step(step: int) -> Progress:

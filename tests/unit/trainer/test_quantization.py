@@ -11,13 +11,13 @@ import pytest
 from finetune_api.fingerprint import Fingerprint, Verdict
 from finetune_api.reasons import Reason
 from finetune_api.training import ModelConfig
-from finetune_trainer.base_model import load
-from finetune_trainer.fingerprint import score
-from finetune_trainer.interruption import StopSignal
+from finetune_trainer.model.base_model import load
+from finetune_trainer.model.fingerprint import score
+from finetune_trainer.model.quantization import served_weights
 from finetune_trainer.preflight.checks import run_preflight
-from finetune_trainer.progress import LogReporter
-from finetune_trainer.quantization import served_weights
-from finetune_trainer.run_record import Trained
+from finetune_trainer.reporting.progress import LogReporter
+from finetune_trainer.reporting.run_record import Trained
+from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
 from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
@@ -81,7 +81,7 @@ def test_a_quantised_model_learns_in_packed_rows(finished_qlora: Kept) -> None:
 def test_linear_layers_stay_in_four_bits_and_are_not_fused(finished_qlora: Kept) -> None:
     from bitsandbytes.nn import Linear4bit
 
-    from finetune_trainer.fused_lora import fused_lora
+    from finetune_trainer.kernels.fused_lora import fused_lora
 
     layers = [module for module in finished_qlora.model.modules() if isinstance(module, Linear4bit)]
     assert len(layers) == LINEAR_LAYERS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from finetune_trainer.run_report import smooth
+from finetune_trainer.reporting.run_report import smooth
 
 if TYPE_CHECKING:
     from conftest import FinishedRun
@@ -55,7 +55,7 @@ def test_the_smoothed_curve_starts_where_the_loss_does() -> None:
 @pytest.mark.model
 @pytest.mark.parametrize("max_steps", [7, 300, 301, 5000])
 def test_the_history_stays_short_and_is_that_of_a_run_without_interruption(max_steps: int) -> None:
-    from finetune_trainer.trainer import CURVE_POINTS, RECENT_ENTRIES, thin_history
+    from finetune_trainer.loop.step_trainer import CURVE_POINTS, RECENT_ENTRIES, thin_history
 
     def trained(history: list[dict[str, float]], steps: Sequence[int]) -> list[dict[str, float]]:
         for step in steps:

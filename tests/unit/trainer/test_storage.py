@@ -20,8 +20,8 @@ from finetune_api.outcome import Outcome
 from finetune_api.reasons import Reason
 from finetune_trainer.dataset import read_examples
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.interruption import StopSignal
-from finetune_trainer.progress import LogReporter, Reporter
+from finetune_trainer.reporting.progress import LogReporter, Reporter
+from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
 from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from finetune_api.artifacts import read_verified
-from finetune_api.constants import ALLOW_PRIVATE_SOURCES_ENV
+from finetune_api.contract import ALLOW_PRIVATE_SOURCES_ENV
 from finetune_api.outcome import Outcome, Progress, Result
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.interruption import StopSignal
-from finetune_trainer.progress import Reporters
+from finetune_trainer.reporting.progress import Reporters
+from finetune_trainer.reporting.tracking import TrackingReporter, check_trackers, parameters_of, tracking_reporters
+from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
-from finetune_trainer.tracking import TrackingReporter, check_trackers, parameters_of, tracking_reporters
 from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
 
 SUCCESS = Outcome(result=Result.SUCCEEDED, reason=Reason.TRAINED, step=3, metrics={"train_loss": 0.5})
@@ -45,7 +45,7 @@ def test_two_attempts_of_a_job_are_one_run_of_each_tracker(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     # What is looked at is all that was sent, however busy the machine.
-    monkeypatch.setattr("finetune_trainer.tracking.CLOSE_TIMEOUT", 120)
+    monkeypatch.setattr("finetune_trainer.reporting.tracking.CLOSE_TIMEOUT", 120)
     output = tmp_path / "out"
     store = f"file://{tmp_path}/mlruns"
     tracking = {"tensorboard": {}, "mlflow": {"uri": store, "experiment": "tone"}, "wandb": {"project": "tone"}}

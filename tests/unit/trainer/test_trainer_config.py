@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.constants import ExitCode
+from finetune_api.contract import ExitCode
 from finetune_api.reasons import Reason
 from finetune_trainer.config import TrainerSettings, load_config, load_pod_config
 from finetune_trainer.errors import TrainingError

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.constants import ExitCode
+from finetune_api.contract import ExitCode
 from finetune_api.outcome import Outcome, Result
 from finetune_api.reasons import Reason
 from finetune_trainer import dataset

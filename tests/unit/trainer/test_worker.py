@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 
 from finetune_api.artifacts import read_verified
-from finetune_api.constants import ExitCode, queue_name
+from finetune_api.contract import ExitCode, queue_name
 from finetune_api.outcome import Outcome, Result
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
-from finetune_trainer import worker
 from finetune_trainer.config import TrainerSettings
-from finetune_trainer.tasks import finetuning_task
+from finetune_trainer.tasks import finetuning_task, worker
 from finetune_trainer.training import FinetuningPipeline
 from lab.fixtures.training_runs import a_training_config, an_attempt, write_config
 
@@ -131,7 +130,7 @@ def test_with_a_broker_the_run_is_a_celery_task_whose_state_anyone_can_read(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from finetune_trainer.celery_app import create_app
+    from finetune_trainer.tasks.celery_app import create_app
 
     settings = TrainerSettings()
     write_config(a_training_config(tiny_model, tmp_path / "out"), settings.config_path)
@@ -185,7 +184,7 @@ def test_a_redis_that_is_killed_in_mid_training_changes_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from finetune_trainer.celery_app import create_app
+    from finetune_trainer.tasks.celery_app import create_app
 
     settings = TrainerSettings()
     config = a_training_config(tiny_model, tmp_path / "out", hyperparameters=LONG, checkpoint={"everySteps": 50})

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.artifacts import FINGERPRINT_FILE, RUN_RECORD_FILE, ArtifactError, read_verified
-from finetune_api.constants import ExitCode
+from finetune_api.contract import ExitCode
 from finetune_api.fingerprint import Fingerprint
 from finetune_api.outcome import Result
-from finetune_trainer import distributed
 from finetune_trainer.config import TrainerSettings, load_config
-from finetune_trainer.environment import prepare_environment
 from finetune_trainer.errors import TrainingError, exit_code_of
-from finetune_trainer.interruption import STOP
-from finetune_trainer.log import configure_logging
+from finetune_trainer.runtime import distributed
+from finetune_trainer.runtime.environment import prepare_environment
+from finetune_trainer.runtime.interruption import STOP
+from finetune_trainer.runtime.log import configure_logging
 
 HELP_WIDTH: Final = 100
 """Characters of a line of `--help`."""
@@ -136,18 +136,18 @@ def _add_command(commands: Any, name: str, summary: str, description: str, epilo
 
 
 def _train(parsed: argparse.Namespace, settings: TrainerSettings) -> int:
-    from finetune_trainer.kubeflow import kubeflow_reporters
-    from finetune_trainer.progress import ConsoleReporter, LogReporter, Reporters
-    from finetune_trainer.tasks.finetuning_task import assist, run_finetuning
-    from finetune_trainer.tracking import tracking_reporters
+    from finetune_trainer.reporting.kubeflow import kubeflow_reporters
+    from finetune_trainer.reporting.progress import ConsoleReporter, LogReporter, Reporters
+    from finetune_trainer.reporting.tracking import tracking_reporters
+    from finetune_trainer.tasks.finetuning_task import run_finetuning, run_worker_rank
     from finetune_trainer.training import new_run_id
 
     config = load_config(parsed.config, model_name_or_path=settings.model_name_or_path)
     run_id = config.job.uid if config.job else parsed.run_id or new_run_id()
     STOP.install()
-    if distributed.assists():
+    if distributed.is_worker_rank():
         configure_logging("WARNING")
-        return assist(config, STOP, run_id)
+        return run_worker_rank(config, STOP, run_id)
     own = ConsoleReporter() if sys.stderr.isatty() else LogReporter()
     reporter = Reporters([own, *kubeflow_reporters(), *tracking_reporters(config, run_id)])
     outcome = run_finetuning(config, reporter, STOP, run_id)
@@ -164,8 +164,8 @@ def _train(parsed: argparse.Namespace, settings: TrainerSettings) -> int:
 
 
 def _validate(parsed: argparse.Namespace, settings: TrainerSettings) -> int:
+    from finetune_trainer.memory.estimate import GIB
     from finetune_trainer.preflight import describe, run_preflight, validate_attempt
-    from finetune_trainer.preflight.estimate import GIB
 
     if parsed.config is None:
         return validate_attempt(settings)
@@ -198,7 +198,7 @@ def _inspect(parsed: argparse.Namespace, _settings: TrainerSettings) -> int:
 
 
 def _work(_parsed: argparse.Namespace, settings: TrainerSettings) -> int:
-    from finetune_trainer.worker import work
+    from finetune_trainer.tasks.worker import work
 
     return work(settings)
 

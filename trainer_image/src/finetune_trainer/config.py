@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from finetune_api import constants
+from finetune_api import contract as constants
 from finetune_api.reasons import Reason
 from finetune_api.training import JobIdentity, TrainingConfig
 from finetune_trainer.errors import TrainingError

@@ -9,7 +9,7 @@ import errno
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_api.constants import ExitCode
+from finetune_api.contract import ExitCode
 from finetune_api.outcome import Outcome, Result
 from finetune_api.reasons import Reason
 

@@ -22,14 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.fingerprint import Fingerprint
-from finetune_api.outcome import Outcome, StepPasses
+from finetune_api.outcome import MicroBatching, Outcome
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
-from finetune_trainer import base_model, distributed
-from finetune_trainer.artifacts import Committed, RunStore
-from finetune_trainer.base_model import BaseModel
-from finetune_trainer.batching import StepSampler, choose_micro_batch_size
-from finetune_trainer.continuation import continue_from_earlier
+from finetune_trainer.batches.batching import StepSampler, choose_micro_batch_size
 from finetune_trainer.data.report import DatasetReport
 from finetune_trainer.dataset import (
     Examples,
@@ -39,22 +35,27 @@ from finetune_trainer.dataset import (
     read_examples,
     token_cache,
 )
-from finetune_trainer.environment import modules_are_imported
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.fingerprint import take_fingerprint
-from finetune_trainer.interruption import StopSignal
-from finetune_trainer.lora import build_lora_config
-from finetune_trainer.metrics import Measured, check_metrics, generated_metrics, measure
-from finetune_trainer.output import check_output
-from finetune_trainer.preflight.estimate import MemoryPlan, available_memory, largest_pass, plan_memory
-from finetune_trainer.progress import LogReporter, Reporter
-from finetune_trainer.quantization import served_weights
-from finetune_trainer.questions import check_questions, find_questions
-from finetune_trainer.run_record import Trained, make_manifest, make_outcome, make_record, write_records
+from finetune_trainer.evaluation.answer_metrics import Measured, check_metrics, generated_metrics, measure
+from finetune_trainer.evaluation.prompts import check_questions, find_questions
+from finetune_trainer.memory.estimate import MemoryPlan, available_memory, largest_pass, plan_memory
+from finetune_trainer.model import base_model
+from finetune_trainer.model.continuation import continue_from_earlier
+from finetune_trainer.model.fingerprint import take_fingerprint
+from finetune_trainer.model.loaded import BaseModel
+from finetune_trainer.model.lora import build_lora_config
+from finetune_trainer.model.quantization import served_weights
+from finetune_trainer.reporting.progress import LogReporter, Reporter
+from finetune_trainer.reporting.run_record import Trained, make_manifest, make_outcome, make_record, write_records
+from finetune_trainer.runtime import distributed
+from finetune_trainer.runtime.environment import modules_are_imported
+from finetune_trainer.runtime.interruption import StopSignal
+from finetune_trainer.store.output import check_output
+from finetune_trainer.store.run_store import Committed, RunStore
 
 if TYPE_CHECKING:
-    from finetune_trainer.passes import Passes
-    from finetune_trainer.trainer import Reached
+    from finetune_trainer.batches.layout import BatchLayout
+    from finetune_trainer.loop.position import TrainingPosition
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +82,14 @@ class FinetuningPipeline:
             self.run_id,
             config.job.attempt if config.job else 1,
         )
-        self.reached: Reached | None = None
+        self.reached: TrainingPosition | None = None
         """How far training is, once it has started."""
 
     def run(self) -> Outcome:
         """Do all of it, or report the adapter that an earlier attempt of the same job committed."""
         if committed := self.store.committed_adapter():
             logger.info("adapter is committed already path=%s", committed.path)
-            self.clear_away(sweep=True)
+            self.cleanup(sweep=True)
             return self.report(committed)
         check_output(self.config)
         check_metrics(self.config)
@@ -97,17 +98,17 @@ class FinetuningPipeline:
         base = self.load_base_model()
         dataset = self.tokenize(examples, base)
         model = self.add_lora(base)
-        passes = self.choose_passes(model, base, dataset)
+        passes = self.choose_layout(model, base, dataset)
         trained = self.train(model, base, dataset, passes)
         metrics = trained.metrics | self.evaluate(model, dataset, passes, on_gpu=base.on_gpu)
         answered = self.score_answers(model, base, dataset)
         measured = Measured(answered.values | metrics, answered.problems)
         fingerprint = self.take_fingerprint(model, base)
         committed = self.save_adapter(model, base, examples, dataset.report, fingerprint, trained, measured)
-        self.clear_away()
+        self.cleanup()
         return self.report(committed)
 
-    def assist(self) -> None:
+    def run_worker_rank(self) -> None:
         """What every rank but the first does: its share of each step and of each evaluation. It writes nothing."""
         if self.store.committed_adapter():
             return
@@ -115,11 +116,11 @@ class FinetuningPipeline:
         base = self.load_base_model()
         dataset = self.tokenize(examples, base)
         model = self.add_lora(base)
-        passes = self.choose_passes(model, base, dataset)
+        passes = self.choose_layout(model, base, dataset)
         self.train(model, base, dataset, passes)
         self.evaluate(model, dataset, passes, on_gpu=base.on_gpu)
 
-    def clear_away(self, *, sweep: bool = False) -> None:
+    def cleanup(self, *, sweep: bool = False) -> None:
         """Remove what a committed adapter has no use for; a volume that refuses changes nothing.
 
         `sweep` also removes what an earlier attempt left half-written.
@@ -133,7 +134,7 @@ class FinetuningPipeline:
 
     def read_examples(self) -> Examples:
         """Read and check all rows; needs neither model nor torch."""
-        return distributed.first_first(lambda: read_examples(self.config))
+        return distributed.main_process_first(lambda: read_examples(self.config))
 
     def load_base_model(self) -> BaseModel:
         """Find and load the model and its tokenizer."""
@@ -163,12 +164,12 @@ class FinetuningPipeline:
         """Render rows with the chat template, mark tokens with loss, and log what became of the dataset."""
         self._check_stop()
         cache = token_cache(self.config)
-        dataset = distributed.first_first(
+        dataset = distributed.main_process_first(
             lambda: prepare_dataset(
                 self.config, examples, base.tokenizer, base.model.config, cache=cache, between=self._check_stop
             )
         )
-        distributed.check_alike(examples.digest, "rows")
+        distributed.assert_same_on_all_ranks(examples.digest, "rows")
         log_report(dataset.report)
         check_questions(self.config, dataset)
         return dataset
@@ -192,18 +193,18 @@ class FinetuningPipeline:
         logger.info("adapter added rank=%d trainable=%d of=%d", self.config.lora.rank, trainable, total)
         return model
 
-    def choose_passes(self, model: Any, base: BaseModel, dataset: PreparedDataset) -> "Passes":
+    def choose_layout(self, model: Any, base: BaseModel, dataset: PreparedDataset) -> "BatchLayout":
         """How rows go through this model: packed, if a few of them show that it makes no difference."""
-        from finetune_trainer.passes import PaddedPasses, choose_passes
+        from finetune_trainer.batches.layout import PaddedLayout, choose_layout
 
-        passes = choose_passes(model, base, dataset.training.rows)
-        if len(set(distributed.everyones(passes.name))) > 1:
-            passes = PaddedPasses(base)
+        passes = choose_layout(model, base, dataset.training.rows)
+        if len(set(distributed.all_gather(passes.name))) > 1:
+            passes = PaddedLayout(base)
         logger.info("rows go through the model passes=%s", passes.name)
         return passes
 
     def plan_memory(
-        self, model: Any, base: BaseModel, dataset: PreparedDataset, passes: "Passes", micro_batch_size: int
+        self, model: Any, base: BaseModel, dataset: PreparedDataset, passes: "BatchLayout", micro_batch_size: int
     ) -> MemoryPlan:
         """Whether activations are kept or computed again, by what this device has."""
         import torch
@@ -212,20 +213,21 @@ class FinetuningPipeline:
             self.config, dataset, micro_batch_size, packed=passes.name == "packed", on_gpu=base.on_gpu
         )
         trainable, _ = model.get_nb_trainable_parameters()
-        limit = torch.cuda.mem_get_info()[1] if base.on_gpu else available_memory() // distributed.count()
+        limit = torch.cuda.mem_get_info()[1] if base.on_gpu else available_memory() // distributed.world_size()
         plan = plan_memory(self.config, base.model, trainable, base.dtype, largest, limit)
         logger.info("memory planned gradient_checkpointing=%s why=%s", plan.gradient_checkpointing, plan.explanation)
         return plan
 
-    def train(self, model: Any, base: BaseModel, dataset: PreparedDataset, passes: "Passes") -> Trained:
+    def train(self, model: Any, base: BaseModel, dataset: PreparedDataset, passes: "BatchLayout") -> Trained:
         """Run transformers.Trainer from the newest whole checkpoint, or from the start."""
         self._check_stop()
-        from finetune_trainer import trainer as stock
-        from finetune_trainer.checkpoints import CheckpointSaver
-        from finetune_trainer.divergence import DivergenceCallback
-        from finetune_trainer.evaluation import BestAdapter, EvaluationCallback, held_out_curve
-        from finetune_trainer.objectives import choose_objective
-        from finetune_trainer.out_of_memory import PassSizes, host_limit
+        from finetune_trainer.evaluation.evaluation import BestAdapter, EvaluationCallback, held_out_curve
+        from finetune_trainer.loop import step_trainer as stock
+        from finetune_trainer.loop.checkpoints import CheckpointSaver
+        from finetune_trainer.loop.divergence import DivergenceCallback
+        from finetune_trainer.loop.objectives import choose_objective
+        from finetune_trainer.loop.position import TrainingPosition
+        from finetune_trainer.memory.out_of_memory import MicroBatchSizes, host_limit
 
         hyper = self.config.hyperparameters
         objective = choose_objective(self.config, dataset, passes)
@@ -234,9 +236,9 @@ class FinetuningPipeline:
             passes.row_tokens(rows, hyper.batch_size), hyper.batch_size, hyper.micro_batch_size, on_gpu=base.on_gpu
         )
         memory = self.plan_memory(model, base, dataset, passes, micro)
-        planned = StepPasses(micro_batch_size=micro, gradient_checkpointing=memory.gradient_checkpointing)
-        sizes = PassSizes(planned, hyper.gradient_checkpointing, model, limit=host_limit())
-        self.reached = stock.Reached()
+        planned = MicroBatching(micro_batch_size=micro, gradient_checkpointing=memory.gradient_checkpointing)
+        sizes = MicroBatchSizes(planned, hyper.gradient_checkpointing, model, limit=host_limit())
+        self.reached = TrainingPosition()
         best = BestAdapter()
         saver = CheckpointSaver(
             self.store, self.reached, make_manifest(self.config, base, 0), self.config.checkpoint.keep, best
@@ -263,7 +265,7 @@ class FinetuningPipeline:
             ],
         )
         stock.silence(loop)
-        checkpoint = distributed.from_first(self.store.newest_checkpoint)
+        checkpoint = distributed.broadcast_from_main(self.store.newest_checkpoint)
         if checkpoint:
             self.reached.step = self.reached.checkpoint_step = checkpoint.manifest.step
             best.load(checkpoint.path)
@@ -299,9 +301,11 @@ class FinetuningPipeline:
             reductions=sizes.reductions,
         )
 
-    def evaluate(self, model: Any, dataset: PreparedDataset, passes: "Passes", *, on_gpu: bool) -> dict[str, float]:
+    def evaluate(
+        self, model: Any, dataset: PreparedDataset, passes: "BatchLayout", *, on_gpu: bool
+    ) -> dict[str, float]:
         """Mean loss per token of the held-out rows, and what else is asked for; empty without such rows."""
-        from finetune_trainer.objectives import choose_objective
+        from finetune_trainer.loop.objectives import choose_objective
 
         held_out = choose_objective(self.config, dataset, passes).held_out(on_gpu=on_gpu)
         if held_out is None:
@@ -325,8 +329,8 @@ class FinetuningPipeline:
         names = generated_metrics(self.config)
         if not names or dataset.evaluation is None:
             return Measured()
-        from finetune_trainer.answers import answer, why_none
-        from finetune_trainer.out_of_memory import release_memory
+        from finetune_trainer.evaluation.predictions import answer, why_none
+        from finetune_trainer.memory.out_of_memory import release_memory
 
         settings, started = self.config.evaluation_settings, time.monotonic()
         questions = find_questions(dataset.evaluation.rows, settings.generated_rows)

@@ -9,28 +9,6 @@ from finetune_api.v1alpha1.common import (
     OwnerReference,
     Resources,
 )
-from finetune_api.v1alpha1.finetune_job import (
-    AdapterStatus,
-    Checkpoint,
-    CheckpointStatus,
-    Dataset,
-    Evaluation,
-    FailureStatus,
-    FinetuneJob,
-    FinetuneJobSpec,
-    FinetuneJobStatus,
-    Gate,
-    GateMetric,
-    Hyperparameters,
-    Lora,
-    Method,
-    MetricStatus,
-    Output,
-    Policy,
-    ProgressStatus,
-    Serve,
-    ServingStatus,
-)
 from finetune_api.v1alpha1.inference_service import (
     AdapterReference,
     Autoscaling,
@@ -41,6 +19,22 @@ from finetune_api.v1alpha1.inference_service import (
     RolloutStrategy,
     ServedAdapterStatus,
     ServedVersion,
+)
+from finetune_api.v1alpha1.job.dataset import Dataset
+from finetune_api.v1alpha1.job.evaluation import Evaluation
+from finetune_api.v1alpha1.job.hyperparameters import Checkpoint, Hyperparameters
+from finetune_api.v1alpha1.job.kind import FinetuneJob, FinetuneJobSpec
+from finetune_api.v1alpha1.job.method import Lora, Method
+from finetune_api.v1alpha1.job.policy import Output, Policy
+from finetune_api.v1alpha1.job.serve import GateMetric, RegressionGate, Serve
+from finetune_api.v1alpha1.job.status import (
+    AdapterStatus,
+    CheckpointStatus,
+    FailureStatus,
+    FinetuneJobStatus,
+    MetricStatus,
+    ProgressStatus,
+    ServingStatus,
 )
 
 __all__ = [
@@ -56,7 +50,6 @@ __all__ = [
     "FinetuneJob",
     "FinetuneJobSpec",
     "FinetuneJobStatus",
-    "Gate",
     "GateMetric",
     "Hyperparameters",
     "InferenceService",
@@ -73,6 +66,7 @@ __all__ = [
     "OwnerReference",
     "Policy",
     "ProgressStatus",
+    "RegressionGate",
     "ReplicaVerdict",
     "Resources",
     "RolloutStrategy",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from finetune_api.base import CEL, SpecModel, StatusModel
-from finetune_api.constants import API_VERSION
+from finetune_api.contract import API_VERSION
 from finetune_api.fingerprint import Fingerprint
 from finetune_api.v1alpha1.common import (
     DNS_LABEL_PATTERN,

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from finetune_operator.cluster import Cluster
-from finetune_operator.progress import ProgressReader
+from finetune_operator.io.cluster import Cluster
+from finetune_operator.io.progress import ProgressReader
 from finetune_operator.settings import Settings
 
 
@@ -19,7 +19,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Pass:
+class ReconcileResult:
     """How one pass over an object ended."""
 
     acted: bool = False

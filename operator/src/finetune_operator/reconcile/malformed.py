@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from finetune_api.reasons import ConditionType, Phase, Reason
-from finetune_operator.cluster import FINETUNE_JOBS, Raw, Resource
 from finetune_operator.errors import ClusterError
+from finetune_operator.io.cluster import FINETUNE_JOBS, Raw, Resource
 from finetune_operator.reconcile.context import Context
 
 logger = logging.getLogger(__name__)

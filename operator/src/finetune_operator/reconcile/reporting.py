@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.base import StatusModel
-from finetune_api.constants import API_VERSION, MANAGED_BY
-from finetune_operator import metrics
-from finetune_operator.cluster import Raw, Resource
+from finetune_api.contract import API_VERSION, MANAGED_BY
 from finetune_operator.errors import ClusterError
+from finetune_operator.io.cluster import Raw, Resource
+from finetune_operator.process import metrics
 from finetune_operator.reconcile.context import Context
 from finetune_operator.reconcile.plan import EventDraft
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from finetune_api.constants import CONDITION_ADAPTERS_VERIFIED, LABEL_ATTEMPT
+from finetune_api.contract import CONDITION_ADAPTERS_VERIFIED, LABEL_ATTEMPT
 from finetune_operator.resources.training_job import TRAINER_CONTAINER, VALIDATE_CONTAINER
 
 Raw = Mapping[str, Any]
@@ -61,7 +61,7 @@ class PodView:
     """It gets traffic."""
     are_containers_ready: bool = False
     """It answers, and gets traffic unless a readiness gate keeps it from it."""
-    is_gated: bool = False
+    has_readiness_gate: bool = False
     """It gets no traffic before the operator lets it in (pods of a Rolling service)."""
     let_in: str | None = None
     """What the operator said when it did so: `proof` of the process that ran then. None if it is kept out."""
@@ -142,7 +142,7 @@ def parse_pod(raw: Raw, container: str = TRAINER_CONTAINER) -> PodView:
         last_end=_parse_end((main.get("lastState") or {}).get("terminated")),
         is_ready=_is_true(conditions, "Ready"),
         are_containers_ready=_is_true(conditions, "ContainersReady"),
-        is_gated=any(gate["conditionType"] == CONDITION_ADAPTERS_VERIFIED for gate in gates),
+        has_readiness_gate=any(gate["conditionType"] == CONDITION_ADAPTERS_VERIFIED for gate in gates),
         let_in=(_when(conditions.get(CONDITION_ADAPTERS_VERIFIED), "True") or ("", None))[1],
         restarts=int(main.get("restartCount") or 0),
     )

@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from finetune_api.constants import ADAPTER_LIST_FILE, ADAPTERS_MOUNT
+from finetune_api.contract import ADAPTER_LIST_FILE, ADAPTERS_MOUNT
 from finetune_api.serving import AdapterList, Promotion, PromotionRequest, ServedAdapter, token_digest
 from finetune_api.sources import parse_source
 from finetune_api.v1alpha1 import AdapterReference, InferenceService, ServedAdapterStatus, ServedVersion

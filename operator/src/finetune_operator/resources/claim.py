@@ -1,6 +1,6 @@
 """The claim that receives adapters where a namespace has none."""
 
-from finetune_api.constants import DEFAULT_ADAPTERS_CLAIM, LABEL_MANAGED_BY, MANAGED_BY
+from finetune_api.contract import DEFAULT_ADAPTERS_CLAIM, LABEL_MANAGED_BY, MANAGED_BY
 from finetune_operator.resources import Manifest
 from finetune_operator.settings import Settings
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from finetune_api.constants import ANNOTATION_DESIRED_HASH
+from finetune_api.contract import ANNOTATION_DESIRED_HASH
 from finetune_operator.resources import Manifest
 
 _QUANTITY = re.compile(r"^([0-9]+(?:\.[0-9]+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")
@@ -22,7 +22,7 @@ IDENTITY = frozenset({"apiVersion", "kind", "metadata"})
 ATOMIC = frozenset({"selector", "nodeSelector"})
 """Maps that mean something else when a key is added to them."""
 LIST_KEYS = ("mountPath", "containerPort", "port", "name")
-"""Keys by which server-side apply merges lists. It cannot remove what others added to one: that is no drift."""
+"""Keys by which server-side apply merges has_version. It cannot remove what others added to one: that is no drift."""
 
 
 def has_drifted(desired: Manifest, live: Manifest) -> bool:
@@ -30,7 +30,9 @@ def has_drifted(desired: Manifest, live: Manifest) -> bool:
     if is_outdated(desired, live):
         return True
     content = {key: value for key, value in desired.items() if key not in IDENTITY}
-    return not covers(live, content) or not covers(live["metadata"].get("labels") or {}, desired["metadata"]["labels"])
+    return not is_subset(live, content) or not is_subset(
+        live["metadata"].get("labels") or {}, desired["metadata"]["labels"]
+    )
 
 
 def is_outdated(desired: Manifest, live: Manifest) -> bool:
@@ -39,16 +41,16 @@ def is_outdated(desired: Manifest, live: Manifest) -> bool:
     return bool(annotations.get(ANNOTATION_DESIRED_HASH) != desired["metadata"]["annotations"][ANNOTATION_DESIRED_HASH])
 
 
-def covers(live: Any, desired: Any) -> bool:
-    """True if everything in `desired` is in `live`: dicts and keyed lists may have more, other lists may not."""
+def is_subset(live: Any, desired: Any) -> bool:
+    """True if everything in `desired` is in `live`: dicts and keyed has_version may have more, other has_version may not."""
     if isinstance(desired, dict):
         return isinstance(live, dict) and all(_has(live, key, value) for key, value in desired.items())
     if isinstance(desired, list | tuple):
         if not isinstance(live, list):
             return False
         if _is_keyed(desired):
-            return all(any(covers(item, wanted) for item in live) for wanted in desired)
-        return len(live) == len(desired) and all(covers(a, b) for a, b in zip(live, desired, strict=True))
+            return all(any(is_subset(item, wanted) for item in live) for wanted in desired)
+        return len(live) == len(desired) and all(is_subset(a, b) for a, b in zip(live, desired, strict=True))
     return live == desired or _same_quantity(live, desired)
 
 
@@ -62,7 +64,7 @@ def _has(live: dict[str, Any], key: str, value: Any) -> bool:
     if key not in live:
         # `readOnly: false` and `replicas: 0` are not always stored; absent means just that.
         return value in (False, 0, None, [], {}, "")
-    return covers(live[key], value)
+    return is_subset(live[key], value)
 
 
 def _same_quantity(left: Any, right: Any) -> bool:

@@ -3,7 +3,7 @@
 import math
 from typing import Final, get_args
 
-from finetune_api.constants import (
+from finetune_api.contract import (
     API_VERSION,
     INFERENCE_SERVICE_KIND,
     LABEL_JOB_NAME,
@@ -23,9 +23,9 @@ from finetune_api.v1alpha1 import (
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.labels import owner_reference
 
-COMPARED: Final = get_args(GateMetric)
+DRIFT_FIELDS: Final = get_args(GateMetric)
 """Metrics that later versions may be compared by."""
-LEFT_TO_OTHERS: Final = {"adapters_from", "engine", "merge_adapter", "rollout"}
+UNMANAGED_FIELDS: Final = {"adapters_from", "engine", "merge_adapter", "rollout"}
 """Fields that no job says: whether later jobs may add adapters, what computes, and how adapters get into the pods. Stating
 their defaults would revert whoever edits them."""
 
@@ -40,7 +40,7 @@ def build_adapter_reference(job: FinetuneJob, adapter: AdapterStatus) -> Adapter
         metrics=[
             Metric(name=m.name, value=m.value)
             for m in job.status.metrics
-            if m.name in COMPARED and math.isfinite(float(m.value))
+            if m.name in DRIFT_FIELDS and math.isfinite(float(m.value))
         ],
     )
 
@@ -77,5 +77,5 @@ def build_inference_service(job: FinetuneJob, serve: Serve, adapter: AdapterStat
             "labels": labels,
             "ownerReferences": [owner_reference(job)],
         },
-        "spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=LEFT_TO_OTHERS),
+        "spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=UNMANAGED_FIELDS),
     }

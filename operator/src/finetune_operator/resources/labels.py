@@ -1,6 +1,6 @@
 """Labels and owner references of all children, written once."""
 
-from finetune_api.constants import (
+from finetune_api.contract import (
     API_VERSION,
     LABEL_ATTEMPT,
     LABEL_JOB_NAME,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from finetune_api.constants import (
+from finetune_api.contract import (
     ALLOW_PRIVATE_SOURCES_ENV,
     ANNOTATION_CONFIG,
     CONFIG_DIRECTORY,
@@ -23,7 +23,7 @@ from finetune_api.constants import (
 from finetune_api.sources import MOUNTED, parse_source
 from finetune_api.v1alpha1 import ModelReference, Resources
 from finetune_api.v1alpha1.common import LocalSecretReference
-from finetune_api.v1alpha1.finetune_job import Tracking
+from finetune_api.v1alpha1.job.tracking import Tracking
 from finetune_operator.resources import Manifest
 from finetune_operator.settings import Settings
 

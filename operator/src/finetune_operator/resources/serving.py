@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from finetune_api.constants import (
+from finetune_api.contract import (
     ADAPTER_LIST_FILE,
     ADAPTER_LIST_MOUNT,
     ADAPTERS_MOUNT,

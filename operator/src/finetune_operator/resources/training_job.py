@@ -3,7 +3,7 @@
 import copy
 from typing import Final
 
-from finetune_api.constants import (
+from finetune_api.contract import (
     ADAPTERS_MOUNT,
     ANNOTATION_CONFIG,
     BROKER_URL_ENV,
@@ -27,7 +27,7 @@ from finetune_api.training import (
     TrainingConfig,
 )
 from finetune_api.v1alpha1 import Evaluation, FinetuneJob, Resources
-from finetune_api.v1alpha1.finetune_job import EvaluationSettings
+from finetune_api.v1alpha1.job.evaluation import EvaluationSettings
 from finetune_operator.errors import StalledError
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.labels import owner_reference, training_labels

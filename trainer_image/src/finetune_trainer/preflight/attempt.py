@@ -10,16 +10,16 @@ import signal
 from types import FrameType
 from typing import Final
 
-from finetune_api.constants import ExitCode
+from finetune_api.contract import ExitCode
 from finetune_api.outcome import Outcome, Result
 from finetune_api.reasons import Reason
-from finetune_trainer.artifacts import RunStore
 from finetune_trainer.config import SourceSettings, TrainerSettings, load_pod_config
 from finetune_trainer.dataset import token_cache
 from finetune_trainer.errors import TrainingError, exit_code_of
 from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.preflight.summary import describe, summarize
-from finetune_trainer.termination import report_failure, write_termination_message
+from finetune_trainer.runtime.termination import report_failure, write_termination_message
+from finetune_trainer.store.run_store import RunStore
 
 logger = logging.getLogger(__name__)
 

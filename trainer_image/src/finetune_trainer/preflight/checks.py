@@ -11,29 +11,22 @@ from typing import Any, Final, TypeVar
 
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
-from finetune_trainer import base_model
-from finetune_trainer.batching import choose_micro_batch_size
+from finetune_trainer.batches.batching import choose_micro_batch_size
+from finetune_trainer.batches.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS
 from finetune_trainer.config import SourceSettings
-from finetune_trainer.continuation import read_initial_adapter
 from finetune_trainer.data import TokenCache
 from finetune_trainer.dataset import Examples, PreparedDataset, model_length, prepare_dataset, read_examples
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.lora import adapter_shapes, count_trainable
-from finetune_trainer.metrics import check_metrics
-from finetune_trainer.output import check_output, free_disk
-from finetune_trainer.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS
-from finetune_trainer.preflight.estimate import (
-    MemoryPlan,
-    available_memory,
-    estimate_disk,
-    gib,
-    largest_pass,
-    plan_memory,
-)
+from finetune_trainer.evaluation.answer_metrics import check_metrics
+from finetune_trainer.evaluation.prompts import check_questions
+from finetune_trainer.memory.estimate import MemoryPlan, available_memory, estimate_disk, gib, largest_pass, plan_memory
+from finetune_trainer.model import base_model
+from finetune_trainer.model.continuation import read_initial_adapter
+from finetune_trainer.model.lora import adapter_shapes, count_trainable
+from finetune_trainer.model.quantization import check_quantization
 from finetune_trainer.preflight.weights import count_weights
-from finetune_trainer.quantization import check_quantization
-from finetune_trainer.questions import check_questions
-from finetune_trainer.tracking import check_trackers
+from finetune_trainer.reporting.tracking import check_trackers
+from finetune_trainer.store.output import check_output, free_disk
 
 MAX_LAYERS: Final = 1000
 """Layers of any model that exists, several times over: building a model takes time for each, even without weights."""
@@ -192,13 +185,13 @@ def check_disk(config: TrainingConfig, needed: int) -> None:
 def _plan_memory(
     config: TrainingConfig, shape: ModelShape, dataset: PreparedDataset, gpu_memory: int | None
 ) -> MemoryPlan:
-    from finetune_trainer.attention import supports_packing
-    from finetune_trainer.passes import PackedPasses
+    from finetune_trainer.batches.layout import PackedLayout
+    from finetune_trainer.kernels.attention import supports_packing
 
     on_gpu, hyper = gpu_memory is not None, config.hyperparameters
     answers = 2 if config.dpo else 1
     # A model that claims to support packing is taken at its word; training puts it to the proof.
-    passes = PackedPasses(GPU_MIN_SHARED_TOKENS if on_gpu else MIN_SHARED_TOKENS)
+    passes = PackedLayout(GPU_MIN_SHARED_TOKENS if on_gpu else MIN_SHARED_TOKENS)
     row_tokens = answers * passes.row_tokens(dataset.training.rows, answers * hyper.batch_size)
     micro = choose_micro_batch_size(row_tokens, hyper.batch_size, hyper.micro_batch_size, on_gpu=on_gpu)
     largest = largest_pass(config, dataset, micro, packed=supports_packing(shape.model), on_gpu=on_gpu)

@@ -2,8 +2,8 @@
 
 from finetune_api.training import TrainingConfig
 from finetune_trainer.data.report import PartReport, remarks, render_report
+from finetune_trainer.memory.estimate import gib
 from finetune_trainer.preflight.checks import Preflight
-from finetune_trainer.preflight.estimate import gib
 
 
 def describe(config: TrainingConfig, found: Preflight) -> str:

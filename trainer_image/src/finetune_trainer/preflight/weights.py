@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_trainer.base_model import WEIGHT_FILES, model_invalid
+from finetune_trainer.model.base_model import WEIGHT_FILES, model_invalid
 
 MAX_HEADER_BYTES: Final = 100_000_000
 """The format's own limit."""

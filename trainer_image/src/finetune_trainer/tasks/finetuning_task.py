@@ -10,19 +10,19 @@ from typing import Any
 
 from celery import shared_task
 
-from finetune_api.constants import TASK_NAME, ExitCode, task_id
+from finetune_api.contract import TASK_NAME, ExitCode, task_id
 from finetune_api.outcome import Outcome
 from finetune_api.reasons import Reason
 from finetune_api.training import JobIdentity, TrainingConfig
-from finetune_trainer import distributed
-from finetune_trainer.celery_app import create_app
 from finetune_trainer.config import TrainerSettings, load_pod_config
 from finetune_trainer.errors import TrainingError, as_training_error
-from finetune_trainer.interruption import STOP, StopSignal
-from finetune_trainer.kubeflow import kubeflow_reporters
-from finetune_trainer.progress import BackendReporter, LogReporter, Reporter, Reporters
-from finetune_trainer.termination import write_termination_message
-from finetune_trainer.tracking import check_trackers, tracking_reporters
+from finetune_trainer.reporting.kubeflow import kubeflow_reporters
+from finetune_trainer.reporting.progress import BackendReporter, LogReporter, Reporter, Reporters
+from finetune_trainer.reporting.tracking import check_trackers, tracking_reporters
+from finetune_trainer.runtime import distributed
+from finetune_trainer.runtime.interruption import STOP, StopSignal
+from finetune_trainer.runtime.termination import write_termination_message
+from finetune_trainer.tasks.celery_app import create_app
 from finetune_trainer.training import FinetuningPipeline
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def run_finetuning(config: TrainingConfig, reporter: Reporter, stop: StopSignal,
     pipeline = FinetuningPipeline(config, reporter=reporter, stop=stop, run_id=run_id)
     try:
         check_trackers(config)
-        with distributed.joined(config, pipeline.run_id):
+        with distributed.process_group(config, pipeline.run_id):
             return pipeline.run()
     except Exception as caught:
         error = as_training_error(caught)
@@ -67,12 +67,12 @@ def run_finetuning(config: TrainingConfig, reporter: Reporter, stop: StopSignal,
         )
 
 
-def assist(config: TrainingConfig, stop: StopSignal, run_id: str) -> ExitCode:
+def run_worker_rank(config: TrainingConfig, stop: StopSignal, run_id: str) -> ExitCode:
     """Be another rank than the first, which has the say: it reports for all, and nobody asks the others."""
     distributed.die_with_parent()
     try:
-        with distributed.joined(config, run_id):
-            FinetuningPipeline(config, reporter=Reporters([]), stop=stop, run_id=run_id).assist()
+        with distributed.process_group(config, run_id):
+            FinetuningPipeline(config, reporter=Reporters([]), stop=stop, run_id=run_id).run_worker_rank()
     except Exception as caught:
         error = as_training_error(caught)
         logger.warning("another process of the run ended reason=%s message=%s", error.reason, error.message)

@@ -1,0 +1,1 @@
+"""Adapters: verification of their files, the watched list, the registry of names and promotion."""

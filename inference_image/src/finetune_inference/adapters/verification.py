@@ -1,0 +1,190 @@
+"""Which adapter folders are believed. Everything that can be checked without a model is checked here, without torch.
+
+An adapter arrives on a volume that jobs of other people write to. So: the folder must be whole (`manifest.json`), be the
+one that was asked for (digest), hold its weights as safetensors, and its `adapter_config.json` must not ask peft for
+anything but plain LoRA. Whether the tensors fit the base model is `lora.py`'s part, which has the model.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.artifacts import ArtifactError, Manifest, read_verified
+from finetune_api.serving import ServedAdapter
+from finetune_inference.engine.interface import WEIGHTS_FILE, VerifiedAdapter
+
+CONFIG_FILE = "adapter_config.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+
+LORA_KEYS = frozenset(
+    {
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "use_rslora",
+        "use_dora",
+        "lora_bias",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "modules_to_save",
+    }
+)
+"""Keys of adapter_config.json that shape a plain LoRA adapter; they are handed to peft as they are."""
+IGNORED_KEYS = frozenset(
+    {
+        "task_type",
+        "peft_type",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "megatron_core",
+        "qalora_group_size",
+        "runtime_config",
+    }
+)
+"""Keys that say where an adapter comes from, or that do nothing unless a refused key is set."""
+CHECKED_KEYS = frozenset({"bias", "init_lora_weights"})
+"""Keys that must have a harmless value, and then need no passing on."""
+HARMLESS_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
+"""init_lora_weights that leave the base model alone. PiSSA, OLoRA, CorDA and LoftQ rewrite its weights: an adapter trained
+with them would be wrong on the plain base, and loading it would change the base for everybody."""
+
+
+ALL_LINEAR = "all-linear"
+MODULE_NAME = re.compile(r"^[A-Za-z0-9_.]+$")
+
+
+class AdapterRefusedError(Exception):
+    """An adapter that will not be served; the message says why, and reaches those who ask for it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What adapters may cost."""
+
+    rank: int
+    """Highest rank of an adapter."""
+    memory_bytes: int
+    """Memory of all adapters together; also the largest file with weights."""
+
+
+def verify(served: ServedAdapter, limits: Limits) -> VerifiedAdapter:
+    """Believe an adapter folder, or raise AdapterRefusedError."""
+    directory = Path(served.path)
+    try:
+        manifest, digest = read_verified(directory)
+    except ArtifactError as error:
+        raise AdapterRefusedError(str(error)) from None
+    if served.digest and served.digest != digest:
+        raise AdapterRefusedError(f"{directory} has digest {digest}; {served.digest} was asked for")
+    _check_files(directory, manifest)
+    config = _read_config(directory)
+    _check_limits(directory, config, limits)
+    return VerifiedAdapter(
+        name=served.name,
+        directory=directory,
+        digest=digest,
+        lora=lora_arguments(config),
+        weights_sha256=next(entry.sha256 for entry in manifest.files if entry.path == WEIGHTS_FILE),
+        has_tokenizer=(directory / "tokenizer_config.json").exists(),
+    )
+
+
+def lora_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """LoraConfig's arguments from adapter_config.json. Raises AdapterRefusedError for anything but plain LoRA.
+
+    peft acts on what this file says: it imports modules named there (`auto_mapping`, `megatron_core`), rewrites the base
+    model (`layer_replication`, `bias`, some `init_lora_weights`) and gains such keys with every release. So keys are
+    taken from a list; one that is not on it must be unset.
+    """
+    if config.get("peft_type") != "LORA":
+        raise AdapterRefusedError(f"{CONFIG_FILE} has peft_type {config.get('peft_type')!r}; only LORA is served")
+    if config.get("bias", "none") != "none":
+        raise AdapterRefusedError(
+            f"{CONFIG_FILE} has bias {config['bias']!r}, which would change the base model's own biases"
+        )
+    if config.get("init_lora_weights", True) not in HARMLESS_INITIALISATIONS:
+        raise AdapterRefusedError(
+            f"{CONFIG_FILE} has init_lora_weights {config['init_lora_weights']!r}, which would change the base model's "
+            "weights; convert it to plain LoRA when saving"
+        )
+    _check_names(config)
+    refused = sorted(k for k, v in config.items() if v and k not in LORA_KEYS | IGNORED_KEYS | CHECKED_KEYS)
+    if refused:
+        raise AdapterRefusedError(f"{CONFIG_FILE} sets {', '.join(refused)}, which is not plain LoRA")
+    return {key: config[key] for key in LORA_KEYS if config.get(key) is not None}
+
+
+def _check_limits(directory: Path, config: dict[str, Any], limits: Limits) -> None:
+    """Every adapter of a batch costs time by its rank, and all of them share the memory."""
+    pattern = config.get("rank_pattern")
+    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [])]
+    highest = max((rank for rank in ranks if isinstance(rank, int)), default=0)
+    if highest > limits.rank:
+        raise AdapterRefusedError(f"{CONFIG_FILE} has rank {highest}; this server allows {limits.rank} or less")
+    size = (directory / WEIGHTS_FILE).stat().st_size
+    if size > limits.memory_bytes:
+        raise AdapterRefusedError(
+            f"{directory / WEIGHTS_FILE} has {size} bytes; this server has {limits.memory_bytes} for all adapters"
+        )
+
+
+def _check_names(config: dict[str, Any]) -> None:
+    """Modules are named, not described: peft matches strings as regular expressions, and those can run for hours."""
+    for key in (
+        "target_modules",
+        "exclude_modules",
+        "modules_to_save",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+    ):
+        value = config.get(key) or []
+        names = [value] if isinstance(value, str) else list(value) if isinstance(value, list | dict) else [None]
+        for name in names:
+            if not isinstance(name, str) or (name != ALL_LINEAR and not MODULE_NAME.match(name)):
+                raise AdapterRefusedError(f"{CONFIG_FILE} has {key} {name!r}; use plain module names")
+
+
+def _check_files(directory: Path, manifest: Manifest) -> None:
+    """The files that will be read are exactly those that the manifest vouches for."""
+    listed = {entry.path for entry in manifest.files}
+    if manifest.kind != "adapter":
+        raise AdapterRefusedError(f"{directory} holds a {manifest.kind}, not an adapter")
+    if WEIGHTS_FILE not in listed:
+        pickles = sorted(path for path in listed if path.endswith(PICKLE_SUFFIXES))
+        found = f" but {', '.join(pickles)}: pickle files run code when they are read" if pickles else ""
+        raise AdapterRefusedError(f"{directory} has no {WEIGHTS_FILE}{found}; only safetensors are served")
+    if CONFIG_FILE not in listed:
+        raise AdapterRefusedError(f"{directory} has no {CONFIG_FILE}")
+    foreign = [name for name in TOKENIZER_FILES if name not in listed and (directory / name).exists()]
+    if foreign:
+        raise AdapterRefusedError(f"{directory} has {', '.join(foreign)}, which its manifest does not list")
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((directory / CONFIG_FILE).read_bytes())
+    except (ValueError, OSError, RecursionError) as error:
+        raise AdapterRefusedError(f"{directory / CONFIG_FILE} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise AdapterRefusedError(f"{directory / CONFIG_FILE} holds no JSON object")
+    return config

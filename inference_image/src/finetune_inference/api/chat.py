@@ -1,0 +1,197 @@
+"""POST /v1/chat/completions."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from finetune_inference.adapters.registry import LoadedModel
+from finetune_inference.api.errors import SERVICE_ERRORS, to_api_error
+from finetune_inference.api.generation import (
+    ServerState,
+    UsageCounter,
+    served_model,
+    system_fingerprint,
+    token_requests,
+)
+from finetune_inference.api.schemas import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionRequest,
+    ChatDelta,
+    ChatLogprobs,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    ResponseFormat,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+from finetune_inference.api.streaming import DONE, EventStreamResponse, answers, sse, unless_disconnected
+from finetune_inference.engine.interface import Constraint, ScoredToken, TokenRequest
+from finetune_inference.text.answer_decoder import TextDelta
+from finetune_inference.text.grammar import ANY_OBJECT
+from finetune_inference.text.vocabulary import Vocabulary
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion)
+async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
+    """Answer a conversation, at once or as a stream."""
+    serving: ServerState = request.app.state.serving
+    serving.service.require_room()
+    served = await served_model(serving, body.model)
+    messages = [message.to_template() for message in body.messages]
+    prompt = await asyncio.to_thread(served.vocabulary.encode_chat, messages, serving.service.facts.context_length)
+    constraint = await _constraint(serving, served.vocabulary, body.response_format)
+    if body.logprobs:
+        # Not when the first token is written: all other answers would wait.
+        await asyncio.get_running_loop().run_in_executor(serving.compiling, served.vocabulary.prepare_token_bytes)
+    requests = token_requests(
+        serving.service,
+        served,
+        body,
+        [prompt],
+        max_tokens=body.answer_limit,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        constraint=constraint,
+    )
+    chat = _Chat(serving, served, body, requests, UsageCounter(serving.metrics, served.name, len(prompt)))
+    if body.stream:
+        return EventStreamResponse(chat.stream)
+    answer = await unless_disconnected(request, chat.answer())
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+async def _constraint(serving: ServerState, vocabulary: Vocabulary, wanted: ResponseFormat | None) -> Constraint | None:
+    """What the answer is held to. Raises GrammarError."""
+    match wanted:
+        case JsonObjectFormat():
+            compiling = partial(vocabulary.grammars.compile, ANY_OBJECT, lenient=False)
+        case JsonSchemaFormat(json_schema=asked):
+            compiling = partial(vocabulary.grammars.compile, asked.json_schema, lenient=not asked.strict)
+        case _:
+            return None
+    return await asyncio.get_running_loop().run_in_executor(serving.compiling, compiling)
+
+
+@dataclass
+class _Chat:
+    """One request on its way."""
+
+    serving: ServerState
+    served: LoadedModel
+    body: ChatCompletionRequest
+    requests: list[TokenRequest]
+    tally: UsageCounter
+
+    def __post_init__(self) -> None:
+        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._fingerprint = system_fingerprint(self.serving.service, self.served)
+
+    async def answer(self) -> ChatCompletion:
+        """The whole answer."""
+        collected: list[list[TextDelta]] = [[] for _ in self.requests]
+        async with answers(self.serving.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
+            async for index, delta in deltas:
+                self.tally.count(index, delta)
+                collected[index].append(delta)
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self.body.model,
+            choices=[self._choice(index, parts) for index, parts in enumerate(collected)],
+            usage=self.tally.usage,
+            system_fingerprint=self._fingerprint,
+        )
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The answer as server-sent events. Raises before the first one what keeps it from beginning."""
+        async with answers(self.serving.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
+            yield b"".join(
+                self._chunk(ChatChunkChoice(index=i, delta=ChatDelta(role="assistant", content="")))
+                for i in range(len(self.requests))
+            )
+            try:
+                async for index, delta in deltas:
+                    self.tally.count(index, delta)
+                    for choice in self._chunk_choices(index, delta):
+                        yield self._chunk(choice)
+            except SERVICE_ERRORS as error:
+                # The status was sent long ago: the error travels as an event, as OpenAI does it.
+                yield sse(to_api_error(error).json())
+                return
+        if self.body.include_usage:
+            yield sse(self._document([], self.tally.usage).model_dump_json())
+        yield DONE
+
+    def _choice(self, index: int, parts: Sequence[TextDelta]) -> ChatChoice:
+        tokens = [delta.token for delta in parts if delta.token]
+        reason = parts[-1].finish_reason
+        assert reason is not None  # noqa: S101 - deltas end with the one that finishes
+        return ChatChoice(
+            index=index,
+            message=AssistantMessage(content="".join(delta.text for delta in parts)),
+            logprobs=self._logprobs(tokens),
+            finish_reason=reason,
+        )
+
+    def _chunk_choices(self, index: int, delta: TextDelta) -> list[ChatChunkChoice]:
+        """Text first, then an empty chunk with the reason for the end, as OpenAI does."""
+        choices = []
+        if delta.text or (delta.token and self.body.logprobs):
+            logprobs = self._logprobs([delta.token] if delta.token else [])
+            choices.append(ChatChunkChoice(index=index, delta=ChatDelta(content=delta.text), logprobs=logprobs))
+        if delta.finish_reason:
+            choices.append(ChatChunkChoice(index=index, delta=ChatDelta(), finish_reason=delta.finish_reason))
+        return choices
+
+    def _chunk(self, choice: ChatChunkChoice) -> bytes:
+        chunk = self._document([choice], None)
+        # A role or text that is not new is left out; `usage` is null until the last chunk, and only if it was asked for.
+        absent = {name for name in ("role", "content") if getattr(choice.delta, name) is None}
+        hidden: dict[str, Any] = {"choices": {0: {"delta": absent}}}
+        if not self.body.include_usage:
+            hidden["usage"] = True
+        return sse(chunk.model_dump_json(exclude=hidden))
+
+    def _document(self, choices: list[ChatChunkChoice], usage: Usage | None) -> ChatChunk:
+        return ChatChunk(
+            id=self._id,
+            created=self._created,
+            model=self.body.model,
+            choices=choices,
+            usage=usage,
+            system_fingerprint=self._fingerprint,
+        )
+
+    def _logprobs(self, tokens: Sequence[ScoredToken]) -> ChatLogprobs | None:
+        if not self.body.logprobs:
+            return None
+        return ChatLogprobs(content=[_token_logprob(self.served.vocabulary, token) for token in tokens])
+
+
+def _token_logprob(vocabulary: Vocabulary, token: ScoredToken) -> TokenLogprob:
+    first = _top_logprob(vocabulary, token.token_id, token.logprob or 0.0)
+    return TokenLogprob(
+        token=first.token,
+        logprob=first.logprob,
+        bytes=first.bytes,
+        top_logprobs=[_top_logprob(vocabulary, token_id, logprob) for token_id, logprob in token.top],
+    )
+
+
+def _top_logprob(vocabulary: Vocabulary, token_id: int, logprob: float) -> TopLogprob:
+    content = vocabulary.token_bytes(token_id)
+    text = vocabulary.token_text(token_id)
+    return TopLogprob(token=text, logprob=logprob, bytes=None if content is None else list(content))

@@ -1,0 +1,135 @@
+"""From the engine's thread to asyncio, and from asyncio to a client that may hang up at any moment."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from finetune_inference.engine.interface import Event, TokenRequest
+from finetune_inference.engine.scheduler import Listener, Ticket
+from finetune_inference.inference import InferenceService
+from finetune_inference.text.answer_decoder import AnswerDecoder, TextDelta
+from finetune_inference.text.vocabulary import Vocabulary
+
+Result = TypeVar("Result")
+
+DONE = b"data: [DONE]\n\n"
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before the answer."""
+
+
+def sse(document: str) -> bytes:
+    """One server-sent event with a JSON document."""
+    return b"data: " + document.encode() + b"\n\n"
+
+
+@asynccontextmanager
+async def answers(
+    service: InferenceService, requests: Sequence[TokenRequest], vocabulary: Vocabulary, stops: Sequence[str]
+) -> AsyncIterator[AsyncIterator[tuple[int, TextDelta]]]:
+    """Submit sequences and iterate over (index, delta) as they come, until each has finished.
+
+    Leaving the block cancels what is not finished. Raises what `InferenceService.submit` raises, before anything is sent.
+    """
+    loop = asyncio.get_running_loop()
+    events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+
+    def listener(index: int) -> Listener:
+        def deliver(event: Event) -> None:
+            # A closed loop is a process at its end: nobody listens any more.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(events.put_nowait, (index, event))
+
+        return deliver
+
+    tickets = service.submit([(request, listener(index)) for index, request in enumerate(requests)])
+    try:
+        yield _deltas(service, tickets, events, [AnswerDecoder(vocabulary, stops) for _ in requests])
+    finally:
+        service.cancel(tickets)
+
+
+async def _deltas(
+    service: InferenceService,
+    tickets: Sequence[Ticket],
+    events: "asyncio.Queue[tuple[int, Event]]",
+    texts: Sequence[AnswerDecoder],
+) -> AsyncIterator[tuple[int, TextDelta]]:
+    unfinished = set(range(len(tickets)))
+    while unfinished:
+        index, event = await events.get()
+        if index not in unfinished:
+            # Tokens that were on their way when a stop text ended the answer.
+            continue
+        delta = texts[index].feed(event)
+        if delta.finish_reason:
+            unfinished.discard(index)
+            service.cancel([tickets[index]])
+        yield index, delta
+
+
+async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of `work`; it is cancelled if the client hangs up first. Raises ClientGoneError then."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnected(request.receive))
+    try:
+        await asyncio.wait([task, watcher], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError
+    finally:
+        await _end(task, watcher)
+
+
+class EventStreamResponse(Response):
+    """A stream of server-sent events that stops its source as soon as the client hangs up.
+
+    Starlette's own streaming response finds out when it sends; a long prompt or a long queue would be worked off for
+    nobody. Nothing is sent before the source gave its first chunk (which may be empty): what it raises until then becomes
+    an ordinary error response.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: Callable[[], AsyncGenerator[bytes, None]]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        task = asyncio.ensure_future(self._send(send))
+        watcher = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait([task, watcher], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            await _end(task, watcher)
+
+    async def _send(self, send: Send) -> None:
+        async with aclosing(self._chunks()) as chunks:
+            first = await anext(chunks)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": first, "more_body": True})
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _end(*tasks: "asyncio.Future[Any]") -> None:
+    """Cancel tasks and wait until they have cleaned up; what they raise was seen or does not matter any more."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

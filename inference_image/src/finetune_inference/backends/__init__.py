@@ -1,0 +1,1 @@
+"""Engines: transformers + peft, and vLLM."""

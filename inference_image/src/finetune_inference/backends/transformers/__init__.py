@@ -1,0 +1,1 @@
+"""The default engine: batched generation with transformers, LoRA by row."""

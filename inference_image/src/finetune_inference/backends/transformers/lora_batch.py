@@ -1,0 +1,261 @@
+"""Adapters of many sequences in one forward pass, as hooks on the base model's own modules.
+
+A hook adds to a module's output what the adapters of the batch add. The low-rank matrices of all adapters in the batch are
+stacked, for all modules that read the same input, so that such a group costs one product, and every module in it another
+one, however many adapters there are; a mask keeps each token to the columns of its own adapter. Nothing in the base model
+changes: without an adapter in the batch it computes what it always did.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import nn
+
+Rows = torch.Tensor | slice
+"""Rows of a module's output; a slice is all of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoraDelta:
+    """What one adapter adds to one module."""
+
+    a: torch.Tensor
+    """[rank, in], or [rank, vocabulary] for an embedding."""
+    b: torch.Tensor
+    """[out, rank]"""
+    scaling: float
+    bias: torch.Tensor | None = None
+    """[out] added after the second product, scaled like it (`lora_bias`)."""
+    magnitude: torch.Tensor | None = None
+    """[out] DoRA's factor on base plus delta: learned magnitude over the norm of the tuned weight."""
+    embedding: bool = False
+    """The module is an embedding: `a` is looked up, not multiplied."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Stacking is all it takes."""
+        return self.bias is None and self.magnitude is None and not self.embedding
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """A module that the adapter brings along whole (`modules_to_save`)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedLora:
+    """One version of an adapter in memory. Whoever refers to it can go on using it; its name may mean another one by then."""
+
+    name: str
+    digest: str
+    deltas: dict[str, LoraDelta]
+    """By module path."""
+    replacements: dict[str, Replacement] = field(default_factory=dict)
+    """By module path."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the tensors take."""
+        tensors = [t for d in self.deltas.values() for t in (d.a, d.b, d.bias, d.magnitude) if t is not None]
+        tensors += [t for r in self.replacements.values() for t in (r.weight, r.bias) if t is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    @property
+    def paths(self) -> set[str]:
+        """Modules that it changes."""
+        return self.deltas.keys() | self.replacements.keys()
+
+
+@dataclass(eq=False)
+class _Stack:
+    """The matrices of all adapters for modules that read the same input, one after the other."""
+
+    a: torch.Tensor
+    """[in, ranks of all]"""
+    b: dict[str, tuple[slice, torch.Tensor]]
+    """By module path: its part of the ranks, and [ranks in it, out]."""
+    layout: tuple[tuple[int, int, float], ...]
+    """Place in the batch, rank and scaling of each adapter, for each module."""
+
+
+@dataclass
+class _Assignment:
+    """Which adapter each row of a module's output belongs to."""
+
+    places: torch.Tensor
+    """[rows, 1] place of each row's adapter in the stacks; -1 is the base. One row stands for all if they agree."""
+    masks: dict[tuple[tuple[int, int, float], ...], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    rows: dict[int, Rows] = field(default_factory=dict)
+    """By place; only adapters of this batch."""
+    latest: tuple[_Stack, torch.Tensor, torch.Tensor] | None = None
+    """The last first product, with its stack and its input: the modules of a group come one after the other."""
+
+
+class LoraBatch:
+    """Applies adapters to the batch that is being computed. `applied` says which row has which."""
+
+    def __init__(self, model: Any, groups: Sequence[Sequence[str]] = ()) -> None:
+        """`groups`: paths of modules that read the same input."""
+        self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self._groups = {path: tuple(group) for group in groups for path in group}
+        self._device = model.device
+        self._head = _path_of(self._modules, model.get_output_embeddings())
+        self._hooked: set[str] = set()
+        self._stacked: tuple[LoadedLora, ...] = ()
+        self._stacks: dict[str, _Stack] = {}
+        self._special: dict[str, list[tuple[int, LoraDelta | Replacement]]] = {}
+        self._tokens: _Assignment | None = None
+        self._logits: _Assignment | None = None
+
+    @contextmanager
+    def applied(
+        self, tokens: Sequence[LoadedLora | None], logits: Sequence[LoadedLora | None] | None = None
+    ) -> Iterator[None]:
+        """Within the block the model answers each row as its adapter does.
+
+        `tokens`: adapter of each token, or one for all. `logits`: the same for the head, where it sees other rows.
+        """
+        wanted = list(dict.fromkeys(lora for lora in tokens if lora is not None))
+        if wanted:
+            self._stack(wanted)
+            self._tokens = self._assigned(tokens)
+            self._logits = self._assigned(logits) if logits is not None else self._tokens
+        try:
+            yield
+        finally:
+            self._tokens = self._logits = None
+
+    def _stack(self, wanted: list[LoadedLora]) -> None:
+        """Have the stacks hold the wanted adapters; others may stay while they cost little."""
+        present = set(self._stacked)
+        if present.issuperset(wanted) and len(self._stacked) <= 2 * len(wanted):
+            return
+        # Whoever comes after a failure half way (memory may run out) must not take the part that exists for the whole.
+        self._stacked = ()
+        self._stacks.clear()
+        self._special.clear()
+        for path in sorted(set().union(*(lora.paths for lora in wanted))):
+            self._hook(path)
+            parts = [(i, lora.deltas[path]) for i, lora in enumerate(wanted) if path in lora.deltas]
+            if path not in self._stacks and any(not delta.embedding for _, delta in parts):
+                self._stack_group(self._groups.get(path, (path,)), wanted)
+            special: list[tuple[int, LoraDelta | Replacement]] = [
+                (i, delta) for i, delta in parts if not delta.is_plain
+            ]
+            special += [(i, lora.replacements[path]) for i, lora in enumerate(wanted) if path in lora.replacements]
+            if special:
+                self._special[path] = special
+        self._stacked = tuple(wanted)
+
+    def _stack_group(self, group: Sequence[str], wanted: list[LoadedLora]) -> None:
+        """Make the stack of modules that read the same input."""
+        deltas = [
+            (path, i, lora.deltas[path]) for path in group for i, lora in enumerate(wanted) if path in lora.deltas
+        ]
+        flat = [(path, place, delta) for path, place, delta in deltas if not delta.embedding]
+        layout = tuple((place, delta.a.shape[0], delta.scaling) for _, place, delta in flat)
+        stack = _Stack(torch.cat([delta.a for _, _, delta in flat]).t().contiguous(), {}, layout)
+        begin = 0
+        for path in dict.fromkeys(path for path, _, _ in flat):
+            b = torch.cat([delta.b for owner, _, delta in flat if owner == path], dim=1).t().contiguous()
+            stack.b[path] = slice(begin, begin + b.shape[0]), b
+            begin += b.shape[0]
+            self._stacks[path] = stack
+
+    def _hook(self, path: str) -> None:
+        if path in self._hooked:
+            return
+        self._hooked.add(path)
+
+        def add(module: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+            assignment = self._logits if path == self._head else self._tokens
+            if assignment is None or not (path in self._stacks or path in self._special):
+                return None
+            return self._add(path, module, arguments[0], output, assignment)
+
+        self._modules[path].register_forward_hook(add)
+
+    def _add(
+        self, path: str, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor, assignment: _Assignment
+    ) -> torch.Tensor:
+        """The output with what the adapters add. inputs: [..., in] or ids [...]; output: [..., out], written in place."""
+        flat = output.view(-1, output.shape[-1])
+        if assignment.places.shape[0] not in (1, flat.shape[0]):
+            raise RuntimeError(f"{path} computes {flat.shape[0]} rows for {assignment.places.shape[0]} tokens")
+        stack = self._stacks.get(path)
+        if stack is not None:
+            columns, b = stack.b[path]
+            flat.addmm_(_inner(stack, inputs, assignment)[:, columns], b)
+        for place, part in self._special.get(path, ()):
+            rows = assignment.rows.get(place)
+            if rows is not None:
+                flat[rows] = _special(part, module, inputs, flat, rows)
+        return output
+
+    def _assigned(self, owners: Sequence[LoadedLora | None]) -> _Assignment:
+        numbers = {lora: place for place, lora in enumerate(self._stacked)}
+        places = [-1 if lora is None else numbers[lora] for lora in owners]
+        if len(set(places)) == 1:
+            return _Assignment(torch.tensor(places[:1], device=self._device)[:, None], rows={places[0]: slice(None)})
+        column = torch.tensor(places, device=self._device)
+        rows: dict[int, Rows] = {}
+        if self._special:
+            rows = {place: (column == place).nonzero()[:, 0] for place in set(places) - {-1}}
+        return _Assignment(column[:, None], rows=rows)
+
+
+def _inner(stack: _Stack, inputs: torch.Tensor, assignment: _Assignment) -> torch.Tensor:
+    """[rows, ranks of all] the first product, scaled; zero where a column is not of a row's own adapter."""
+    if assignment.latest is not None and assignment.latest[0] is stack and assignment.latest[1] is inputs:
+        return assignment.latest[2]
+    inner = inputs.reshape(-1, inputs.shape[-1]) @ stack.a
+    mask = assignment.masks.get(stack.layout)
+    if mask is None:
+        mask = assignment.masks[stack.layout] = _mask(assignment.places, stack.layout, inner.dtype)
+    scalings, foreign = mask
+    # Filled, not multiplied by zero: what another adapter makes of a row may be infinite.
+    inner.mul_(scalings).masked_fill_(foreign, 0)
+    assignment.latest = stack, inputs, inner
+    return inner
+
+
+def _mask(
+    places: torch.Tensor, layout: tuple[tuple[int, int, float], ...], dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[ranks of all] each column's scaling, and [rows, ranks of all] True outside of a row's own adapter."""
+    owners = [place for place, rank, _ in layout for _ in range(rank)]
+    scalings = [scaling for _, rank, scaling in layout for _ in range(rank)]
+    foreign = places != torch.tensor(owners, device=places.device)
+    return torch.tensor(scalings, dtype=dtype, device=places.device), foreign
+
+
+def _special(
+    part: LoraDelta | Replacement, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor, rows: Rows
+) -> torch.Tensor:
+    """[rows, out] what cannot be stacked. output: [all rows, out], with the stacked part in it."""
+    if isinstance(part, Replacement):
+        if isinstance(module, nn.Embedding):
+            return F.embedding(inputs.reshape(-1)[rows], part.weight)
+        return F.linear(inputs.reshape(-1, inputs.shape[-1])[rows], part.weight, part.bias)
+    if part.embedding:
+        looked_up = F.embedding(inputs.reshape(-1)[rows], part.a.t())
+        return output[rows] + (looked_up @ part.b.t()) * part.scaling
+    result = output[rows]
+    if part.bias is not None:
+        result = result + part.bias * part.scaling
+    if part.magnitude is not None:
+        own_bias = getattr(module, "bias", None)
+        shift = 0 if own_bias is None else own_bias
+        result = (result - shift) * part.magnitude + shift
+    return result
+
+
+def _path_of(modules: dict[str, nn.Module], wanted: nn.Module | None) -> str | None:
+    return next((path for path, module in modules.items() if module is wanted), None)

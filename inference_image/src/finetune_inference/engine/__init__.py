@@ -1,0 +1,1 @@
+"""The interface that every engine implements, and the scheduler."""

@@ -1,0 +1,1 @@
+"""Everything that leaves the process: the API server, the endpoints that are probed, Redis."""

@@ -1,0 +1,1 @@
+"""The process beside its work: health, logs and metrics."""

@@ -1,0 +1,1 @@
+"""How rows become batches: sampling, packing and padding."""

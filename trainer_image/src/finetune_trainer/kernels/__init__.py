@@ -1,0 +1,1 @@
+"""Attention, LoRA, normalization and loss kernels of our own."""

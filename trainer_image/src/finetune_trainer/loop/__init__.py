@@ -1,0 +1,1 @@
+"""The training loop: Trainer subclasses, objectives, divergence checks and checkpoints."""

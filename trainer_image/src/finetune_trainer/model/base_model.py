@@ -1,0 +1,259 @@
+"""The base model: finding it, refusing what is not one, loading it, and telling which weights it was.
+
+Only safetensors weights are read and code that comes with a model is never run: neither a pickle nor a remote module may
+execute in a tenant's pod because somebody named it in a spec.
+"""
+
+import contextlib
+import fnmatch
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_api.artifacts import sha256_of
+from finetune_api.reasons import Reason
+from finetune_api.training import ModelConfig
+from finetune_api.v1alpha1.job.method import Quantization
+from finetune_trainer.errors import TrainingError, is_storage_full, on_scratch, one_line
+from finetune_trainer.model.loaded import BaseModel
+from finetune_trainer.model.quantization import check_quantization, keep_differentiable, loading_arguments
+
+logger = logging.getLogger(__name__)
+
+WEIGHT_FILES: Final = "*.safetensors"
+NO_WEIGHTS: Final = "it has no *.safetensors weights (pickled weights are never loaded)"
+MODEL_FILES: Final = ["*.json", WEIGHT_FILES, "*.model", "*.txt", "*.jinja"]
+"""What is downloaded from a hub: configuration, weights, tokenizer and chat template."""
+FULL_DIGEST_BYTES: Final = 1 << 30
+"""Weights up to this size are hashed whole (a second or so); of larger ones, samples are."""
+SAMPLES: Final = 64
+SAMPLE_BYTES: Final = 1 << 16
+
+
+def revision_of(config: ModelConfig, folder: Path) -> str:
+    """Commit of a hub model, which its folder is named after; digest of a local one's weights."""
+    return digest_of_weights(folder) if _is_path(config.path) else folder.name
+
+
+def locate_files(config: ModelConfig, *, weights: bool = True) -> Path:
+    """Folder of the model; without `weights`, those of a hub model are only looked up, not downloaded.
+
+    Raises TrainingError (ModelNotFound, ModelInvalid, ModelAccessDenied).
+    """
+    shown = config.source or config.path
+    if not _is_path(config.path):
+        with on_scratch(f"model {shown}"):
+            folder = _download(config, weights=weights)
+        _check_folder(folder, shown, weights=weights)
+        return folder
+    folder = Path(config.path).expanduser()
+    if not _exists(folder):
+        raise TrainingError(Reason.MODEL_NOT_FOUND, f"Model {shown} does not exist; check model.source")
+    _check_folder(folder, shown)
+    return folder
+
+
+def load(
+    config: ModelConfig, folder: Path, revision: str, precision: str, quantization: Quantization = "none"
+) -> BaseModel:
+    """Load model and tokenizer. Raises TrainingError (ModelInvalid, SpecInvalid)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shown = config.source or config.path
+    dtype = dtype_of(precision, on_gpu=torch.cuda.is_available())
+    if dtype == "bfloat16" and not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        # Without AVX512 the products run in plain loops: a step of a 135M model took minutes instead of seconds.
+        logger.warning("bfloat16 is very slow on this CPU; hyperparameters.precision: float32 is faster")
+    check_quantization(quantization, read_config(folder, shown))
+    tokenizer = read_tokenizer(folder, shown)
+    arguments = (
+        {} if quantization == "none" else loading_arguments(getattr(torch, dtype), on_gpu=torch.cuda.is_available())
+    )
+    with as_model_invalid(shown):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **arguments,
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise model_invalid(shown, f"its safetensors lack {len(missing)} weights, for example {missing[0]}")
+    keep_differentiable(model)
+    return BaseModel(model, tokenizer, folder, revision, dtype)
+
+
+def read_config(folder: Path, shown: str) -> Any:
+    """Transformers' configuration of a causal language model. Raises TrainingError (ModelInvalid) for any other."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    with as_model_invalid(shown):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    architectures = config.architectures or []
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
+        architectures and not known.intersection(architectures)
+    ):
+        raise model_invalid(shown, f"its architecture is {', '.join(architectures) or config.model_type}")
+    return config
+
+
+def read_tokenizer(folder: Path, shown: str) -> Any:
+    """The model's tokenizer. Raises TrainingError (ModelInvalid) for one that cannot tell where its tokens are from."""
+    from transformers import AutoTokenizer
+
+    with as_model_invalid(shown):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise model_invalid(shown, "it has no tokenizer.json, which is needed to tell prompt from completion")
+    return tokenizer
+
+
+def digest_of_weights(folder: Path) -> str:
+    """Digest of config.json and all safetensors files: of every byte up to 1 GiB, else of sizes, headers and samples.
+
+    A sampled digest says so in its prefix. It tells two models apart that differ anywhere near the samples (start, end and
+    64 places in between of every file), which any tuned or quantised variant of a model does.
+    """
+    files = [folder / "config.json", *sorted(folder.glob(WEIGHT_FILES))]
+    whole = sum(f.stat().st_size for f in files) <= FULL_DIGEST_BYTES
+    digest = hashlib.sha256()
+    for file in files:
+        content = sha256_of(file) if whole else _sampled(file)
+        digest.update(f"{file.name} {file.stat().st_size} {content}\n".encode())
+    return f"{'sha256' if whole else 'sampled-sha256'}:{digest.hexdigest()}"
+
+
+def _sampled(file: Path) -> str:
+    size = file.stat().st_size
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for i in range(SAMPLES + 1):
+            stream.seek(max(0, size - SAMPLE_BYTES) * i // SAMPLES)
+            digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _is_path(path: str) -> bool:
+    return path.startswith(("/", "./", "../", "~")) or path.count("/") != 1 or _exists(Path(path))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file system takes
+        return False
+
+
+def _check_folder(folder: Path, shown: str, *, weights: bool = True) -> None:
+    if not (folder / "config.json").is_file():
+        raise model_invalid(shown, "it has no config.json")
+    try:
+        document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise model_invalid(shown, f"its config.json cannot be read ({one_line(error)})") from None
+    if not isinstance(document, dict) or "model_type" not in document:
+        raise model_invalid(shown, "its config.json names no model_type")
+    if weights and not any(folder.glob(WEIGHT_FILES)):
+        raise model_invalid(shown, NO_WEIGHTS)
+
+
+def _download(config: ModelConfig, *, weights: bool) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name = config.path if config.revision is None else f"{config.path} at {config.revision}"
+    try:
+        patterns = MODEL_FILES if weights else [pattern for pattern in MODEL_FILES if pattern != WEIGHT_FILES]
+        folder = Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
+        if not weights and not any(folder.glob(WEIGHT_FILES)):
+            _check_listed(HfApi().list_repo_files(config.path, revision=config.revision), name)
+    except GatedRepoError:
+        raise TrainingError(
+            Reason.MODEL_ACCESS_DENIED,
+            f"The hub refused {name}: it is gated. Accept its terms, and set model.secretRef to a token that may read it.",
+        ) from None
+    except RevisionNotFoundError:
+        raise TrainingError(Reason.MODEL_NOT_FOUND, f"The hub has {config.path}, but not the revision named") from None
+    except RepositoryNotFoundError:
+        raise TrainingError(
+            Reason.MODEL_NOT_FOUND,
+            f"The hub has no {name}, or hides it from this token; check model.source and model.secretRef",
+        ) from None
+    except HFValidationError:
+        raise TrainingError(Reason.MODEL_NOT_FOUND, f"{name!r} is neither a folder nor ORG/NAME") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise TrainingError(
+                Reason.MODEL_ACCESS_DENIED, f"The hub refused {name} (HTTP {status}); check model.secretRef"
+            ) from None
+        raise TrainingError(
+            Reason.MODEL_NOT_FOUND, f"The hub did not give {name} (HTTP {status})", retryable=True
+        ) from None
+    except Exception as error:  # the HTTP library of the hub's client has errors of its own, which are no OSError
+        if isinstance(error, TrainingError | MemoryError) or is_storage_full(error):
+            raise
+        # The type and not the text, which may quote the token.
+        raise TrainingError(
+            Reason.MODEL_NOT_FOUND,
+            f"{name} is not cached and the hub cannot be reached: {type(error).__name__}",
+            retryable=True,
+        ) from None
+    return folder
+
+
+def _check_listed(files: Sequence[str], name: str) -> None:
+    if not any(fnmatch.fnmatch(file, WEIGHT_FILES) for file in files):
+        raise model_invalid(name, NO_WEIGHTS)
+
+
+def dtype_of(precision: str, *, on_gpu: bool) -> str:
+    """Dtype of weights that a configuration's `precision` stands for."""
+    if precision == "auto":
+        return "bfloat16" if on_gpu else "float32"
+    return precision
+
+
+def quiet_libraries() -> None:
+    """Log lines are ours: libraries' progress bars and advice would drown them. Errors still raise."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    for name in ("accelerate", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def model_invalid(shown: str, found: str) -> TrainingError:
+    """The error of a model that is none that can be tuned."""
+    return TrainingError(
+        Reason.MODEL_INVALID,
+        f"Model {shown} cannot be tuned: {found}; expected the folder of a causal language model with config.json, "
+        "*.safetensors and tokenizer.json",
+    )
+
+
+class as_model_invalid(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads as a phrase at its uses
+    """Whatever transformers raises while it reads the files of a model is about the model."""
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, MemoryError):
+            if type(error).__name__ == "OutOfMemoryError":
+                return
+            raise model_invalid(self._shown, one_line(error)) from error

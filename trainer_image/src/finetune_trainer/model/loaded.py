@@ -1,0 +1,34 @@
+"""A loaded base model."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class BaseModel:
+    """A loaded base model."""
+
+    model: Any
+    tokenizer: Any
+    folder: Path
+    revision: str
+    """Commit of a hub model, digest of a local one."""
+    dtype: str
+    """dtype of the weights, for example float32; of quantised layers, that of their products."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the model will train on an accelerator."""
+        import torch
+
+        return bool(torch.cuda.is_available())
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills rows up. Padding is masked, so for a tokenizer without such a token any other will do."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(int(i) for i in ids if i is not None)

@@ -1,0 +1,1 @@
+"""How others see a run: progress, trackers, the record and the report."""

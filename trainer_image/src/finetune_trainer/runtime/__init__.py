@@ -1,0 +1,1 @@
+"""The process: environment, ranks, stop signals, logging and the termination message."""

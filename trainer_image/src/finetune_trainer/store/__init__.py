@@ -1,0 +1,1 @@
+"""The volume: the commit protocol, the fencing token and the output directory."""
