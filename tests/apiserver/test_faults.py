@@ -45,7 +45,7 @@ def test_an_operator_killed_between_failure_and_retry_counts_it_once(world: Worl
 
 
 def test_an_operator_killed_before_the_endpoint_exists_makes_one(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = serving("tone")
+    world.endpoint.behaviors[world.namespace] = serving("tone")
     world.kubelet.script(world.namespace, succeeding(fingerprint=FINGERPRINT))
     world.submit(serve={})
     wait_for("the adapter in status", lambda: world.status().get("adapter"), pause=0.01)

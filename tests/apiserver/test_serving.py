@@ -18,7 +18,7 @@ from support.cluster.fake_endpoint import (
     BASE,
     FINGERPRINT,
     TUNED,
-    Behaviour,
+    Behavior,
     failing,
     merged,
     refusing,
@@ -37,7 +37,7 @@ def service_status(world: World, name: str = "tone") -> Raw:
 
 
 def test_a_served_adapter_is_verified_and_then_left_alone(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = serving("tone")
+    world.endpoint.behaviors[world.namespace] = serving("tone")
     world.kubelet.script(world.namespace, succeeding(fingerprint=FINGERPRINT))
     world.submit(serve={"replicas": 2})
     status = world.wait_for_phase("Succeeded", seconds=40)
@@ -57,7 +57,7 @@ def test_a_served_adapter_is_verified_and_then_left_alone(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "reason", "words"),
+    ("behavior", "reason", "words"),
     [
         (serving("tone", tuned=BASE), "AdapterHasNoEffect", "like the base model"),
         (serving("tone", tuned=[-9.0, -9.0, -9.0]), "AdapterIncompatible", "neither"),
@@ -65,9 +65,9 @@ def test_a_served_adapter_is_verified_and_then_left_alone(world: World) -> None:
     ],
 )
 def test_an_endpoint_without_the_tuned_weights_fails_the_job(
-    world: World, behaviour: Behaviour, reason: str, words: str
+    world: World, behavior: Behavior, reason: str, words: str
 ) -> None:
-    world.endpoint.behaviours[world.namespace] = behaviour
+    world.endpoint.behaviors[world.namespace] = behavior
     world.kubelet.script(world.namespace, succeeding(fingerprint=FINGERPRINT))
     world.submit(serve={})
     status = world.wait_for_phase("Failed", seconds=40)
@@ -78,11 +78,11 @@ def test_an_endpoint_without_the_tuned_weights_fails_the_job(
 
 
 def test_an_endpoint_that_does_not_answer_yet_is_asked_again(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = failing(503)
+    world.endpoint.behaviors[world.namespace] = failing(503)
     world.kubelet.script(world.namespace, succeeding(fingerprint=FINGERPRINT))
     world.submit(serve={})
     wait_for("the reason", lambda: world.condition("AdapterVerified").get("reason") == "EndpointUnreachable")
-    world.endpoint.behaviours[world.namespace] = serving("tone")
+    world.endpoint.behaviors[world.namespace] = serving("tone")
     world.wait_for_phase("Succeeded")
 
 
@@ -107,7 +107,7 @@ def test_an_adapter_without_a_fingerprint_is_served_but_never_called_verified(wo
 
 
 def test_the_endpoints_state_stays_true_after_success(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = serving("tone")
+    world.endpoint.behaviors[world.namespace] = serving("tone")
     world.kubelet.script(world.namespace, succeeding(fingerprint=FINGERPRINT))
     world.submit(serve={})
     world.wait_for_phase("Succeeded", seconds=40)
@@ -119,7 +119,7 @@ def test_the_endpoints_state_stays_true_after_success(world: World) -> None:
 
 
 def test_cancelling_a_job_that_is_being_deployed_removes_the_endpoint_and_keeps_the_adapter(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = failing()
+    world.endpoint.behaviors[world.namespace] = failing()
     world.kubelet.script(world.namespace, succeeding(fingerprint=FINGERPRINT))
     world.submit(serve={})
     world.wait_for_phase("Verifying", "Deploying")
@@ -131,7 +131,7 @@ def test_cancelling_a_job_that_is_being_deployed_removes_the_endpoint_and_keeps_
 
 def test_a_service_of_ones_own_follows_its_spec_and_repairs_drift(world: World) -> None:
     adapter = {"name": "a", "source": "pvc://finetune-adapters/a", "fingerprint": FINGERPRINT.to_dict()}
-    world.endpoint.behaviours[world.namespace] = serving("a")
+    world.endpoint.behaviors[world.namespace] = serving("a")
     manifest = an_inference_service("chat", world.namespace, replicas=2, adapters=[adapter])
     world.api.create("inferenceservices", manifest)
     wait_for("phase Ready", lambda: service_status(world, "chat").get("phase") == "Ready")
@@ -183,7 +183,7 @@ def serve(world: World, *adapters: Raw, **spec: object) -> None:
 
 
 def test_adapters_are_added_replaced_and_removed_without_a_new_pod(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = lambda request: scores(
+    world.endpoint.behaviors[world.namespace] = lambda request: scores(
         BASE if request["model"].startswith("tiny") else TUNED
     )
     serve(world, adapterClaim="finetune-adapters", replicas=2)
@@ -218,7 +218,7 @@ def listed(world: World) -> dict[str, str]:
 
 def test_a_bad_new_version_never_gets_the_old_ones_traffic(world: World) -> None:
     tuned = {"a": TUNED, "a@111111111111": TUNED, "a@222222222222": BASE}
-    world.endpoint.behaviours[world.namespace] = serving_versions(tuned)
+    world.endpoint.behaviors[world.namespace] = serving_versions(tuned)
     serve(world, an_adapter("a/1", "1"), replicas=2)
     lists = []
     world.api.patch("inferenceservices", world.namespace, "chat", {"spec": {"adapters": [an_adapter("a/2", "2")]}})
@@ -243,11 +243,11 @@ def test_a_bad_new_version_never_gets_the_old_ones_traffic(world: World) -> None
 
 
 def test_each_replica_is_asked_by_its_own_address(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = serving("a")
+    world.endpoint.behaviors[world.namespace] = serving("a")
     serve(world, an_adapter("a/1", "1"))
     first = world.pods()[0]["metadata"]["name"]
-    world.endpoint.behaviours[world.namespace] = serving("a", tuned=BASE)
-    world.endpoint.behaviours[f"{world.namespace}/{first}"] = serving("a")
+    world.endpoint.behaviors[world.namespace] = serving("a", tuned=BASE)
+    world.endpoint.behaviors[f"{world.namespace}/{first}"] = serving("a")
     world.api.patch("inferenceservices", world.namespace, "chat", {"spec": {"replicas": 2}})
     wait_for("the verdict", lambda: service_status(world, "chat").get("phase") == "Failed")
     adapter = served_adapter(world)
@@ -258,7 +258,7 @@ def test_each_replica_is_asked_by_its_own_address(world: World) -> None:
 
 
 def test_an_adapter_that_no_server_can_load_says_the_servers_reason(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = serving("a")
+    world.endpoint.behaviors[world.namespace] = serving("a")
     world.endpoint.refused["/adapters/rank-512"] = "its rank is 512; this server allows 256"
     world.api.create(
         "inferenceservices", an_inference_service("chat", world.namespace, adapters=[an_adapter("rank-512", "1")])
@@ -316,7 +316,7 @@ def a_measured_run(digit: str, eval_loss: float) -> Run:
 
 
 def test_jobs_bring_versions_into_one_endpoint_and_a_worse_one_is_stored_only(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = serving("tone")
+    world.endpoint.behaviors[world.namespace] = serving("tone")
     serve(world, adaptersFrom="Jobs", adapterClaim="finetune-adapters")
     template = template_of(world)
 
@@ -342,7 +342,7 @@ def test_jobs_bring_versions_into_one_endpoint_and_a_worse_one_is_stored_only(wo
 
 
 def test_a_version_inherits_nothing_of_the_version_that_it_replaces(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = serving("tone")
+    world.endpoint.behaviors[world.namespace] = serving("tone")
     written = {**an_adapter("tone/0", "0"), "name": "tone", "metrics": [{"name": "eval_loss", "value": "0.1"}]}
     serve(world, written, adaptersFrom="Jobs")
     world.kubelet.script(world.namespace, succeeding())
@@ -388,16 +388,16 @@ def edit_service(world: World, **spec: object) -> None:
 
 
 def test_pods_of_a_new_version_get_traffic_once_each_was_proven(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = merged("a")
+    world.endpoint.behaviors[world.namespace] = merged("a")
     serve(world, an_adapter("a/1", "1"), replicas=2, mergeAdapter=True, **ROLLING)
     assert world.api.get("configmaps", world.namespace, "chat-adapters") is None
     assert in_traffic(world) == {"/adapters/a/1"}
-    world.endpoint.behaviours[world.namespace] = failing()
+    world.endpoint.behaviors[world.namespace] = failing()
     edit_service(world, adapters=[an_adapter("a/2", "2")])
     wait_for("a pod of the new version", lambda: len(world.pods()) == 3)
     wait_for("it to be asked", lambda: served_adapter(world).get("reason") == "EndpointUnreachable")
     assert in_traffic(world) == {"/adapters/a/1"}
-    world.endpoint.behaviours[world.namespace] = merged("a")
+    world.endpoint.behaviors[world.namespace] = merged("a")
 
     def is_done() -> bool:
         assert in_traffic(world), "no moment without a pod that answers"
@@ -415,7 +415,7 @@ def test_pods_of_a_new_version_get_traffic_once_each_was_proven(world: World) ->
 
 
 def test_pods_of_a_version_without_effect_never_get_traffic_and_a_better_one_recovers(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = serving("a")
+    world.endpoint.behaviors[world.namespace] = serving("a")
     world.endpoint.ineffective.add("/adapters/a/zeroed")
     serve(world, an_adapter("a/1", "1"), **ROLLING)
     first = world.pods()[0]["metadata"]["name"]
@@ -445,24 +445,24 @@ def test_pods_of_a_version_without_effect_never_get_traffic_and_a_better_one_rec
 
 
 def test_a_server_that_restarts_is_proven_before_it_gets_traffic_again(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = serving("a")
+    world.endpoint.behaviors[world.namespace] = serving("a")
     serve(world, an_adapter("a/1", "1"), **ROLLING)
     (pod,) = world.pods()
     asked = len(world.endpoint.requests)
-    world.endpoint.behaviours[world.namespace] = failing()
+    world.endpoint.behaviors[world.namespace] = failing()
     world.kubelet.restart_server(pod)
     wait_for("the server", lambda: condition_of(world.pods()[0], "ContainersReady").get("status") == "True")
     wait_for("it to be asked", lambda: len(world.endpoint.requests) > asked)
     assert condition_of(world.pods()[0], "finetune.dev/adapters-verified")["status"] == "False"
     assert in_traffic(world) == set()
-    world.endpoint.behaviours[world.namespace] = serving("a")
+    world.endpoint.behaviors[world.namespace] = serving("a")
     wait_for("it to be let in", lambda: in_traffic(world) == {"/adapters/a/1"})
     gate = condition_of(world.pods()[0], "finetune.dev/adapters-verified")
     assert gate["message"].endswith("restarts of its server so far: 1.")
 
 
 def test_the_mode_of_a_living_service_changes_both_ways_without_an_outage(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = serving("a")
+    world.endpoint.behaviors[world.namespace] = serving("a")
     serve(world, an_adapter("a/1", "1"))
     hot = {pod["metadata"]["uid"] for pod in world.pods()}
 
@@ -487,7 +487,7 @@ def test_the_mode_of_a_living_service_changes_both_ways_without_an_outage(world:
 
 
 def test_a_job_brings_a_version_into_a_rolling_endpoint(world: World) -> None:
-    world.endpoint.behaviours[world.namespace] = serving("tone")
+    world.endpoint.behaviors[world.namespace] = serving("tone")
     serve(world, adaptersFrom="Jobs", adapterClaim="finetune-adapters", **ROLLING)
     world.kubelet.script(world.namespace, a_measured_run("1", 0.4))
     world.submit("first", output={"adapterName": "tone"}, serve={"into": "chat"})

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune_api.contract import BROKER_URL_ENV, SERVER_APP, SERVER_PORT, TRAINER_APP
+from finetune_api.contract import BROKER_URL_ENV, SERVER_PORT
 from finetune_gateway.__main__ import SHUTDOWN_SECONDS
 from finetune_gateway.settings import Settings as GatewaySettings
 from finetune_operator import permissions
+from finetune_operator.resources.labels import SERVER_APP, TRAINER_APP
 from finetune_operator.resources.serving import DRAIN_DELAY_SECONDS
 from finetune_operator.settings import Settings as OperatorSettings
 from support.cluster.chart import (

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from finetune_api.contract import ANNOTATION_CONFIG, BROKER_URL_ENV, CONFIG_PATH
+from finetune_api.contract import BROKER_URL_ENV, CONFIG_PATH
 from finetune_api.serving import ServingConfig
 from finetune_api.training import TrainingConfig
 from finetune_api.v1alpha1 import FinetuneJob, InferenceService
 from finetune_inference.adapters.adapter_list import read_adapter_list
 from finetune_inference.config import Settings as ServerSettings
+from finetune_operator.resources.annotations import ANNOTATION_CONFIG
 from finetune_operator.resources.serving import build_serving_children
 from finetune_operator.resources.training_job import build_training_job
 from finetune_operator.settings import Settings

@@ -7,11 +7,11 @@ from typing import Any
 import prometheus_client
 import pytest
 
-from finetune_api.contract import SERVER_APP
 from finetune_api.serving import ServedModel, ServingConfig
 from finetune_inference.api.metrics import MOST_MODELS, OTHER_MODELS, Metrics
 from finetune_inference.inference import InferenceService
 from finetune_operator.process import metrics as operator_metrics
+from finetune_operator.resources.labels import SERVER_APP
 from support.cluster.chart import CHART, MISSING_HELM, VALUES, named, of_kind, render
 
 DASHBOARD = CHART / "dashboards" / "finetune-operator.json"

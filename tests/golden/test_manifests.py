@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api.contract import ANNOTATION_CONFIG
 from finetune_api.fingerprint import Fingerprint, Probe
 from finetune_api.serving import ServingConfig
 from finetune_api.training import TrainingConfig
 from finetune_api.v1alpha1 import AdapterStatus, FinetuneJob, InferenceService
+from finetune_operator.resources.annotations import ANNOTATION_CONFIG
 from finetune_operator.resources.claim import build_adapters_claim
 from finetune_operator.resources.inference_service import build_inference_service
 from finetune_operator.resources.serving import build_serving_children

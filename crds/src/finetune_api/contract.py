@@ -1,4 +1,7 @@
-"""Names that more than one part must spell alike: group, kinds, labels, annotations, mount points, task name, exit codes."""
+"""Names that two or more packages must spell alike: group, kinds, paths, environment variables, task name, exit codes.
+
+A name that one package alone uses stands in that package.
+"""
 
 from enum import IntEnum
 from typing import Final
@@ -15,59 +18,14 @@ FINETUNE_JOB_PLURAL: Final = "finetunejobs"
 INFERENCE_SERVICE_KIND: Final = "InferenceService"
 INFERENCE_SERVICE_PLURAL: Final = "inferenceservices"
 
-LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
-"""Set to `MANAGED_BY` on every child; the operator's watches select on it."""
-MANAGED_BY: Final = "finetune-operator"
-LABEL_NAME: Final = "app.kubernetes.io/name"
-"""`finetune-trainer` or `finetune-inference` on children; network policies of the chart select on it."""
-TRAINER_APP: Final = "finetune-trainer"
-SERVER_APP: Final = "finetune-inference"
-LABEL_JOB_NAME: Final = f"{GROUP}/job-name"
-"""Name of the FinetuneJob that a child belongs to."""
-LABEL_JOB_UID: Final = f"{GROUP}/job-uid"
-"""Uid of the FinetuneJob: children are found by uid, so that a new job of an old name never adopts old children."""
-LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
-"""Attempt number of a training Job and its pod, from 1."""
-LABEL_SERVICE_NAME: Final = f"{GROUP}/service-name"
-"""Name of the InferenceService that a child belongs to."""
-LABEL_QUEUE_NAME: Final = "kueue.x-k8s.io/queue-name"
-"""Kueue's label: a Job that carries it is admitted by Kueue."""
-
-ANNOTATION_CONFIG: Final = f"{GROUP}/config"
-"""Pod annotation that holds the TrainingConfig or ServingConfig; the downward API mounts it as `CONFIG_PATH`.
-
-An annotation rather than a ConfigMap: one write less, nothing to clean up, and a pod can never see another
-generation's configuration.
-"""
-MAX_CONFIG_BYTES: Final = 200_000
-"""Longest configuration that is put into the annotation: the API server caps all annotations together at 256 KiB."""
-ANNOTATION_ADAPTER_LIST: Final = f"{GROUP}/adapter-list"
-"""Pod annotation with the hash of the AdapterList that the pod should have: a changed pod is one whose volumes the kubelet
-refreshes at once, where a changed ConfigMap alone waits for its next round, up to a minute."""
-CONDITION_ADAPTERS_VERIFIED: Final = f"{GROUP}/adapters-verified"
-"""Readiness gate of the pods of a Rolling service: a pod gets no traffic before the operator has set this condition to True."""
-ANNOTATION_DESIRED_HASH: Final = f"{GROUP}/desired-hash"
-"""Hash of the manifest as the operator built it: equal hash and no drift means there is nothing to apply."""
 
 CONFIG_DIRECTORY: Final = "/etc/finetune"
 CONFIG_PATH: Final = f"{CONFIG_DIRECTORY}/config.json"
 """Where both pods find their configuration."""
-MODELS_MOUNT: Final = "/models"
-"""Mount point of the claim that holds the base model (read-only)."""
-DATASETS_MOUNT: Final = "/datasets"
-"""Mount point of the training set's claim or ConfigMap (read-only)."""
-EVALUATION_MOUNT: Final = "/evaluation"
-"""Mount point of the evaluation set's claim or ConfigMap (read-only)."""
-INITIAL_ADAPTER_MOUNT: Final = "/initial-adapter"
-"""Mount point of the claim with the adapter that training continues from (read-only)."""
-ADAPTERS_MOUNT: Final = "/adapters"
-"""Mount point of the output claim: read-write in the trainer, read-only in the server."""
 ADAPTER_LIST_MOUNT: Final = "/etc/finetune-adapters"
 """Mount point of the ConfigMap with the AdapterList in the server."""
 ADAPTER_LIST_FILE: Final = "adapters.json"
 """Its only key."""
-SCRATCH_MOUNT: Final = "/scratch"
-"""emptyDir of both pods: HOME, TMPDIR and caches. The root file system is read-only."""
 TERMINATION_LOG: Final = "/dev/termination-log"
 """Where `validate` and the trainer each write their Outcome; the kubelet copies at most `MAX_TERMINATION_BYTES` of it into the pod's status."""
 MAX_TERMINATION_BYTES: Final = 4096
@@ -79,20 +37,6 @@ BROKER_URL_ENV: Final = "FINETUNE_BROKER_URL"
 """Environment variable with the Redis URL for Celery; unset or empty means: train without a broker."""
 DATASET_TOKEN_ENV: Final = "FINETUNE_DATASET_TOKEN"  # noqa: S105 - a name
 """Environment variable with the token for an https:// or hf:// dataset, from the Secret that dataset.secretRef names."""
-OBJECT_STORE_ENV: Final = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_REGION",
-    "AWS_ENDPOINT_URL",
-)
-"""Environment variables of an s3:// dataset, each from the key of the same name in dataset.secretRef's Secret."""
-MLFLOW_TOKEN_ENV: Final = "MLFLOW_TRACKING_TOKEN"  # noqa: S105 - a name
-"""MLflow's own environment variable for a token, from the key that tracking.mlflow.secretRef names."""
-MLFLOW_LOGIN_ENV: Final = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-"""MLflow's own environment variables for a login, each from the key of the same name in that Secret."""
-WANDB_KEY_ENV: Final = "WANDB_API_KEY"
-"""Weights & Biases' own environment variable for the API key, from the key that tracking.wandb.secretRef names."""
 ALLOW_PRIVATE_SOURCES_ENV: Final = "FINETUNE_ALLOW_PRIVATE_SOURCES"
 """Environment variable that lets datasets come from, and figures go to, addresses that are not public."""
 DOWNLOADS_ENV: Final = "FINETUNE_DOWNLOADS"

@@ -51,7 +51,7 @@ class Source:
     scheme: str
     """`pvc`, `configmap`, `hf`, `https` or `s3`."""
     name: str
-    """Claim, ConfigMap, hub organisation, host or bucket."""
+    """Claim, ConfigMap, hub organization, host or bucket."""
     path: str
     """Path inside the claim or on the host, key of the ConfigMap or object, repository name; never with `..`."""
 

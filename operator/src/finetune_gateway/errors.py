@@ -24,7 +24,7 @@ RETRY_AFTER_SECONDS: Final = 5
 MAX_MESSAGE: Final = 1000
 """Characters of the API server's own message that are passed on: admission policies and quotas explain themselves there."""
 MAX_FOUND: Final = 100
-"""Characters of a refused value that are shown: enough to recognise it."""
+"""Characters of a refused value that are shown: enough to recognize it."""
 MAX_PROBLEMS: Final = 50
 """Problems that are listed: a body can have as many wrong keys as bytes."""
 

@@ -1,4 +1,4 @@
-"""Servers on loopback that speak just enough HTTP to be probed: one behaviour per namespace or pod.
+"""Servers on loopback that speak just enough HTTP to be probed: one behavior per namespace or pod.
 
 Which adapters a pod has is what `listed` says, as if it read its list at every request.
 """
@@ -15,7 +15,7 @@ from finetune_api.fingerprint import Fingerprint, Probe
 from finetune_api.serving import token_digest
 
 Answer = tuple[int, dict[str, Any]]
-Behaviour = Callable[[dict[str, Any]], Answer]
+Behavior = Callable[[dict[str, Any]], Answer]
 
 TUNED = [-0.1, -0.2, -0.3]
 BASE = [-1.1, -1.2, -1.3]
@@ -31,29 +31,29 @@ Adapters = list[dict[str, Any]]
 """Entries of an AdapterList."""
 
 
-def serving(adapter: str, tuned: list[float] = TUNED, base: list[float] = BASE) -> Behaviour:
+def serving(adapter: str, tuned: list[float] = TUNED, base: list[float] = BASE) -> Behavior:
     """Answers with `tuned` for the adapter, candidate or not, and with `base` for any other."""
     return lambda request: scores(tuned if _stem(request) == adapter else base)
 
 
-def serving_versions(tuned: dict[str, list[float]]) -> Behaviour:
+def serving_versions(tuned: dict[str, list[float]]) -> Behavior:
     """Answers to each model name as said, and like the base model to any other."""
     return lambda request: scores(tuned.get(request["model"], BASE))
 
 
-def refusing(adapter: str) -> Behaviour:
+def refusing(adapter: str) -> Behavior:
     """Knows the base model only."""
     error = {"error": {"message": f"The model `{adapter}` does not exist: rank 64 > 16", "code": "model_not_found"}}
     return lambda request: (404, error) if _stem(request) == adapter else scores(BASE)
 
 
-def merged(adapter: str, tuned: list[float] = TUNED) -> Behaviour:
+def merged(adapter: str, tuned: list[float] = TUNED) -> Behavior:
     """Has the adapter in its weights, and serves nothing else."""
     error = {"error": {"message": "The base model is not served by itself", "code": "model_not_found"}}
     return lambda request: scores(tuned) if _stem(request) == adapter else (404, error)
 
 
-def failing(status: int = 503) -> Behaviour:
+def failing(status: int = 503) -> Behavior:
     return lambda request: (status, {"error": {"message": "loading"}})
 
 
@@ -66,9 +66,9 @@ class FakeEndpoint:
     """Serves `{url}/{namespace}/{pod}/v1/completions`, `/v1/models`, `/readyz` and `/promote`."""
 
     def __init__(self, listed: Callable[[str, str], Adapters] | None = None) -> None:
-        self.behaviours: dict[str, Behaviour] = {}
+        self.behaviors: dict[str, Behavior] = {}
         """By namespace, or by NAMESPACE/POD where one pod differs."""
-        self.tokenize: Behaviour = lambda request: (404, {"error": {"message": "Not Found"}})
+        self.tokenize: Behavior = lambda request: (404, {"error": {"message": "Not Found"}})
         """Of all servers; one of another kind need not have the route."""
         self.refused: dict[str, str] = {}
         """Reasons by the path of the adapter that no server can load."""
@@ -108,8 +108,8 @@ class FakeEndpoint:
                 if paths.get(request["model"]) in endpoint.ineffective:
                     self._answer(*scores(BASE))
                     return
-                behaviour = endpoint.behaviours.get(namespace, failing())
-                self._answer(*endpoint.behaviours.get(f"{namespace}/{pod}", behaviour)(request))
+                behavior = endpoint.behaviors.get(namespace, failing())
+                self._answer(*endpoint.behaviors.get(f"{namespace}/{pod}", behavior)(request))
 
             def do_GET(self) -> None:
                 _, namespace, pod, route = self.path.split("/", 3)

@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from finetune_api.contract import ADAPTER_LIST_FILE, ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
+from finetune_api.contract import ADAPTER_LIST_FILE
 from finetune_api.reasons import Reason
 from finetune_api.serving import AdapterList, PromotionRequest, ServedAdapter, ServingConfig
 from finetune_api.v1alpha1 import AdapterReference, InferenceService, InferenceServiceStatus
@@ -24,6 +24,7 @@ from finetune_operator.reconcile.service.decide import ServiceObserved, ServiceP
 from finetune_operator.reconcile.views import PodView
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.adapter_list import is_rolling
+from finetune_operator.resources.annotations import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
 from finetune_operator.resources.serving import encoded_config
 from finetune_operator.settings import Settings
 from support.objects.operator_objects import CREATED, FINGERPRINT, NOW, SETTINGS, a_service

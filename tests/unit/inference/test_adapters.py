@@ -204,7 +204,7 @@ def test_what_is_not_broken_is_served(service: InferenceService) -> None:
     assert set(service.refused) == {*REASONS, "formal"}
 
 
-def test_broken_neighbours_change_no_answer(service: InferenceService, server: Any) -> None:
+def test_broken_neighbors_change_no_answer(service: InferenceService, server: Any) -> None:
     for broken, alone in (("base", "base"), ("formal", "formal"), ("rude.2", "rude")):
         text = service.process_text("Where is my order?", model=broken, max_tokens=30).text
         assert text == server.service.process_text("Where is my order?", model=alone, max_tokens=30).text

@@ -1,4 +1,4 @@
-"""Many sequences in one batch: each must get the tokens it would get alone, whoever its neighbours are."""
+"""Many sequences in one batch: each must get the tokens it would get alone, whoever its neighbors are."""
 
 import gc
 import random
@@ -194,7 +194,7 @@ def test_the_base_is_itself_beside_as_many_adapters_as_fit_in_one_step(
     assert {key: tokens_of(full.events[key]) for key in requests} == expected
 
 
-def test_a_seeded_answer_does_not_depend_on_its_neighbours(runs: Runs, prompts: list[list[int]]) -> None:
+def test_a_seeded_answer_does_not_depend_on_its_neighbors(runs: Runs, prompts: list[list[int]]) -> None:
     requests = mixed(runs, prompts[:32], sampling=Sampling(temperature=1.0, top_p=0.9, seed=7, presence_penalty=0.5))
     together = runs.run(requests)
     for key in (0, 7, 13, 31):
@@ -357,7 +357,7 @@ def test_a_model_whose_positions_depend_on_the_longest_sequence_is_served_one_by
         ({"full_attention": {"rope_type": "longrope"}, "sliding_attention": {"rope_type": "default"}}, True),
     ],
 )
-def test_positions_that_depend_on_neighbours_are_known_by_their_type(rope: dict[str, Any] | None, moves: bool) -> None:
+def test_positions_that_depend_on_neighbors_are_known_by_their_type(rope: dict[str, Any] | None, moves: bool) -> None:
     from types import SimpleNamespace
 
     from finetune_inference.backends.transformers.model_check import moving_positions

@@ -1,4 +1,4 @@
-"""A base model whose checkpoint is quantised: served as it is, with adapters beside it."""
+"""A base model whose checkpoint is quantized: served as it is, with adapters beside it."""
 
 import importlib.util
 import json
@@ -108,14 +108,14 @@ def test_its_sequences_share_a_pass(quantized: Path, caplog: pytest.LogCaptureFi
 
 @needs_package
 def test_dora_is_refused_with_the_reason(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match=r"DoRA, which needs the norms .* quantised \(bitsandbytes\)"):
+    with pytest.raises(openai.NotFoundError, match=r"DoRA, which needs the norms .* quantized \(bitsandbytes\)"):
         client.models.retrieve("dora")
 
 
 @needs_package
 def test_nothing_is_merged_into_it(quantized: Path) -> None:
     config = standalone_config(str(quantized / "base"), {"tuned": str(quantized / "tuned")}, merge=True)
-    with pytest.raises(ModelLoadError, match=r"quantised \(bitsandbytes\) .* set mergeAdapter to false"):
+    with pytest.raises(ModelLoadError, match=r"quantized \(bitsandbytes\) .* set mergeAdapter to false"):
         InferenceService(config, Settings(threads=1)).load()
 
 
@@ -138,5 +138,5 @@ def test_a_missing_package_is_named(models: Path, tmp_path: Path) -> None:
         ({"quantization_config": SimpleNamespace(quant_method="fp8")}, "fp8"),
     ],
 )
-def test_what_a_checkpoint_is_quantised_with(config: dict[str, Any], method: str | None) -> None:
+def test_what_a_checkpoint_is_quantized_with(config: dict[str, Any], method: str | None) -> None:
     assert quantization_of(SimpleNamespace(**config)) == method

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from finetune_api.contract import ANNOTATION_CONFIG
 from finetune_api.reasons import ConditionType, Phase
 from finetune_api.training import InitialAdapterConfig, TrainingConfig
 from finetune_api.v1alpha1 import FinetuneJobStatus
@@ -13,6 +12,7 @@ from finetune_operator.io.cluster import CLAIMS, FINETUNE_JOBS, Resource
 from finetune_operator.reconcile.job.decide import decide
 from finetune_operator.reconcile.job.reconcile import observe
 from finetune_operator.reconcile.plan import Observed, Plan
+from finetune_operator.resources.annotations import ANNOTATION_CONFIG
 from support.objects.operator_objects import (
     NOW,
     SETTINGS,

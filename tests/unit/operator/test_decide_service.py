@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from finetune_api.contract import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
 from finetune_api.reasons import ConditionType, Reason
 from finetune_api.serving import token_digest
 from finetune_api.v1alpha1 import AdapterReference, InferenceService, InferenceServiceStatus
@@ -23,6 +22,7 @@ from finetune_operator.reconcile.service.decide import (
 )
 from finetune_operator.reconcile.views import ContainerEnd, PodView
 from finetune_operator.resources.adapter_list import build_adapter_list, list_hash, promotion_token
+from finetune_operator.resources.annotations import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
 from finetune_operator.resources.child import with_hash
 from finetune_operator.resources.serving import build_serving_children, encoded_config
 from finetune_operator.settings import Settings

@@ -27,7 +27,7 @@ def test_adapters_that_a_slow_server_leaves_no_time_for_are_left_to_the_next_pas
     service = a_service(adapters=adapters)
     requests = [ProbeRequest(POD, adapter, adapter.name, None) for adapter in service.spec.adapters]
     with FakeEndpoint(lambda *_: [{"name": name, "path": f"/{name}"} for name in names]) as endpoint:
-        endpoint.behaviours["ml"] = serving("a")
+        endpoint.behaviors["ml"] = serving("a")
         url = endpoint.url + "/{namespace}/{pod}"
         context = a_context(None, server_url_template=url)
         answers = asyncio.run(inference_service._ask(context, service, tuple(requests)))

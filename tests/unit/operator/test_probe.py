@@ -13,7 +13,7 @@ from support.cluster.fake_endpoint import (
     BASE,
     FINGERPRINT,
     TUNED,
-    Behaviour,
+    Behavior,
     FakeEndpoint,
     failing,
     merged,
@@ -30,22 +30,22 @@ def endpoint() -> Iterator[FakeEndpoint]:
 
 
 def probe(
-    endpoint: FakeEndpoint, behaviour: Behaviour, timeout: float = 5, fingerprint: Fingerprint = FINGERPRINT
+    endpoint: FakeEndpoint, behavior: Behavior, timeout: float = 5, fingerprint: Fingerprint = FINGERPRINT
 ) -> ProbeResult:
-    endpoint.behaviours["ml"] = behaviour
+    endpoint.behaviors["ml"] = behavior
     return asyncio.run(probe_adapter(f"{endpoint.url}/ml/pod", "tone", "tiny", fingerprint, timeout))
 
 
-def answering(body: object) -> Behaviour:
+def answering(body: object) -> Behavior:
     return lambda request: (200, body)  # type: ignore[return-value]
 
 
-def logprobs(values: object) -> Behaviour:
+def logprobs(values: object) -> Behavior:
     return answering({"choices": [{"logprobs": {"token_logprobs": values}}]})
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "verified", "reason", "words"),
+    ("behavior", "verified", "reason", "words"),
     [
         (serving("tone"), "True", "FingerprintMatched", "tuned weights"),
         (serving("tone", tuned=[v + 0.01 for v in TUNED]), "True", "FingerprintMatched", "0.0100"),
@@ -68,9 +68,9 @@ def logprobs(values: object) -> Behaviour:
     ],
 )
 def test_what_the_endpoint_answers_is_judged(
-    endpoint: FakeEndpoint, behaviour: Behaviour, verified: str, reason: str, words: str
+    endpoint: FakeEndpoint, behavior: Behavior, verified: str, reason: str, words: str
 ) -> None:
-    result = probe(endpoint, behaviour)
+    result = probe(endpoint, behavior)
     assert (result.verified, result.reason) == (verified, reason)
     assert words in result.message
 
@@ -129,7 +129,7 @@ def test_an_endpoint_has_to_render_chats_as_the_training_run_did(
 ) -> None:
     asked = []
     with FakeEndpoint() as endpoint:
-        endpoint.behaviours["ml"] = serving("tone")
+        endpoint.behaviors["ml"] = serving("tone")
         endpoint.tokenize = lambda request: (asked.append(request), answer)[1]
         result = asyncio.run(probe_adapter(f"{endpoint.url}/ml/pod", "tone", "tiny", CHAT, 5))
     assert (result.verified, result.reason) == (verified, reason)

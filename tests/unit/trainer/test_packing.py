@@ -167,7 +167,7 @@ def test_loss_and_gradients_are_those_of_padded_rows(
 
 
 @pytest.mark.model
-def test_a_row_does_not_see_its_neighbours() -> None:
+def test_a_row_does_not_see_its_neighbors() -> None:
     import torch
 
     from finetune_trainer.kernels.attention import packed_attention
@@ -176,14 +176,14 @@ def test_a_row_does_not_see_its_neighbours() -> None:
     model.eval()
     row = TokenRow([5, 6, 7, 8, 9], [IGNORED, IGNORED, 7, 8, 9])
 
-    def logits(neighbours: Sequence[list[int]]) -> Any:
-        rows = [row, *(TokenRow(tokens, tokens) for tokens in neighbours)]
+    def logits(neighbors: Sequence[list[int]]) -> Any:
+        rows = [row, *(TokenRow(tokens, tokens) for tokens in neighbors)]
         with packed_attention(model.get_base_model()), torch.inference_mode():
             return model(**PackedCollator(1)(rows), use_cache=False).logits[0, :3]
 
     alone = logits([])
-    for neighbours in ([[1, 2, 3, 4]], [[5, 6, 7, 99, 98], [5, 6, 1]], [[5, 6, 7, 8, 9, 10]], [[5]]):
-        torch.testing.assert_close(logits(neighbours), alone, rtol=1e-5, atol=1e-5)
+    for neighbors in ([[1, 2, 3, 4]], [[5, 6, 7, 99, 98], [5, 6, 1]], [[5, 6, 7, 8, 9, 10]], [[5]]):
+        torch.testing.assert_close(logits(neighbors), alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.model

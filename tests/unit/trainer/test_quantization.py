@@ -61,7 +61,7 @@ def fingerprint(finished_qlora: Kept) -> Fingerprint:
 
 @pytest.fixture(scope="module")
 def stock(finished_qlora: Kept, tiny_model: Path) -> Any:
-    """The adapter as stock peft loads it, on the model that is not quantised."""
+    """The adapter as stock peft loads it, on the model that is not quantized."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -71,7 +71,7 @@ def stock(finished_qlora: Kept, tiny_model: Path) -> Any:
 
 
 @needs_package
-def test_a_quantised_model_learns_in_packed_rows(finished_qlora: Kept) -> None:
+def test_a_quantized_model_learns_in_packed_rows(finished_qlora: Kept) -> None:
     losses = [loss for _, loss in finished_qlora.trained.losses]
     assert losses[-1] < losses[0] / 2
     assert finished_qlora.passes_name == "packed"
@@ -99,8 +99,8 @@ def test_the_fingerprint_is_that_of_the_weights_on_disk(
         with stock.disable_adapter():
             assert score(stock, probe.token_ids, probe.prompt_tokens) == pytest.approx(probe.base, abs=1e-4)
         # It would not have been without `served_weights`: four bits are far from these random weights.
-        quantised = score(finished_qlora.model.eval(), probe.token_ids, probe.prompt_tokens)
-        assert sum(abs(a - b) for a, b in zip(quantised, probe.tuned, strict=True)) / len(quantised) > 0.01
+        quantized = score(finished_qlora.model.eval(), probe.token_ids, probe.prompt_tokens)
+        assert sum(abs(a - b) for a, b in zip(quantized, probe.tuned, strict=True)) / len(quantized) > 0.01
 
 
 @needs_package
@@ -115,12 +115,12 @@ def test_served_weights_are_the_models_own_and_give_way_again(tiny_model: Path, 
     base = load(ModelConfig(path=str(folder)), folder, "revision", "float32", "nf4")
     ids = torch.arange(3, 60)[None]
     with torch.inference_mode():
-        quantised = base.model.eval()(ids).logits
+        quantized = base.model.eval()(ids).logits
         with served_weights(base):
             served = base.model(ids).logits
         assert torch.equal(served, AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits)
-        assert torch.equal(base.model(ids).logits, quantised)
-        assert not torch.allclose(quantised, served, atol=1e-2)
+        assert torch.equal(base.model(ids).logits, quantized)
+        assert not torch.allclose(quantized, served, atol=1e-2)
 
 
 @needs_package
@@ -177,7 +177,7 @@ def test_a_missing_package_is_named_before_anything_is_loaded(
     assert expected in outcome.message
 
 
-def test_a_model_that_is_quantised_already_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_quantized_already_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     document = json.loads((folder / "config.json").read_text())
     document["quantization_config"] = {"quant_method": "gptq", "bits": 4}
@@ -185,7 +185,7 @@ def test_a_model_that_is_quantised_already_is_refused(tiny_model: Path, tmp_path
     verdict = run_preflight(a_training_config(folder, tmp_path / "out", lora=QLORA)).verdict
     assert verdict is not None
     assert verdict.reason is Reason.SPEC_INVALID
-    assert "the model is quantised already (gptq); remove method.lora.quantization" in verdict.message
+    assert "the model is quantized already (gptq); remove method.lora.quantization" in verdict.message
 
 
 @needs_package
@@ -200,6 +200,6 @@ def test_four_bits_are_what_the_estimate_counts(tiny_model: Path, tmp_path: Path
     assert weights("none") - weights("nf4") == int(linear * (4 - 0.52))
 
 
-def test_dora_is_not_for_quantised_layers() -> None:
+def test_dora_is_not_for_quantized_layers() -> None:
     with pytest.raises(ValueError, match="useDora needs whole weights"):
         a_training_config(Path(), Path(), lora={"useDora": True, "quantization": "nf4"})

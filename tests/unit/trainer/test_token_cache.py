@@ -1,4 +1,4 @@
-"""A dataset is tokenised once, and a cache that cannot be trusted or written changes nothing but time."""
+"""A dataset is tokenized once, and a cache that cannot be trusted or written changes nothing but time."""
 
 import errno
 from pathlib import Path

@@ -22,7 +22,7 @@ from finetune_trainer.sources import fetch
 logger = logging.getLogger(__name__)
 
 CACHE_FOLDER: Final = ".cache/tokens"
-"""Folder of the output volume with tokenised datasets, shared by all jobs that write there."""
+"""Folder of the output volume with tokenized datasets, shared by all jobs that write there."""
 DOWNLOADED: Final = "downloaded.json"
 """List of the files that a folder of downloads holds; there once all of them are whole."""
 
@@ -129,7 +129,7 @@ def prepare_dataset(
     cache: data.TokenCache | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> PreparedDataset:
-    """Tokenise examples, or take them from the cache, and measure them.
+    """Tokenize examples, or take them from the cache, and measure them.
 
     `between` is called now and then and may raise. Raises TrainingError (DatasetInvalid).
     """

@@ -63,7 +63,7 @@ IGNORED_KEYS = frozenset(
 """Keys that say where an adapter comes from, or that do nothing unless a refused key is set."""
 CHECKED_KEYS = frozenset({"bias", "init_lora_weights"})
 """Keys that must have a harmless value, and then need no passing on."""
-HARMLESS_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
+HARMLESS_INITIALIZATIONS = (True, False, "gaussian", "eva", "orthogonal")
 """init_lora_weights that leave the base model alone. PiSSA, OLoRA, CorDA and LoftQ rewrite its weights: an adapter trained
 with them would be wrong on the plain base, and loading it would change the base for everybody."""
 
@@ -121,7 +121,7 @@ def lora_arguments(config: dict[str, Any]) -> dict[str, Any]:
         raise AdapterRefusedError(
             f"{CONFIG_FILE} has bias {config['bias']!r}, which would change the base model's own biases"
         )
-    if config.get("init_lora_weights", True) not in HARMLESS_INITIALISATIONS:
+    if config.get("init_lora_weights", True) not in HARMLESS_INITIALIZATIONS:
         raise AdapterRefusedError(
             f"{CONFIG_FILE} has init_lora_weights {config['init_lora_weights']!r}, which would change the base model's "
             "weights; convert it to plain LoRA when saving"

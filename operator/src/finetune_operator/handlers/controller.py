@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from finetune_api.contract import FINETUNE_JOB_KIND, INFERENCE_SERVICE_KIND, LABEL_JOB_NAME, LABEL_SERVICE_NAME
+from finetune_api.contract import FINETUNE_JOB_KIND, INFERENCE_SERVICE_KIND
 from finetune_api.reasons import TERMINAL_PHASES
 from finetune_operator.errors import ClusterError
 from finetune_operator.handlers.work_queue import WorkQueue
@@ -21,6 +21,7 @@ from finetune_operator.process.health import Health
 from finetune_operator.reconcile.context import Context, ReconcileResult
 from finetune_operator.reconcile.job.reconcile import reconcile_finetune_job
 from finetune_operator.reconcile.service.reconcile import reconcile_inference_service
+from finetune_operator.resources.labels import LABEL_JOB_NAME, LABEL_SERVICE_NAME
 
 logger = logging.getLogger(__name__)
 

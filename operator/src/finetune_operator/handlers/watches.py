@@ -11,11 +11,10 @@ from finetune_api.contract import (
     GROUP,
     INFERENCE_SERVICE_KIND,
     INFERENCE_SERVICE_PLURAL,
-    LABEL_MANAGED_BY,
-    MANAGED_BY,
     VERSION,
 )
 from finetune_operator.handlers.controller import Key, keys_of
+from finetune_operator.resources.labels import LABEL_MANAGED_BY, MANAGED_BY
 
 Mark = Callable[[Key], None]
 """Thread-safe: kopf runs in a thread of its own."""

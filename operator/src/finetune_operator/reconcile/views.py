@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from finetune_api.contract import CONDITION_ADAPTERS_VERIFIED, LABEL_ATTEMPT
+from finetune_operator.resources.annotations import CONDITION_ADAPTERS_VERIFIED
+from finetune_operator.resources.labels import LABEL_ATTEMPT
 from finetune_operator.resources.training_job import TRAINER_CONTAINER, VALIDATE_CONTAINER
 
 Raw = Mapping[str, Any]

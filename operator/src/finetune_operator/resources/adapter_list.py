@@ -11,12 +11,13 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from finetune_api.contract import ADAPTER_LIST_FILE, ADAPTERS_MOUNT
+from finetune_api.contract import ADAPTER_LIST_FILE
 from finetune_api.serving import AdapterList, Promotion, PromotionRequest, ServedAdapter, token_digest
 from finetune_api.sources import parse_source
 from finetune_api.v1alpha1 import AdapterReference, InferenceService, ServedAdapterStatus, ServedVersion
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.child import build_child, content_hash
+from finetune_operator.resources.mounts import ADAPTERS_MOUNT
 from finetune_operator.resources.names import adapter_list_name
 from finetune_operator.settings import Settings
 

@@ -4,9 +4,9 @@ import hashlib
 import json
 from typing import Any
 
-from finetune_api.contract import ANNOTATION_DESIRED_HASH
 from finetune_api.v1alpha1 import InferenceService
 from finetune_operator.resources import Manifest
+from finetune_operator.resources.annotations import ANNOTATION_DESIRED_HASH
 from finetune_operator.resources.labels import owner_reference, serving_labels
 
 

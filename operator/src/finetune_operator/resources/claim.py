@@ -1,7 +1,8 @@
 """The claim that receives adapters where a namespace has none."""
 
-from finetune_api.contract import DEFAULT_ADAPTERS_CLAIM, LABEL_MANAGED_BY, MANAGED_BY
+from finetune_api.contract import DEFAULT_ADAPTERS_CLAIM
 from finetune_operator.resources import Manifest
+from finetune_operator.resources.labels import LABEL_MANAGED_BY, MANAGED_BY
 from finetune_operator.settings import Settings
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from finetune_api.contract import ANNOTATION_DESIRED_HASH
 from finetune_operator.resources import Manifest
+from finetune_operator.resources.annotations import ANNOTATION_DESIRED_HASH
 
 _QUANTITY = re.compile(r"^([0-9]+(?:\.[0-9]+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")
 _FACTORS = {

@@ -3,14 +3,7 @@
 import math
 from typing import Final, get_args
 
-from finetune_api.contract import (
-    API_VERSION,
-    INFERENCE_SERVICE_KIND,
-    LABEL_JOB_NAME,
-    LABEL_JOB_UID,
-    LABEL_MANAGED_BY,
-    MANAGED_BY,
-)
+from finetune_api.contract import API_VERSION, INFERENCE_SERVICE_KIND
 from finetune_api.v1alpha1 import (
     AdapterReference,
     AdapterStatus,
@@ -21,7 +14,13 @@ from finetune_api.v1alpha1 import (
     Serve,
 )
 from finetune_operator.resources import Manifest
-from finetune_operator.resources.labels import owner_reference
+from finetune_operator.resources.labels import (
+    LABEL_JOB_NAME,
+    LABEL_JOB_UID,
+    LABEL_MANAGED_BY,
+    MANAGED_BY,
+    owner_reference,
+)
 
 DRIFT_FIELDS: Final = get_args(GateMetric)
 """Metrics that later versions may be compared by."""

@@ -1,21 +1,29 @@
 """Labels and owner references of all children, written once."""
 
-from finetune_api.contract import (
-    API_VERSION,
-    LABEL_ATTEMPT,
-    LABEL_JOB_NAME,
-    LABEL_JOB_UID,
-    LABEL_MANAGED_BY,
-    LABEL_NAME,
-    LABEL_SERVICE_NAME,
-    MANAGED_BY,
-    SERVER_APP,
-    TRAINER_APP,
-)
+from typing import Final
+
+from finetune_api.contract import API_VERSION, GROUP
 from finetune_api.v1alpha1 import FinetuneJob, InferenceService
 from finetune_operator.resources import Manifest
 
-MANAGED_SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+"""Set to `MANAGED_BY` on every child; the operator's watches select on it."""
+MANAGED_BY: Final = "finetune-operator"
+LABEL_NAME: Final = "app.kubernetes.io/name"
+"""`finetune-trainer` or `finetune-inference` on children; network policies of the chart select on it."""
+TRAINER_APP: Final = "finetune-trainer"
+SERVER_APP: Final = "finetune-inference"
+LABEL_JOB_NAME: Final = f"{GROUP}/job-name"
+"""Name of the FinetuneJob that a child belongs to."""
+LABEL_JOB_UID: Final = f"{GROUP}/job-uid"
+"""Uid of the FinetuneJob: children are found by uid, so that a new job of an old name never adopts old children."""
+LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
+"""Attempt number of a training Job and its pod, from 1."""
+LABEL_SERVICE_NAME: Final = f"{GROUP}/service-name"
+"""Name of the InferenceService that a child belongs to."""
+LABEL_QUEUE_NAME: Final = "kueue.x-k8s.io/queue-name"
+"""Kueue's label: a Job that carries it is admitted by Kueue."""
+MANAGED_SELECTOR: Final = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 """Label selector of everything that the operator made."""
 
 

@@ -6,25 +6,24 @@ from typing import Any, Final
 
 from finetune_api.contract import (
     ALLOW_PRIVATE_SOURCES_ENV,
-    ANNOTATION_CONFIG,
     CONFIG_DIRECTORY,
     CONFIG_PATH,
     DATASET_TOKEN_ENV,
-    DATASETS_MOUNT,
     DOWNLOADS_ENV,
-    EVALUATION_MOUNT,
-    MLFLOW_LOGIN_ENV,
-    MLFLOW_TOKEN_ENV,
-    MODELS_MOUNT,
-    OBJECT_STORE_ENV,
-    SCRATCH_MOUNT,
-    WANDB_KEY_ENV,
 )
 from finetune_api.sources import MOUNTED, parse_source
 from finetune_api.v1alpha1 import ModelReference, Resources
 from finetune_api.v1alpha1.common import LocalSecretReference
 from finetune_api.v1alpha1.job.tracking import Tracking
 from finetune_operator.resources import Manifest
+from finetune_operator.resources.annotations import ANNOTATION_CONFIG
+from finetune_operator.resources.environment import MLFLOW_LOGIN_ENV, MLFLOW_TOKEN_ENV, OBJECT_STORE_ENV, WANDB_KEY_ENV
+from finetune_operator.resources.mounts import (
+    DATASETS_MOUNT,
+    EVALUATION_MOUNT,
+    MODELS_MOUNT,
+    SCRATCH_MOUNT,
+)
 from finetune_operator.settings import Settings
 
 USER_ID: Final = 10001

@@ -5,9 +5,6 @@ from typing import Final
 from finetune_api.contract import (
     ADAPTER_LIST_FILE,
     ADAPTER_LIST_MOUNT,
-    ADAPTERS_MOUNT,
-    ANNOTATION_CONFIG,
-    CONDITION_ADAPTERS_VERIFIED,
     SERVER_DRAIN_DELAY_ENV,
     SERVER_DRAIN_ENV,
     SERVER_ENGINE_ENV,
@@ -18,8 +15,10 @@ from finetune_api.sources import parse_source
 from finetune_api.v1alpha1 import Autoscaling, InferenceService
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.adapter_list import build_adapter_list, configured_adapters, is_rolling
+from finetune_operator.resources.annotations import ANNOTATION_CONFIG, CONDITION_ADAPTERS_VERIFIED
 from finetune_operator.resources.child import build_child, content_hash, with_hash
 from finetune_operator.resources.labels import serving_labels, serving_selector
+from finetune_operator.resources.mounts import ADAPTERS_MOUNT
 from finetune_operator.resources.names import adapter_list_name, deployment_name
 from finetune_operator.resources.pods import (
     CONTAINER_SECURITY,

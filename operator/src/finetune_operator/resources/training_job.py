@@ -3,18 +3,7 @@
 import copy
 from typing import Final
 
-from finetune_api.contract import (
-    ADAPTERS_MOUNT,
-    ANNOTATION_CONFIG,
-    BROKER_URL_ENV,
-    DATASETS_MOUNT,
-    EVALUATION_MOUNT,
-    GPU_MEMORY_ENV,
-    INITIAL_ADAPTER_MOUNT,
-    LABEL_QUEUE_NAME,
-    MAX_CONFIG_BYTES,
-    TERMINATION_LOG,
-)
+from finetune_api.contract import BROKER_URL_ENV, GPU_MEMORY_ENV, TERMINATION_LOG
 from finetune_api.reasons import Reason
 from finetune_api.sources import parse_source
 from finetune_api.training import (
@@ -30,7 +19,9 @@ from finetune_api.v1alpha1 import Evaluation, FinetuneJob, Resources
 from finetune_api.v1alpha1.job.evaluation import EvaluationSettings
 from finetune_operator.errors import StalledError
 from finetune_operator.resources import Manifest
-from finetune_operator.resources.labels import owner_reference, training_labels
+from finetune_operator.resources.annotations import ANNOTATION_CONFIG, MAX_CONFIG_BYTES
+from finetune_operator.resources.labels import LABEL_QUEUE_NAME, owner_reference, training_labels
+from finetune_operator.resources.mounts import ADAPTERS_MOUNT, DATASETS_MOUNT, EVALUATION_MOUNT, INITIAL_ADAPTER_MOUNT
 from finetune_operator.resources.names import training_job_name
 from finetune_operator.resources.pods import (
     CONTAINER_SECURITY,

@@ -93,7 +93,7 @@ class PackedLayout:
         return self._collator(rows)
 
     def order(self, rows: Sequence[TokenRow]) -> list[int]:
-        """Lexicographic, so that rows with a common beginning are neighbours."""
+        """Lexicographic, so that rows with a common beginning are neighbors."""
         keys = [np.asarray(row.input_ids, dtype=">u4").tobytes() for row in rows]
         ranks = [0] * len(rows)
         for rank, index in enumerate(sorted(range(len(rows)), key=keys.__getitem__)):

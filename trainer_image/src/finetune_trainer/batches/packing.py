@@ -76,7 +76,7 @@ def build_tree(rows: Sequence[Ids], min_shared: int = MIN_SHARED_TOKENS) -> list
 
 
 def _split(rows: Sequence[Ids], group: list[int], enough: int | None) -> Iterator[list[int]]:
-    """Cut a sorted group wherever two neighbours have fewer than `enough` tokens in common."""
+    """Cut a sorted group wherever two neighbors have fewer than `enough` tokens in common."""
     part = group[:1]
     for before, row in pairwise(group):
         if enough is None or _common_length(rows[before], rows[row]) < enough:

@@ -1,7 +1,7 @@
 """From rows in a file to token ids and labels, in steps that each return a value.
 
 `reading` parses a file or inline text, `formats` decides what a row is and turns rows into examples or says which row is
-wrong, `tokenising` renders examples with the model's chat template and marks which tokens carry loss. The first two need
+wrong, `tokenizing` renders examples with the model's chat template and marks which tokens carry loss. The first two need
 neither torch nor a model, so a bad dataset is refused within a second.
 """
 
@@ -11,7 +11,7 @@ from finetune_trainer.data.pairs import answers_as_examples, require_whole_pairs
 from finetune_trainer.data.reading import digest_rows
 from finetune_trainer.data.rows import Example, Format
 from finetune_trainer.data.token_rows import IGNORED, Tokenized, TokenRow, TokenRows
-from finetune_trainer.data.tokenising import characters, tokenize
+from finetune_trainer.data.tokenizing import characters, tokenize
 
 __all__ = [
     "IGNORED",

@@ -1,4 +1,4 @@
-"""Tokenised rows on the output volume, so that another attempt or a like job starts where the last one had tokenised.
+"""Tokenized rows on the output volume, so that another attempt or a like job starts where the last one had tokenized.
 
 A file's name is a hash of everything that decides its content; whatever is wrong with a file or with the volume costs time
 and nothing else.
@@ -21,9 +21,9 @@ from finetune_trainer.data.token_rows import Tokenized, TokenRows
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION: Final = 1
-"""Part of every key: raise it when the same inputs are to be tokenised differently."""
+"""Part of every key: raise it when the same inputs are to be tokenized differently."""
 MIN_CHARACTERS: Final = 1 << 20
-"""Text below this size is tokenised in a second or so, which is not worth a file."""
+"""Text below this size is tokenized in a second or so, which is not worth a file."""
 KEPT_FILES: Final = 4
 """The newest so many files stay; a dataset of 10 million tokens has 50 MB."""
 FREE_SPACE_FACTOR: Final = 10
@@ -33,7 +33,7 @@ STALE_SECONDS: Final = 3600
 
 
 def cache_key(tokenizer: Any, **inputs: Any) -> str:
-    """Hash of the tokenizer with its chat template, and of whatever else decides how rows are tokenised."""
+    """Hash of the tokenizer with its chat template, and of whatever else decides how rows are tokenized."""
     parts = {
         "version": CACHE_VERSION,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
@@ -45,7 +45,7 @@ def cache_key(tokenizer: Any, **inputs: Any) -> str:
 
 
 class TokenCache:
-    """A folder of tokenised datasets."""
+    """A folder of tokenized datasets."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -64,7 +64,7 @@ class TokenCache:
         return tokenized
 
     def store(self, key: str, tokenized: Tokenized) -> None:
-        """Keep tokenised rows for the next attempt, if there is space to spare."""
+        """Keep tokenized rows for the next attempt, if there is space to spare."""
         path = self._path(key)
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         size = tokenized.tokens * 5 + len(tokenized.rows) * 8

@@ -1,6 +1,6 @@
 """Preference pairs as rows: each answer with its prompt is a row, the chosen one before the rejected one.
 
-So pairs are tokenised, cached, reported and packed like any rows; packing computes the prompt of both answers once.
+So pairs are tokenized, cached, reported and packed like any rows; packing computes the prompt of both answers once.
 """
 
 from collections.abc import Iterator, Sequence

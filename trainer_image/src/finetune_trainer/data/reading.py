@@ -45,7 +45,7 @@ def read_rows(config: RowsConfig, problems: Problems, files: Sequence[Path] = ()
     if config.inline is not None:
         yield from _read_json_lines(io.BytesIO(_encoded(config.inline)), problems, shown)
         return
-    for path, label in _labelled(config, files, shown):
+    for path, label in _labeled(config, files, shown):
         yield from _read_file(path, problems, label)
 
 
@@ -60,7 +60,7 @@ def _read_file(path: Path, problems: Problems, shown: str) -> Iterator[Row]:
                 yield from _TEXT_READERS[suffix](stream, problems, shown)
 
 
-def _labelled(config: RowsConfig, files: Sequence[Path], shown: str) -> list[tuple[Path, str]]:
+def _labeled(config: RowsConfig, files: Sequence[Path], shown: str) -> list[tuple[Path, str]]:
     """The files of rows that are not inline, and how messages call each."""
     files = files or [Path(str(config.path))]
     return [(path, shown if len(files) == 1 else f"{shown} {path.name}") for path in files]
@@ -89,7 +89,7 @@ def digest_rows(config: RowsConfig, files: Sequence[Path] = (), name: str = "dat
     if config.inline is not None:
         return f"sha256:{hashlib.sha256(_encoded(config.inline)).hexdigest()}"
     digests = []
-    for path, shown in _labelled(config, files, label_of(config, name)):
+    for path, shown in _labeled(config, files, label_of(config, name)):
         check_file(path, shown)
         with _readable(shown):
             digests.append(sha256_of(path))

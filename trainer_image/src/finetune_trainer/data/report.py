@@ -1,4 +1,4 @@
-"""What a dataset is like once it is tokenised: the figures by which its author sees before training that something is off."""
+"""What a dataset is like once it is tokenized: the figures by which its author sees before training that something is off."""
 
 import hashlib
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ class DatasetReport(StatusModel):
 def build_report(
     training: Tokenized, evaluation: Tokenized | None, *, digest: str, row_format: Format, max_length: int, loss_on: str
 ) -> DatasetReport:
-    """Measure tokenised rows."""
+    """Measure tokenized rows."""
     seen = _digests(training.rows)
     held_out = _digests(evaluation.rows) if evaluation else []
     return DatasetReport(

@@ -196,7 +196,7 @@ def agrees(module: Any, forward: Callable[[Any], Any], size: int) -> bool:
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether a module is peft's LoRA around an unquantised Linear with no variation (DoRA, dropout, bias, mixtures)."""
+    """Whether a module is peft's LoRA around an unquantized Linear with no variation (DoRA, dropout, bias, mixtures)."""
     if type(module) is not PeftLinear or type(module.base_layer) is not torch.nn.Linear:
         return False
     (name, *others) = module.active_adapters

@@ -15,7 +15,7 @@ import torch
 from finetune_trainer.kernels.fused_lora import agrees
 
 CHUNK: Final = 1 << 16
-"""Numbers that are normalised at a time: 256 KiB in float32, of which several fit into a core's cache."""
+"""Numbers that are normalized at a time: 256 KiB in float32, of which several fit into a core's cache."""
 
 
 class RmsNorm(torch.autograd.Function):

@@ -119,7 +119,7 @@ def digest_of_weights(folder: Path) -> str:
     """Digest of config.json and all safetensors files: of every byte up to 1 GiB, else of sizes, headers and samples.
 
     A sampled digest says so in its prefix. It tells two models apart that differ anywhere near the samples (start, end and
-    64 places in between of every file), which any tuned or quantised variant of a model does.
+    64 places in between of every file), which any tuned or quantized variant of a model does.
     """
     files = [folder / "config.json", *sorted(folder.glob(WEIGHT_FILES))]
     whole = sum(f.stat().st_size for f in files) <= FULL_DIGEST_BYTES

@@ -18,7 +18,7 @@ class BaseModel:
     revision: str
     """Commit of a hub model, digest of a local one."""
     dtype: str
-    """dtype of the weights, for example float32; of quantised layers, that of their products."""
+    """dtype of the weights, for example float32; of quantized layers, that of their products."""
 
     @property
     def on_gpu(self) -> bool:

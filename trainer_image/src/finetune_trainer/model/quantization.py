@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from finetune_trainer.model.loaded import BaseModel
 
 PACKAGE: Final = "bitsandbytes"
-"""Python package that quantises; the extra `qlora` of finetune-trainer."""
+"""Python package that quantizes; the extra `qlora` of finetune-trainer."""
 NF4_BYTES: Final = 0.52
 """Per weight: four bits, eight more for each 64 weights, and next to nothing for each 256 of those."""
 
 
 def check_quantization(quantization: Quantization, model_config: Any) -> None:
-    """Raise TrainingError (SpecInvalid) if the model is quantised as it is, or what quantises is not installed."""
+    """Raise TrainingError (SpecInvalid) if the model is quantized as it is, or what quantizes is not installed."""
     if quantization == "none":
         return
     if (found := getattr(model_config, "quantization_config", None)) is not None:
         raise TrainingError(
             Reason.SPEC_INVALID,
-            f"method.lora.quantization is {quantization}, but the model is quantised already "
+            f"method.lora.quantization is {quantization}, but the model is quantized already "
             f"({dict(found).get('quant_method', 'by a method that it does not name')}); remove method.lora.quantization",
         )
     if importlib.util.find_spec(PACKAGE) is None:
@@ -78,7 +78,7 @@ def keep_differentiable(model: Any) -> None:
 
 @contextlib.contextmanager
 def served_weights(base: "BaseModel") -> Iterator[None]:
-    """Within this context the model computes with the weights on disk; without quantised layers it does so anyway.
+    """Within this context the model computes with the weights on disk; without quantized layers it does so anyway.
 
     Each layer is read when it is called and forgotten afterwards: the whole model need not fit where four bits of it did.
     """
@@ -91,7 +91,7 @@ def served_weights(base: "BaseModel") -> Iterator[None]:
 
     names = {name: name.removesuffix(".base_layer") for name in layers}
     with tempfile.TemporaryDirectory() as converted, warnings.catch_warnings():
-        # accelerate warns of a place for a parameter, and takes it: some modules have parameters beside quantised layers.
+        # accelerate warns of a place for a parameter, and takes it: some modules have parameters beside quantized layers.
         warnings.simplefilter("ignore")
         plain = AutoModelForCausalLM.from_pretrained(
             base.folder,
@@ -121,7 +121,7 @@ def _quantized(model: Any) -> dict[str, Any]:
 
 
 def _placement(base: "BaseModel", on_disk: set[str]) -> dict[str, int | str]:
-    """Where transformers puts layers and all other tensors of the model that is not quantised."""
+    """Where transformers puts layers and all other tensors of the model that is not quantized."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -225,7 +225,7 @@ def _check_weights_complete(folder: Path, model: Any, shown: str) -> None:
         return  # still at the hub
     stored = count_weights(folder, shown)
     expected = sum(parameter.numel() for parameter in model.parameters())
-    # Quantised weights are packed: several numbers of the model are one number of the file.
+    # Quantized weights are packed: several numbers of the model are one number of the file.
     if getattr(model.config, "quantization_config", None) is None and stored < COMPLETE_SHARE * expected:
         raise base_model.model_invalid(
             shown, f"its safetensors hold {stored} numbers, its config.json describes a model of {expected}"

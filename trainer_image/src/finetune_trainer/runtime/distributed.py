@@ -240,7 +240,7 @@ def rank_batches(items: Sequence[Value], size: int) -> Iterator[Sequence[Value]]
 
 
 def shard_for_rank(rows: Sequence[Value], tokens: Sequence[int]) -> Sequence[Value]:
-    """This rank's part of a step's rows, which have so many tokens each: neighbours stay together."""
+    """This rank's part of a step's rows, which have so many tokens each: neighbors stay together."""
     if world_size() == 1:
         return rows
     start, end = cut_evenly(tokens, world_size())[rank()]

@@ -17,7 +17,7 @@ DEFAULTS: Final = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # transformers would use all visible accelerators by DataParallel, which is slower than one and changes the batch.
     DEVICES_ENV: "0",
-    # Rows are tokenised in batches by all cores. Said aloud, as tokenizers would otherwise warn at every later fork.
+    # Rows are tokenized in batches by all cores. Said aloud, as tokenizers would otherwise warn at every later fork.
     "TOKENIZERS_PARALLELISM": "true",
 }
 

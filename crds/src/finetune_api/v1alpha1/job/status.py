@@ -74,7 +74,7 @@ class AdapterStatus(StatusModel):
     base_revision: Annotated[
         str | None, Field(description="baseRevision is the commit or digest of the base model.", max_length=128)
     ] = None
-    fingerprint: Annotated[Fingerprint | None, Field(description="fingerprint to recognise the tuned weights by.")] = (
+    fingerprint: Annotated[Fingerprint | None, Field(description="fingerprint to recognize the tuned weights by.")] = (
         None
     )
 

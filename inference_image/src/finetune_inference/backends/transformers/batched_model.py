@@ -25,14 +25,14 @@ UNSUPPORTED = ("softcap", "s_aux", "position_bias", "attention_mask")
 
 @dataclass
 class _Decode:
-    """Sequences of one pool that add one token each; their tokens are neighbours."""
+    """Sequences of one pool that add one token each; their tokens are neighbors."""
 
     pool: Pool
     tokens: slice
     rows: torch.Tensor
     """[n] rows of the pool."""
     view: slice | None
-    """The same rows as a slice, if they are neighbours too; None makes attention copy."""
+    """The same rows as a slice, if they are neighbors too; None makes attention copy."""
     positions: torch.Tensor
     """[n] where each token goes."""
     longest: int
@@ -144,12 +144,12 @@ class BatchedModelRunner:
     def _decode(self, group: Sequence[Chunk], begin: int) -> _Decode:
         pool = self._cache.place(group[0].key)[0]
         rows = [self._cache.place(piece.key)[1] for piece in group]
-        neighbours = rows[-1] - rows[0] + 1 == len(rows)
+        neighbors = rows[-1] - rows[0] + 1 == len(rows)
         return _Decode(
             pool,
             slice(begin, begin + len(group)),
             torch.tensor(rows, device=self._device),
-            slice(rows[0], rows[-1] + 1) if neighbours else None,
+            slice(rows[0], rows[-1] + 1) if neighbors else None,
             torch.tensor([piece.start for piece in group], device=self._device),
             max(piece.start for piece in group) + 1,
         )

@@ -228,7 +228,7 @@ class TransformersEngine:
         reference = reference_logits(model, self._facts.vocabulary_size)
         if self._device.type == "cpu":
             self._speed_up(model, groups)
-        # Products with quantised weights are made from 16 bits, differently for different numbers of rows.
+        # Products with quantized weights are made from 16 bits, differently for different numbers of rows.
         computed_in = torch.bfloat16 if quantization_of(model.config) else model.dtype
         cache = KVCache(self._facts.context_length, CACHED_TOKENS)
         try:

@@ -1,6 +1,6 @@
 """Does an adapter fit the base model, and what does it add to which module? The only module that knows peft.
 
-peft loads what it can: keys it does not recognise are dropped, missing ones keep their initial zeros, and the result is an
+peft loads what it can: keys it does not recognize are dropped, missing ones keep their initial zeros, and the result is an
 adapter that "works" and does nothing. So names and shapes are compared first, against what peft itself would make for
 this base model. That comparison runs on a copy of the model without storage; the real one is never touched.
 """
@@ -102,7 +102,7 @@ class LoraLoader:
             return delta
         if method := quantization_of(self._base.config):
             raise AdapterRefusedError(
-                f"the adapter was trained with DoRA, which needs the norms of the base model's weights; those are quantised ({method})"
+                f"the adapter was trained with DoRA, which needs the norms of the base model's weights; those are quantized ({method})"
             )
         weight = _weight(self._modules[path])
         tuned = weight + scaling * (delta.b @ delta.a)

@@ -18,11 +18,11 @@ from finetune_inference.backends.transformers.model_config import quantization_o
 def merge(model: Any, lora: LoadedLora) -> None:
     """Change the modules of `model` to what they compute with the adapter.
 
-    Raises AdapterRefusedError if the weights are quantised: rounding the sum to four bits again would lose most of the adapter.
+    Raises AdapterRefusedError if the weights are quantized: rounding the sum to four bits again would lose most of the adapter.
     """
     if method := quantization_of(model.config):
         raise AdapterRefusedError(
-            f"the base model's weights are quantised ({method}) and cannot take it in; set mergeAdapter to false, and it is served "
+            f"the base model's weights are quantized ({method}) and cannot take it in; set mergeAdapter to false, and it is served "
             "beside them"
         )
     modules: dict[str, nn.Module] = dict(model.named_modules())

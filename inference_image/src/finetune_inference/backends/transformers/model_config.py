@@ -28,7 +28,7 @@ def token_ids(value: int | list[int] | None) -> frozenset[int]:
 
 
 def quantization_of(config: Any) -> str | None:
-    """What the weights of a checkpoint are quantised with, such as `bitsandbytes`; None if they are not."""
+    """What the weights of a checkpoint are quantized with, such as `bitsandbytes`; None if they are not."""
     quantization = getattr(config, "quantization_config", None)
     if quantization is None:
         return None

@@ -79,7 +79,7 @@ class Sampler:
 
 
 def keep_top_p(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """[vocabulary] with zeros outside of the smallest set of likeliest tokens that holds top_p; not renormalised."""
+    """[vocabulary] with zeros outside of the smallest set of likeliest tokens that holds top_p; not renormalized."""
     ordered, indices = probabilities.sort(descending=True)
     # A token stays if those before it do not hold top_p yet; so the first one always does.
     outside = ordered.cumsum(-1) - ordered >= top_p

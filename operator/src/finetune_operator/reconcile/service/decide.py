@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
-from finetune_api.contract import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.serving import PromotionRequest
 from finetune_api.v1alpha1 import InferenceService, InferenceServiceStatus, ServedAdapterStatus
@@ -25,6 +24,7 @@ from finetune_operator.reconcile.service.rollout import Rollout, observe_rollout
 from finetune_operator.reconcile.views import PodView
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.adapter_list import build_adapter_list, is_rolling, list_hash, promotions
+from finetune_operator.resources.annotations import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
 from finetune_operator.resources.drift import has_drifted, is_outdated
 from finetune_operator.resources.serving import (
     build_serving_children,

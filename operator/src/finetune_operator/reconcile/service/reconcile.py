@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from finetune_api.contract import ANNOTATION_ADAPTER_LIST, CONDITION_ADAPTERS_VERIFIED, INFERENCE_SERVICE_KIND
+from finetune_api.contract import INFERENCE_SERVICE_KIND
 from finetune_api.reasons import Reason
 from finetune_api.serving import PromotionRequest
 from finetune_api.v1alpha1 import InferenceService
@@ -29,6 +29,7 @@ from finetune_operator.reconcile.service.decide import (
     stalled,
 )
 from finetune_operator.reconcile.views import PodView, parse_pod
+from finetune_operator.resources.annotations import ANNOTATION_ADAPTER_LIST, CONDITION_ADAPTERS_VERIFIED
 from finetune_operator.resources.labels import serving_selector
 from finetune_operator.resources.names import adapter_list_name, deployment_name
 from finetune_operator.resources.serving import SERVER_CONTAINER, model_name, server_url

@@ -1,4 +1,4 @@
-"""From examples to token ids: rendered one by one, tokenised in batches, which the tokenizer spreads over the cores."""
+"""From examples to token ids: rendered one by one, tokenized in batches, which the tokenizer spreads over the cores."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ from finetune_trainer.data.token_rows import Tokenized, TokenRowsBuilder, as_ids
 logger = logging.getLogger(__name__)
 
 BATCH_ROWS: Final = 512
-"""Rows that are tokenised at a time: enough for every core, few enough to see progress and a stop signal."""
+"""Rows that are tokenized at a time: enough for every core, few enough to see progress and a stop signal."""
 BATCH_CHARACTERS: Final = 1 << 20
 """Characters at a time: the tokenizer's own lists take some hundred bytes a token."""
 LOG_SECONDS: Final = 10.0
@@ -68,7 +68,7 @@ def tokenize(
 
 @dataclass
 class _Text:
-    """A text to be tokenised, and what of it carries loss."""
+    """A text to be tokenized, and what of it carries loss."""
 
     example: Example
     text: str
@@ -98,7 +98,7 @@ def _tokenize_texts(
 def _tokenize_plain_pairs(
     examples: Sequence[Example], tokenizer: Any, loss_on: str
 ) -> Iterator[tuple[Example, NDArray[np.int32], NDArray[np.bool_]]]:
-    """Prompt and completion are tokenised apart: at inference the prompt is on its own, too."""
+    """Prompt and completion are tokenized apart: at inference the prompt is on its own, too."""
     heads = _ids(tokenizer, [str(e.prompt) for e in examples])
     tails = _ids(tokenizer, [str(e.completion) for e in examples], add_special_tokens=False)
     for example, head, tail in zip(examples, heads, tails, strict=True):
@@ -159,7 +159,7 @@ def _with_end(ids: list[int], tokenizer: Any) -> list[int]:
 
 
 def characters(examples: Sequence[Example]) -> int:
-    """Characters of all texts, by which the work of tokenising them is known before it is done."""
+    """Characters of all texts, by which the work of tokenizing them is known before it is done."""
     return sum(_characters(example) for example in examples)
 
 
@@ -209,7 +209,7 @@ class _Progress:
             self._told = now
             rate = self._done / (now - self._started)
             logger.info(
-                "tokenising dataset=%s rows=%d of=%d seconds_left=%.0f",
+                "tokenizing dataset=%s rows=%d of=%d seconds_left=%.0f",
                 self._name,
                 self._done,
                 self._total,
