@@ -17,7 +17,7 @@ help: ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 # Compiled once here, because environments with PYTHONDONTWRITEBYTECODE would compile torch at every start.
-.venv/.ready: uv.lock pyproject.toml crds/pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml inference_image/pyproject.toml
+.venv/.ready: uv.lock pyproject.toml crds/pyproject.toml model/pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml inference_image/pyproject.toml
 	$(call timed,Python environment (5.8 GB the first time: torch brings CUDA),$(UV) sync --frozen --all-packages --compile-bytecode && touch $@)
 
 .PHONY: setup

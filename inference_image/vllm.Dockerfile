@@ -8,10 +8,11 @@ ARG BASE_IMAGE=docker.io/vllm/vllm-openai:v0.32.0
 FROM ${BASE_IMAGE}
 COPY inference_image/vllm-requirements.txt /opt/
 RUN --mount=type=bind,source=crds,target=/src/crds,rw \
+    --mount=type=bind,source=model,target=/src/model,rw \
     --mount=type=bind,source=inference_image,target=/src/inference_image,rw \
     --mount=type=cache,id=finetune-pip,target=/root/.cache/pip \
     python3 -m pip install --disable-pip-version-check --quiet --no-deps --target /opt/application \
-        --requirement /opt/vllm-requirements.txt /src/crds /src/inference_image
+        --requirement /opt/vllm-requirements.txt /src/crds /src/model /src/inference_image
 # Python must not look for modules in the root folder, where users' data is mounted: /datasets would pass for a module.
 WORKDIR /opt/application
 # The root file system is read-only at run time, and the user has no name: torch asks for one where it compiles.

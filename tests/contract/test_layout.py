@@ -15,7 +15,14 @@ import pytest
 from packaging.version import Version
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = ["finetune_api", "finetune_operator", "finetune_gateway", "finetune_trainer", "finetune_inference"]
+PACKAGES = [
+    "finetune_api",
+    "finetune_model",
+    "finetune_operator",
+    "finetune_gateway",
+    "finetune_trainer",
+    "finetune_inference",
+]
 
 
 def tracked(*patterns: str) -> list[Path]:

@@ -8,7 +8,6 @@ SIGTERM or SIGINT, 1 if the model cannot be served, 2 if the configuration canno
 """
 
 import argparse
-import gc
 import logging
 import math
 import os
@@ -23,6 +22,7 @@ from finetune_api.serving import ServingConfig
 from finetune_inference.api.app import app_around
 from finetune_inference.config import Settings, load_serving_config, standalone_config
 from finetune_inference.inference import InferenceService
+from finetune_model.process import OPENMP_DEFAULTS, pause_garbage_collection, resume_garbage_collection, set_defaults
 
 log = logging.getLogger("finetune_inference")
 
@@ -35,14 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         log.error("the configuration cannot be used: %s", error)  # noqa: TRY400 - a sentence, not a stack trace
         return 2
-    # torch's threads would spin while they wait for each other. In a pod that burns the CPU quota, and wherever other
-    # processes want the same cores the one that is awaited does not run meanwhile (measured: a quarter of the speed).
-    # Sleeping at once costs a third of the speed on idle cores, so GNU's OpenMP, which torch brings, spins for microseconds.
-    # OpenMP reads both when torch is imported, which is after these lines.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Importing makes hundreds of thousands of objects, all of which stay. A fifth of that time was spent looking through them.
-    gc.disable()
+    set_defaults(OPENMP_DEFAULTS)
+    pause_garbage_collection()
     service = InferenceService(config, settings)
     server = Server(service)
     server.run()
@@ -105,10 +99,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether it is time to close the port and to end."""
-        if self._service.ready and not gc.isenabled():
-            # What is there by now stays, and need not be looked through again while requests wait.
-            gc.freeze()
-            gc.enable()
+        if self._service.ready:
+            resume_garbage_collection()
         if self._service.failure:
             log.error("ending: %s", self._service.failure)
             return True

@@ -4,9 +4,6 @@ What is served (base model, adapters, precision) is a `finetune_api.serving.Serv
 the pod. How this process serves it (queue, limits, threads, address) is `Settings`, read from the environment.
 """
 
-import ctypes
-import math
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,12 +12,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from finetune_api.contract import ADAPTER_LIST_FILE, ADAPTER_LIST_MOUNT, CONFIG_PATH, SERVER_PORT
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
-
-CGROUP_V2_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-CGROUP_V1_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-CGROUP_V1_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-CGROUP_V2_MEMORY = Path("/sys/fs/cgroup/memory.max")
-CGROUP_V1_MEMORY = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class Settings(BaseSettings):
@@ -154,58 +145,3 @@ def standalone_config(
         max_model_length=max_model_length,
         merge_adapter=merge or None,
     )
-
-
-def available_cpus() -> int:
-    """CPUs this process may use: the smaller of its affinity and its cgroup's quota, rounded up.
-
-    torch counts the machine's cores. In a pod with `limits.cpu: 2` on a node of 64 it would start 64 threads, which the
-    kernel then stops together for most of every scheduling period.
-    """
-    affinity = len(os.sched_getaffinity(0))
-    quota = _cgroup_quota()
-    return max(1, min(affinity, math.ceil(quota))) if quota else affinity
-
-
-def spare_memory() -> int:
-    """Bytes this process may use beside what it uses: what others leave of the machine, or its cgroup's limit if that is less."""
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    limits = [_number_in(path) for path in (CGROUP_V2_MEMORY, CGROUP_V1_MEMORY)]
-    return max(0, min([_available_memory(), *(limit - resident for limit in limits if limit)]))
-
-
-def give_back_memory() -> None:
-    """Give the system back what was freed. glibc keeps what loading took at its peak: 260 MiB beside a model of 540."""
-    libc = ctypes.CDLL(None)
-    # Other C libraries have no such function, and keep less.
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
-
-
-def _available_memory() -> int:
-    """Bytes that the machine has free, or would have at once without what it only keeps to be fast."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo has no MemAvailable: this kernel is too old")
-
-
-def _number_in(path: Path) -> int | None:
-    """The number in a file; None if there is no such file or it says `max`."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _cgroup_quota() -> float | None:
-    """CPUs of the cgroup's quota; None if there is none."""
-    try:
-        if CGROUP_V2_QUOTA.exists():
-            quota, period = CGROUP_V2_QUOTA.read_text().split()
-        else:
-            quota, period = CGROUP_V1_QUOTA.read_text().strip(), CGROUP_V1_PERIOD.read_text().strip()
-        return None if quota in ("max", "-1") else int(quota) / int(period)
-    except (OSError, ValueError):
-        # No cgroup file system is mounted: the affinity alone counts.
-        return None

@@ -125,7 +125,7 @@ class Tested:
 
 def run_engine_tests() -> Tested:
     """Run the tests that are marked `engine` in vLLM's environment, with our server from this checkout. Raises VllmFailed."""
-    sources = ("crds/src", "inference_image/src", "tests", ".")
+    sources = ("crds/src", "model/src", "inference_image/src", "tests", ".")
     settings = {
         "FINETUNE_SERVER_ENGINE": "vllm",
         # The model is tiny, and every server would take a quarter of the memory that the one before it left.

@@ -5,7 +5,7 @@ import httpx
 import openai
 import pytest
 
-from finetune_api.serving import LoadedModel, ServedAdapter, ServingConfig
+from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.config import Settings
 from finetune_inference.inference import InferenceService
 from lab.fixtures.tiny_adapter import make_tiny_adapter
@@ -26,7 +26,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def config(models: Path) -> ServingConfig:
     adapters = [ServedAdapter(name=name, path=str(models / name)) for name in ("formal", "rude")]
-    return ServingConfig(model=LoadedModel(name="base", path=str(models / "base")), adapters=adapters)
+    return ServingConfig(model=ServedModel(name="base", path=str(models / "base")), adapters=adapters)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from finetune_api.artifacts import MANIFEST_FILE
-from finetune_api.serving import LoadedModel, ServedAdapter, ServingConfig
+from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.adapters import registry
 from finetune_inference.adapters.verification import AdapterRefusedError, Limits, lora_arguments, verify
 from finetune_inference.config import Settings
@@ -166,7 +166,7 @@ def service(models: Path, settings: Settings, tmp_path_factory: pytest.TempPathF
     zeroed(copied(models / "formal", folder / "zeroed"))
     adapters.append(ServedAdapter(name="zeroed", path=str(folder / "zeroed")))
     service = InferenceService(
-        ServingConfig(model=LoadedModel(name="base", path=str(models / "base")), adapters=adapters), settings
+        ServingConfig(model=ServedModel(name="base", path=str(models / "base")), adapters=adapters), settings
     )
     service.load()
     yield service
@@ -219,7 +219,7 @@ def test_zeroed_weights_load_and_answer_like_the_base(service: InferenceService)
 def test_a_request_for_a_refused_adapter_is_told_why(models: Path, settings: Settings, tmp_path: Path) -> None:
     pickled(copied(models / "formal", tmp_path / "bad"))
     config = ServingConfig(
-        model=LoadedModel(name="base", path=str(models / "base")),
+        model=ServedModel(name="base", path=str(models / "base")),
         adapters=[ServedAdapter(name="bad", path=str(tmp_path / "bad"))],
     )
     with running(InferenceService(config, settings)) as server, server.openai as client:
@@ -242,7 +242,7 @@ def test_an_adapter_that_fails_in_a_way_nobody_foresaw_is_refused_alone(
 
     monkeypatch.setattr(registry, "verify", surprising)
     adapters = [ServedAdapter(name=name, path=str(models / "formal")) for name in ("odd", "formal")]
-    config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")), adapters=adapters)
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")), adapters=adapters)
     engine = SteppedEngine()
     engine.let(1)
     service = InferenceService(config, make_engine=lambda *_: engine)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.serving import LoadedModel, ServedAdapter, ServingConfig
+from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.adapters.verification import AdapterRefusedError, Limits, verify
 from finetune_inference.config import Settings
 from finetune_inference.engine.interface import Event, Failed, Finished, Generated, PromptScored, Sampling, TokenRequest
@@ -56,7 +56,7 @@ class Runs:
     """An engine, its adapters, and what comes out of it."""
 
     def __init__(self, base: Path, tuned: dict[str, Path], **settings: Any) -> None:
-        config = ServingConfig(model=LoadedModel(name="base", path=str(base)))
+        config = ServingConfig(model=ServedModel(name="base", path=str(base)))
         chosen = Settings(threads=1, **settings)
         self.engine = ENGINES[chosen.engine](config, chosen)
         self.engine.load_model()
@@ -370,7 +370,7 @@ def test_positions_that_depend_on_neighbors_are_known_by_their_type(rope: dict[s
 def test_a_short_context_is_batched_all_the_same(models: Path, caplog: pytest.LogCaptureFixture) -> None:
     from finetune_inference.backends.transformers.engine import TransformersEngine
 
-    config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")), max_model_length=100)
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")), max_model_length=100)
     TransformersEngine(config, Settings(threads=1)).load_model()
     assert "one sequence at a time" not in caplog.text
 
@@ -383,7 +383,7 @@ def test_room_on_a_gpu_is_the_gpu_s(models: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 << 30, 80 << 30))
-    config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")))
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
     assert TransformersEngine(config, Settings(threads=1)).spare_memory == 3 << 30
 
 
@@ -393,7 +393,7 @@ def test_room_on_a_gpu_is_the_gpu_s(models: Path, monkeypatch: pytest.MonkeyPatc
     [
         ({}, "weights are kept packed as well: "),
         (
-            {"transformers_engine.spare_memory": lambda: 0},
+            {"engine.spare_memory": lambda: 0},
             "weights are not kept packed as well, which would be faster: ",
         ),
         (
@@ -413,8 +413,8 @@ def test_whether_weights_are_packed_is_said(
     from finetune_inference.backends.transformers import engine as transformers_engine
 
     for name, function in changed.items():
-        monkeypatch.setattr(f"finetune_inference.{name}", function)
-    config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")))
+        monkeypatch.setattr(f"finetune_inference.backends.transformers.{name}", function)
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
     with caplog.at_level("INFO"):
         transformers_engine.TransformersEngine(config, Settings(threads=1, max_cached_tokens=1000)).load_model()
     assert expected in caplog.text

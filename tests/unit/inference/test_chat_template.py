@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from finetune_api.fingerprint import Fingerprint
-from finetune_api.serving import LoadedModel, ServedAdapter, ServingConfig
+from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.config import Settings
 from finetune_inference.inference import InferenceService
 from finetune_operator.io.probe import probe_adapter
@@ -49,7 +49,7 @@ def test_the_template_of_the_training_run_is_verified_and_any_other_is_not(model
     changed = with_template(models, tmp_path / "changed", ("<|im_end|>", ""))
     folders = {"same": models / "rude", "changed": changed}
     config = ServingConfig(
-        model=LoadedModel(name="base", path=str(models / "base")),
+        model=ServedModel(name="base", path=str(models / "base")),
         adapters=[ServedAdapter(name=name, path=str(path)) for name, path in folders.items()],
     )
     with running(InferenceService(config, Settings(threads=1))) as server:

@@ -3,16 +3,12 @@
 import json
 from pathlib import Path
 
-import psutil
 import pytest
 
-from finetune_inference import config
 from finetune_inference.__main__ import configuration
 from finetune_inference.config import (
     Settings,
-    available_cpus,
     load_serving_config,
-    spare_memory,
     standalone_config,
 )
 from finetune_inference.inference import InferenceService
@@ -75,47 +71,6 @@ def test_the_command_line_serves_without_any_file() -> None:
 def test_a_configuration_that_cannot_be_used_says_why(arguments: list[str], words: str) -> None:
     with pytest.raises((OSError, ValueError), match=words):
         configuration(arguments)
-
-
-@pytest.mark.parametrize(
-    ("quota", "cpus"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("3200000 100000", 8), ("odd", 8)]
-)
-def test_threads_follow_the_quota_of_the_cgroup(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cpus: int
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    (tmp_path / "cpu.max").write_text(quota + "\n")
-    monkeypatch.setattr(config, "CGROUP_V2_QUOTA", tmp_path / "cpu.max")
-    assert available_cpus() == cpus
-
-
-@pytest.mark.parametrize(("quota", "cpus"), [("-1", 8), ("250000", 3), (None, 8)])
-def test_the_older_cgroups_are_read_as_well(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, cpus: int
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(config, "CGROUP_V2_QUOTA", tmp_path / "none")
-    monkeypatch.setattr(config, "CGROUP_V1_QUOTA", tmp_path / "quota")
-    monkeypatch.setattr(config, "CGROUP_V1_PERIOD", tmp_path / "period")
-    if quota:
-        (tmp_path / "quota").write_text(quota + "\n")
-        (tmp_path / "period").write_text("100000\n")
-    assert available_cpus() == cpus
-
-
-def test_spare_memory_is_what_others_and_the_cgroup_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "CGROUP_V2_MEMORY", tmp_path / "memory.max")
-    monkeypatch.setattr(config, "CGROUP_V1_MEMORY", tmp_path / "none")
-    assert 0 < spare_memory() < psutil.virtual_memory().total - psutil.Process().memory_info().rss
-    machine = 1 << 40
-    monkeypatch.setattr(config, "_available_memory", lambda: machine)
-    for limit in ("max", str(1 << 62)):
-        (tmp_path / "memory.max").write_text(limit)
-        assert spare_memory() == pytest.approx(machine)
-    (tmp_path / "memory.max").write_text(str(machine // 2))
-    assert 0 < spare_memory() < machine // 2
-    (tmp_path / "memory.max").write_text("1")
-    assert spare_memory() == 0
 
 
 def test_room_for_adapters_is_a_share_of_what_the_engine_has_left(tmp_path: Path) -> None:

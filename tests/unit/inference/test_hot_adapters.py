@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from finetune_api.contract import PROMOTE_PATH
-from finetune_api.serving import LoadedModel, Promotion, PromotionRequest, ServedAdapter, ServingConfig, token_digest
+from finetune_api.serving import Promotion, PromotionRequest, ServedAdapter, ServedModel, ServingConfig, token_digest
 from finetune_inference.adapters.adapter_list import AdapterListError, read_adapter_list
 from finetune_inference.adapters.promotion import NotPromotedError
 from finetune_inference.adapters.registry import AdapterRegistry, UnknownModelError
@@ -69,7 +69,7 @@ def hot(models: Path, listed: Path) -> Iterator[Callable[..., InferenceService]]
     made: list[InferenceService] = []
 
     def make(*adapters: ServedAdapter, **settings: Any) -> InferenceService:
-        config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")), adapters=list(adapters))
+        config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")), adapters=list(adapters))
         options = {"threads": 1, "adapters_path": listed, "adapters_poll_seconds": 0.01, **settings}
         made.append(InferenceService(config, Settings(**options)))
         made[-1].load()
@@ -222,7 +222,7 @@ def test_a_candidate_that_is_not_loaded_is_not_promoted(
 
 def test_only_who_wrote_the_list_can_promote(models: Path, listed: Path, candidate: ServedAdapter) -> None:
     publish(listed, tone=models / "formal", candidate=candidate)
-    config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")))
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
     service = InferenceService(config, Settings(threads=1, adapters_path=listed, drain_delay_seconds=0))
     assert candidate.promotion is not None
     with running(service) as server, httpx.Client(base_url=server.url) as client:
@@ -250,7 +250,7 @@ def test_a_promotion_that_cannot_be_served_says_so_and_counts_once_it_can(
 ) -> None:
     publish(listed, candidate=candidate, tone=models / "formal")
     room = (models / "rude" / "adapter_model.safetensors").stat().st_size
-    config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")))
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
     settings = Settings(threads=1, adapters_path=listed, drain_delay_seconds=0, adapter_memory_bytes=room)
     weights = Path(candidate.path) / "adapter_model.safetensors"
     with running(InferenceService(config, settings)) as server, httpx.Client(base_url=server.url) as client:
@@ -322,7 +322,7 @@ def test_a_list_that_cannot_be_read_changes_nothing(
     models: Path, settings: Settings, listed: Path, tmp_path: Path
 ) -> None:
     publish(listed, tone=models / "formal")
-    config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")))
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
     changed = settings.model_copy(update={"adapters_path": listed, "adapters_poll_seconds": 0.01})
     with running(InferenceService(config, changed)) as server, httpx.Client(base_url=server.url) as http:
         replace(listed, '{"adapters": [{"name": "tone"}]}')
@@ -339,7 +339,7 @@ def test_the_list_wins_over_the_configuration_and_every_version_has_its_digest(
 ) -> None:
     publish(listed, tone=models / "rude")
     config = ServingConfig(
-        model=LoadedModel(name="base", path=str(models / "base")),
+        model=ServedModel(name="base", path=str(models / "base")),
         adapters=[ServedAdapter(name="tone", path=str(models / "formal"))],
     )
     changed = settings.model_copy(update={"adapters_path": listed, "adapters_poll_seconds": 0.01})

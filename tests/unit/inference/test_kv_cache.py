@@ -109,6 +109,6 @@ def test_what_a_large_pool_took_goes_back_to_the_system(
     cache = make()
     write(cache, 1, 10, 1.0)
     pool, _ = cache.place(1)
-    monkeypatch.setattr(kv_cache, "give_back_memory", lambda: given_back.append(not pool.layers))
+    monkeypatch.setattr(kv_cache, "release_free_memory", lambda: given_back.append(not pool.layers))
     leave(cache)
     assert given_back == [True] * times, "once, after the last reference is gone"

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from finetune_api.fingerprint import Fingerprint, Observation, Probe, Verdict, judge
-from finetune_api.serving import LoadedModel, ServedAdapter, ServingConfig
+from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.config import Settings
 from finetune_inference.engine.interface import ModelLoadError
 from finetune_inference.inference import InferenceService
@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def config(models: Path, adapter: str, *, merge: bool) -> ServingConfig:
     served = ServedAdapter(name="tuned", path=str(models / adapter))
     return ServingConfig(
-        model=LoadedModel(name="base", path=str(models / "base")), adapters=[served], merge_adapter=merge
+        model=ServedModel(name="base", path=str(models / "base")), adapters=[served], merge_adapter=merge
     )
 
 

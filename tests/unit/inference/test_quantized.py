@@ -12,10 +12,10 @@ from typing import Any
 import openai
 import pytest
 
-from finetune_inference.backends.transformers.model_config import quantization_of
 from finetune_inference.config import Settings, standalone_config
 from finetune_inference.engine.interface import ModelLoadError
 from finetune_inference.inference import InferenceService
+from finetune_model.model_files import quantization_of
 from lab.fixtures.tiny_adapter import make_tiny_adapter
 from support.server.running_inference import running
 

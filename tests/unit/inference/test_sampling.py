@@ -2,8 +2,8 @@
 
 import pytest
 
-from finetune_inference.backends.transformers.model_config import token_ids
 from finetune_inference.engine.interface import Sampling
+from finetune_model.model_files import token_ids
 
 torch = pytest.importorskip("torch")
 

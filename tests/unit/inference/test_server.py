@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune_api.serving import LoadedModel, ServingConfig
+from finetune_api.serving import ServedModel, ServingConfig
 from finetune_inference.config import Settings
 from finetune_inference.engine.interface import ModelLoadError
 from finetune_inference.inference import InferenceService, NotReadyError
@@ -39,7 +39,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 @contextmanager
 def stepped(models: Path, *, wait: bool = True, **limits: Any) -> Iterator[tuple[Running, SteppedEngine, httpx.Client]]:
     engine = SteppedEngine()
-    config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")))
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
     service = InferenceService(config, Settings(**limits), make_engine=lambda *_: engine)
     if wait:
         engine.let(1)
@@ -175,13 +175,13 @@ def test_running_answers_are_completed_when_the_server_ends(models: Path) -> Non
 
 @pytest.mark.skipif(ENGINE == "vllm", reason="it is installed here")
 def test_an_engine_that_is_not_installed_fails_with_the_name_of_its_package(models: Path) -> None:
-    config = ServingConfig(model=LoadedModel(name="base", path=str(models / "base")))
+    config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
     with pytest.raises(ModelLoadError, match="the package vllm is not installed here"):
         InferenceService(config, Settings(engine="vllm")).load()
 
 
 def test_a_model_that_is_not_there_fails_with_a_sentence(tmp_path: Path) -> None:
-    config = ServingConfig(model=LoadedModel(name="base", path=str(tmp_path / "nothing")))
+    config = ServingConfig(model=ServedModel(name="base", path=str(tmp_path / "nothing")))
     with running(InferenceService(config), wait=False) as server, httpx.Client(base_url=server.url) as client:
         wait_until(lambda: client.get("/healthz").status_code == 503)
         assert str(tmp_path / "nothing") in client.get("/healthz").json()["reason"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.serving import LoadedModel, ServedAdapter, ServingConfig
+from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from lab.fixtures.tiny_model import as_jsonl, chat_rows, make_tiny_model
 from lab.fixtures.training_runs import a_training_config
 
@@ -60,7 +60,7 @@ def server_answers(base: Path, adapter: Path, questions: list[str]) -> list[str]
     from finetune_inference.inference import InferenceService
 
     served = [ServedAdapter(name="tuned", path=str(adapter))]
-    config = ServingConfig(model=LoadedModel(name="base", path=str(base)), adapters=served)
+    config = ServingConfig(model=ServedModel(name="base", path=str(base)), adapters=served)
     service = InferenceService(config, Settings(threads=1))
     try:
         service.load()

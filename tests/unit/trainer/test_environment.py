@@ -5,7 +5,7 @@ import sys
 
 REPORT = "import gc; print(gc.isenabled(), gc.get_freeze_count() > 0)"
 PREPARED = "from finetune_trainer.runtime.environment import *; prepare_environment(); "
-IMPORTED = "from finetune_trainer.runtime.environment import *; modules_are_imported(); "
+IMPORTED = "from finetune_model.process import resume_garbage_collection; resume_garbage_collection(); "
 
 
 def output_of(program: str) -> list[str]:

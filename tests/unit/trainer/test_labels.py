@@ -101,7 +101,7 @@ def test_a_template_that_refuses_a_row_is_quoted_with_the_row() -> None:
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         + strict.chat_template
     )
-    with pytest.raises(TrainingError, match="line 2: the model's chat template refuses it: no system role"):
+    with pytest.raises(TrainingError, match="line 2: the model's chat template refuses these messages: no system role"):
         tokenize([GOOD, {"messages": CHAT}], strict)
 
 

@@ -349,7 +349,7 @@ IN_A_CONTAINER = """
 import sys
 from pathlib import Path
 from finetune_api.training import TrainingConfig
-from finetune_trainer.preflight import estimate
+from finetune_model import process
 from finetune_trainer.training import FinetuningPipeline
 
 class Pipeline(FinetuningPipeline):
@@ -359,7 +359,7 @@ class Pipeline(FinetuningPipeline):
         used = int(next(line for line in status if line.startswith("RssAnon")).split()[1]) << 10
         limit = Path(sys.argv[2])
         limit.write_text(str(int((used + (512 << 10)) / 0.97)))
-        estimate.MEMORY_LIMITS = (str(limit),)
+        process.MEMORY_LIMITS = (limit,)
         return super().score_answers(*what)
 
 print(Pipeline(TrainingConfig.model_validate_json(Path(sys.argv[1]).read_text())).run().to_termination_message())

@@ -229,7 +229,7 @@ IN_A_CONTAINER = """
 import sys
 from pathlib import Path
 from finetune_api.training import TrainingConfig
-from finetune_trainer.preflight import estimate
+from finetune_model import process
 from finetune_trainer.training import FinetuningPipeline
 
 def used():
@@ -244,7 +244,7 @@ model = pipeline.add_lora(base)
 passes = pipeline.choose_passes(model, base, dataset)
 if room:
     limit_file.write_text(str(int((used() + room) / 0.97)))
-estimate.MEMORY_LIMITS = (str(limit_file),)
+process.MEMORY_LIMITS = (limit_file,)
 trained = pipeline.train(model, base, dataset, passes)
 print(trained.passes.to_dict() | {"losses": [loss for _, loss in trained.losses]})
 """

@@ -126,11 +126,15 @@ TWO_TURNS = json.dumps({"messages": [{"role": r, "content": "a"} for r in ("user
 @pytest.mark.parametrize(
     ("template", "rows", "expected"),
     [
-        (TOOLS_FIRST, SYSTEM, "line 1: the model's chat template refuses it: no system role"),
+        (TOOLS_FIRST, SYSTEM, "line 1: the model's chat template refuses these messages: no system role"),
         ("{{ messages | length }}", TWO_TURNS, "line 1: the model's chat template renders messages[1] differently"),
-        ("{{ messages[0].name.first }}", TWO_TURNS, "line 1: the model's chat template refuses it"),
-        ("{{ messages[0]['content'] + 1 }}", TWO_TURNS, "line 1: the model's chat template fails on it (TypeError)"),
-        ("{% for", TWO_TURNS, "line 1: the model's chat template refuses it"),
+        ("{{ messages[0].name.first }}", TWO_TURNS, "line 1: the model's chat template refuses these messages"),
+        (
+            "{{ messages[0]['content'] + 1 }}",
+            TWO_TURNS,
+            "line 1: the model's chat template fails on these messages (TypeError)",
+        ),
+        ("{% for", TWO_TURNS, "line 1: the model's chat template refuses these messages"),
     ],
 )
 def test_a_template_that_does_not_go_with_the_rows_is_found(

@@ -25,6 +25,7 @@ from finetune_api.fingerprint import Fingerprint
 from finetune_api.outcome import MicroBatching, Outcome
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
+from finetune_model.process import resume_garbage_collection
 from finetune_trainer.batches.batching import StepSampler, choose_micro_batch_size
 from finetune_trainer.data.report import DatasetReport
 from finetune_trainer.dataset import (
@@ -48,7 +49,6 @@ from finetune_trainer.model.quantization import served_weights
 from finetune_trainer.reporting.progress import LogReporter, Reporter
 from finetune_trainer.reporting.run_record import Trained, make_manifest, make_outcome, make_record, write_records
 from finetune_trainer.runtime import distributed
-from finetune_trainer.runtime.environment import modules_are_imported
 from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.store.output import check_output
 from finetune_trainer.store.run_store import Committed, RunStore
@@ -148,7 +148,7 @@ class FinetuningPipeline:
             revision = found.result()
         precision, quantization = self.config.hyperparameters.precision, self.config.lora.quantization
         base = base_model.load(self.config.model, folder, revision, precision, quantization)
-        modules_are_imported()
+        resume_garbage_collection()
         logger.info(
             "base model loaded model=%s revision=%s dtype=%s device=%s parameters=%d seconds=%.1f",
             self.config.model.source or self.config.model.path,

@@ -28,7 +28,7 @@ def _hashes(element: str) -> str:
     return " ".join(f"'sha256-{digest}'" for digest in digests)
 
 
-PAGE = files("finetune_inference").joinpath("chat_page.html").read_text(encoding="utf-8")
+PAGE = files("finetune_inference.api").joinpath("chat_page.html").read_text(encoding="utf-8")
 HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; script-src {_hashes('script')}; style-src {_hashes('style')}; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

@@ -5,10 +5,11 @@ Nothing here knows HTTP or torch. `Vocabulary` is used from several threads; it 
 
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from finetune_inference.text.grammar import GrammarError, Grammars
+from finetune_model.chat import ChatTemplateError, encode_chat, has_unpaired_surrogate, render_chat
+from finetune_model.model_files import load_tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What stands for bytes that are no whole character."""
@@ -81,17 +82,11 @@ class Vocabulary:
             _check_unicode(message["content"])
         try:
             if limit is not None and sum(len(message["content"]) for message in messages) > FIRST_LOOK * limit:
-                # Of what the template makes of them, because it may leave most of it out.
-                rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-                self._check_length(rendered, limit)
-            ids: list[int] = self._tokenizer.apply_chat_template(
-                messages, tokenize=True, add_generation_prompt=True, return_dict=False
-            )
-        except PromptTooLongError:
-            raise
-        except Exception as error:
-            # Templates are programs that come with the model; they refuse by raising, and break on what they did not expect.
-            raise PromptError(f"the model's chat template refused these messages: {error}") from None
+                # Of the rendered text, because a template may drop most of a conversation.
+                self._check_length(render_chat(self._tokenizer, messages, add_generation_prompt=True), limit)
+            ids = encode_chat(self._tokenizer, messages)
+        except ChatTemplateError as error:
+            raise PromptError(str(error)) from None
         if not ids:
             raise PromptError("the model's chat template made an empty prompt of these messages")
         return ids
@@ -132,19 +127,10 @@ class Vocabulary:
 
 
 def _check_unicode(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # JSON can spell half of a surrogate pair; no tokenizer can read it.
-        raise PromptError("the text is not valid Unicode: it contains an unpaired surrogate") from None
+    if has_unpaired_surrogate(text):
+        raise PromptError("the text is not valid Unicode: it contains an unpaired surrogate")
 
 
 def load_vocabulary(path: str, revision: str | None = None) -> Vocabulary:
     """The tokenizer of a local folder, or of a hub repository. Raises OSError or ValueError; never runs code from there."""
-    from transformers import AutoTokenizer
-
-    local = Path(path).is_absolute() or Path(path).exists()
-    tokenizer = AutoTokenizer.from_pretrained(
-        path, revision=revision or "main", trust_remote_code=False, local_files_only=local
-    )
-    return Vocabulary(tokenizer)
+    return Vocabulary(load_tokenizer(path, revision))

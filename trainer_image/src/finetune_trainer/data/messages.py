@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from finetune_model.chat import has_unpaired_surrogate
 from finetune_trainer.data.problems import kind
 from finetune_trainer.data.rows import ROLES, Message
 
@@ -27,7 +28,7 @@ def problem_of_text(value: Any, column: str, *, may_be_blank: bool = False) -> s
         return f"{column} is {kind(value)}, expected text"
     if not value.strip() and not may_be_blank:
         return f"{column} is empty, expected text"
-    if not value.isascii() and _has_half_a_surrogate_pair(value):
+    if has_unpaired_surrogate(value):
         return (
             f"{column} has half of a UTF-16 surrogate pair, as text that was cut inside an emoji has; expected Unicode"
         )
@@ -84,11 +85,3 @@ def _problem_of_content(message: Message, place: str) -> str | None:
 def _kind_of_part(part: Any) -> str:
     named = part.get("type") if isinstance(part, dict) else None
     return f"a part of type {named[:40]!r}" if isinstance(named, str) else kind(part)
-
-
-def _has_half_a_surrogate_pair(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False

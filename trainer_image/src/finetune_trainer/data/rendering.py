@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from finetune_model.chat import ChatTemplateError, render_chat
 from finetune_trainer.data.messages import is_learnt
 from finetune_trainer.data.rows import Message
 
@@ -57,15 +58,8 @@ def _render(
 ) -> str:
     if not messages:
         return ""
-    from jinja2 import TemplateError
-
     shown = [{key: value for key, value in m.items() if key != "weight" and value is not None} for m in messages]
     try:
-        text: str = tokenizer.apply_chat_template(
-            shown, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TemplateError as error:
-        raise Unrenderable(f"the model's chat template refuses it: {error}") from None
-    except (RecursionError, TypeError, ValueError) as error:
-        raise Unrenderable(f"the model's chat template fails on it ({type(error).__name__})") from None
-    return text
+        return render_chat(tokenizer, shown, tools=tools, add_generation_prompt=add_generation_prompt)
+    except ChatTemplateError as error:
+        raise Unrenderable(str(error)) from None

@@ -9,6 +9,7 @@ import numpy as np
 
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
+from finetune_model.process import memory_limit
 from finetune_trainer.batches.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS, PackedCollator
 from finetune_trainer.dataset import PreparedDataset
 from finetune_trainer.errors import TrainingError
@@ -34,8 +35,6 @@ PREFERENCE_LOGIT_BYTES: Final = 16
 """Per logit of DPO, which picks those of learnt tokens out of the output and so has them once more."""
 OVERESTIMATE: Final = 1.6
 """How many times what it takes the estimate of all that is no weight may be."""
-MEMORY_LIMITS: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where a container finds its memory limit, in bytes or `max`: cgroup v2 and v1."""
 
 
 @dataclass(frozen=True)
@@ -184,20 +183,7 @@ def estimate_disk(config: TrainingConfig, trainable: int, tokenizer_folder: Path
 def available_memory() -> int:
     """Bytes that this process may use: the machine's memory, or its container's limit."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(machine, container_limit() or machine)
-
-
-def container_limit() -> int | None:
-    """Bytes at which the kernel kills this container; None without a limit."""
-    found = []
-    for name in MEMORY_LIMITS:
-        try:
-            text = Path(name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdecimal():
-            found.append(int(text))
-    return min(found, default=None)
+    return min(machine, memory_limit() or machine)
 
 
 def gib(size: int) -> str:

@@ -22,8 +22,8 @@ from transformers import TrainerCallback
 
 from finetune_api.outcome import MicroBatching
 from finetune_api.v1alpha1.job.hyperparameters import GradientCheckpointing
+from finetune_model.process import memory_limit
 from finetune_trainer.errors import as_training_error, is_out_of_memory, one_line
-from finetune_trainer.memory.estimate import container_limit
 from finetune_trainer.runtime import distributed
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def in_halves(measure: Callable[[Sequence[Row]], Value], rows: Sequence[Row]) ->
 
 def host_limit() -> int | None:
     """Main memory in bytes that this rank's passes may take at most; None for what the machine has, or on an accelerator."""
-    limit = None if torch.cuda.is_available() else container_limit()
+    limit = None if torch.cuda.is_available() else memory_limit()
     return None if limit is None else limit // distributed.world_size()
 
 

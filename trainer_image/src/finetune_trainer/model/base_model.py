@@ -17,6 +17,7 @@ from finetune_api.artifacts import sha256_of
 from finetune_api.reasons import Reason
 from finetune_api.training import ModelConfig
 from finetune_api.v1alpha1.job.method import Quantization
+from finetune_model.model_files import load_tokenizer, resolve_precision
 from finetune_trainer.errors import TrainingError, is_storage_full, on_scratch, one_line
 from finetune_trainer.model.loaded import BaseModel
 from finetune_trainer.model.quantization import check_quantization, keep_differentiable, loading_arguments
@@ -64,7 +65,7 @@ def load(
     from transformers import AutoModelForCausalLM
 
     shown = config.source or config.path
-    dtype = dtype_of(precision, on_gpu=torch.cuda.is_available())
+    dtype = resolve_precision(precision, on_gpu=torch.cuda.is_available())
     if dtype == "bfloat16" and not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2":
         # Without AVX512 the products run in plain loops: a step of a 135M model took minutes instead of seconds.
         logger.warning("bfloat16 is very slow on this CPU; hyperparameters.precision: float32 is faster")
@@ -106,10 +107,8 @@ def read_config(folder: Path, shown: str) -> Any:
 
 def read_tokenizer(folder: Path, shown: str) -> Any:
     """The model's tokenizer. Raises TrainingError (ModelInvalid) for one that cannot tell where its tokens are from."""
-    from transformers import AutoTokenizer
-
     with as_model_invalid(shown):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = load_tokenizer(folder)
     if not tokenizer.is_fast:
         raise model_invalid(shown, "it has no tokenizer.json, which is needed to tell prompt from completion")
     return tokenizer
@@ -218,13 +217,6 @@ def _download(config: ModelConfig, *, weights: bool) -> Path:
 def _check_listed(files: Sequence[str], name: str) -> None:
     if not any(fnmatch.fnmatch(file, WEIGHT_FILES) for file in files):
         raise model_invalid(name, NO_WEIGHTS)
-
-
-def dtype_of(precision: str, *, on_gpu: bool) -> str:
-    """Dtype of weights that a configuration's `precision` stands for."""
-    if precision == "auto":
-        return "bfloat16" if on_gpu else "float32"
-    return precision
 
 
 def quiet_libraries() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from finetune_api.reasons import Reason
 from finetune_api.v1alpha1.job.method import Quantization
+from finetune_model.model_files import quantization_of
 from finetune_trainer.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -29,11 +30,11 @@ def check_quantization(quantization: Quantization, model_config: Any) -> None:
     """Raise TrainingError (SpecInvalid) if the model is quantized as it is, or what quantizes is not installed."""
     if quantization == "none":
         return
-    if (found := getattr(model_config, "quantization_config", None)) is not None:
+    if (found := quantization_of(model_config)) is not None:
         raise TrainingError(
             Reason.SPEC_INVALID,
             f"method.lora.quantization is {quantization}, but the model is quantized already "
-            f"({dict(found).get('quant_method', 'by a method that it does not name')}); remove method.lora.quantization",
+            f"({found}); remove method.lora.quantization",
         )
     if importlib.util.find_spec(PACKAGE) is None:
         raise TrainingError(

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
+from finetune_model.model_files import resolve_precision
 from finetune_trainer.batches.batching import choose_micro_batch_size
 from finetune_trainer.batches.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS
 from finetune_trainer.config import SourceSettings
@@ -195,7 +196,7 @@ def _plan_memory(
     row_tokens = answers * passes.row_tokens(dataset.training.rows, answers * hyper.batch_size)
     micro = choose_micro_batch_size(row_tokens, hyper.batch_size, hyper.micro_batch_size, on_gpu=on_gpu)
     largest = largest_pass(config, dataset, micro, packed=supports_packing(shape.model), on_gpu=on_gpu)
-    dtype = base_model.dtype_of(hyper.precision, on_gpu=on_gpu)
+    dtype = resolve_precision(hyper.precision, on_gpu=on_gpu)
     limit = available_memory() if gpu_memory is None else gpu_memory or None
     return plan_memory(config, shape.model, shape.trainable, dtype, largest, limit)
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.serving import ServingConfig
+from finetune_inference.backends.defaults import CACHE_SHARE, NOT_NUMBERS, PREFILL_TOKENS
 from finetune_inference.backends.transformers.batched_model import BatchedModelRunner
 from finetune_inference.backends.transformers.kv_cache import KVCache
 from finetune_inference.backends.transformers.linear_layers import fuse_and_pack_linear, shared_inputs
@@ -27,20 +28,11 @@ from finetune_inference.backends.transformers.model_check import (
     moving_positions,
     reference_logits,
 )
-from finetune_inference.backends.transformers.model_config import (
-    CACHE_SHARE,
-    NOT_NUMBERS,
-    PREFILL_TOKENS,
-    context_length,
-    precision_on,
-    quantization_of,
-    token_ids,
-)
 from finetune_inference.backends.transformers.model_runner import Chunk, ModelRunner
 from finetune_inference.backends.transformers.running_sequence import RunningSequence
 from finetune_inference.backends.transformers.sampling import Sampler
 from finetune_inference.backends.transformers.sequential_runner import SequentialModelRunner
-from finetune_inference.config import Settings, available_cpus, give_back_memory, spare_memory
+from finetune_inference.config import Settings
 from finetune_inference.engine.interface import (
     Event,
     Failed,
@@ -50,6 +42,8 @@ from finetune_inference.engine.interface import (
     TokenRequest,
     VerifiedAdapter,
 )
+from finetune_model.model_files import context_length, quantization_of, resolve_precision, token_ids
+from finetune_model.process import available_cpus, release_free_memory, spare_memory
 
 log = logging.getLogger(__name__)
 
@@ -103,11 +97,11 @@ class TransformersEngine:
         if merged:
             merge(model, LoraLoader(model).load(merged))
         # What can be kept beside the model is counted next.
-        give_back_memory()
+        release_free_memory()
         self._model = self._piece_model(model)
         # Last, because it imports peft beside whatever comes next.
         self._loader = LoraLoader(model)
-        give_back_memory()
+        release_free_memory()
         return self._facts
 
     def load_adapter(self, adapter: VerifiedAdapter) -> LoadedLora:
@@ -203,7 +197,7 @@ class TransformersEngine:
 
     def _read_model(self) -> Any:
         wanted = self._config.model
-        precision = precision_on(self._device.type, self._config.precision)
+        precision = resolve_precision(self._config.precision, on_gpu=self._device.type != "cpu")
         log.info("loading base model %s from %s as %s on %s", wanted.name, wanted.path, precision, self._device)
         try:
             return AutoModelForCausalLM.from_pretrained(

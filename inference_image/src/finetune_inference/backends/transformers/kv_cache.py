@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from finetune_inference.config import give_back_memory
+from finetune_model.process import release_free_memory
 
 SMALLEST_CAPACITY = 64
 """Tokens; below this, copying from pool to pool costs more than the padding."""
@@ -85,7 +85,7 @@ class Pool:
         size = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers.values())
         self.layers.clear()
         if size >= LARGE_BYTES:
-            give_back_memory()
+            release_free_memory()
 
     def _empty(self, rows: int, like: torch.Tensor) -> torch.Tensor:
         """Zeros, as in `take_row`."""

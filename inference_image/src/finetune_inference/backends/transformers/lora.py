@@ -20,8 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune_inference.adapters.verification import AdapterRefusedError
 from finetune_inference.backends.transformers.lora_batch import LoadedLora, LoraDelta, Replacement
-from finetune_inference.backends.transformers.model_config import quantization_of
 from finetune_inference.engine.interface import VerifiedAdapter
+from finetune_model.model_files import quantization_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What adapters are stored as; a tensor of any other type is no weight."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from finetune_inference.adapters.verification import AdapterRefusedError
 from finetune_inference.backends.transformers.lora_batch import LoadedLora, LoraDelta
-from finetune_inference.backends.transformers.model_config import quantization_of
+from finetune_model.model_files import quantization_of
 
 
 @torch.no_grad()

@@ -44,17 +44,11 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from finetune_api.serving import ServingConfig
 from finetune_inference.adapters.verification import CONFIG_FILE, AdapterRefusedError
+from finetune_inference.backends.defaults import CACHE_SHARE, NOT_NUMBERS
 from finetune_inference.backends.transformers.lora import PREFIX, LoraLoader
 from finetune_inference.backends.transformers.lora_merge import merge
-from finetune_inference.backends.transformers.model_config import (
-    CACHE_SHARE,
-    NOT_NUMBERS,
-    context_length,
-    precision_on,
-    token_ids,
-)
 from finetune_inference.backends.transformers.sampling import GREEDY_BELOW, forbidden, keep_top_p
-from finetune_inference.config import Settings, available_cpus, spare_memory
+from finetune_inference.config import Settings
 from finetune_inference.engine.interface import (
     MAX_TOP_LOGPROBS,
     WEIGHTS_FILE,
@@ -70,6 +64,8 @@ from finetune_inference.engine.interface import (
     TokenRequest,
     VerifiedAdapter,
 )
+from finetune_model.model_files import context_length, resolve_precision, token_ids
+from finetune_model.process import available_cpus, spare_memory
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +232,7 @@ class VllmEngine:
 
     @property
     def _dtype(self) -> str:
-        return precision_on(current_platform.device_type, self._config.precision)
+        return resolve_precision(self._config.precision, on_gpu=current_platform.device_type != "cpu")
 
     @contextmanager
     def _between_steps(self) -> Iterator[None]:
