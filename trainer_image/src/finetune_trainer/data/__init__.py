@@ -1,7 +1,7 @@
 """From rows in a file to token ids and labels, in steps that each return a value.
 
-`reading` parses a file or inline text, `formats` decides what a row is and turns rows into examples or says which row is
-wrong, `tokenizing` renders examples with the model's chat template and marks which tokens carry loss. The first two need
+`reading` parses a file or inline text, `formats` detects the format and turns rows into examples or reports the wrong
+ones, `tokenizing` renders examples with the model's chat template and marks which tokens carry loss. The first two need
 neither torch nor a model, so a bad dataset is refused within a second.
 """
 

@@ -1,7 +1,6 @@
-"""Tokenized rows on the output volume, so that another attempt or a like job starts where the last one had tokenized.
+"""Tokenized rows on the output volume, so that another attempt or a similar job need not tokenize again.
 
-A file's name is a hash of everything that decides its content; whatever is wrong with a file or with the volume costs time
-and nothing else.
+A file's name is a hash of everything that determines its content. A broken file or volume costs time and nothing else.
 """
 
 import contextlib
@@ -21,19 +20,19 @@ from finetune_trainer.data.token_rows import Tokenized, TokenRows
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION: Final = 1
-"""Part of every key: raise it when the same inputs are to be tokenized differently."""
+"""Part of every key; raise it when the same inputs are tokenized differently."""
 MIN_CHARACTERS: Final = 1 << 20
-"""Text below this size is tokenized in a second or so, which is not worth a file."""
+"""Characters below which rows are tokenized in about a second, which is not worth a file."""
 KEPT_FILES: Final = 4
-"""The newest so many files stay; a dataset of 10 million tokens has 50 MB."""
+"""Number of newest files that are kept; a dataset of 10 million tokens takes 50 MB."""
 FREE_SPACE_FACTOR: Final = 10
-"""A file is written only where this many of its kind would fit: the space is the checkpoints'."""
+"""Free space required per file, as a multiple of its size, because checkpoints need the space first."""
 STALE_SECONDS: Final = 3600
-"""Age at which nobody writes a partial file any more."""
+"""Age in seconds after which a partial file has no writer any more."""
 
 
 def cache_key(tokenizer: Any, **inputs: Any) -> str:
-    """Hash of the tokenizer with its chat template, and of whatever else decides how rows are tokenized."""
+    """Hash the tokenizer with its chat template, and everything else that determines how rows are tokenized."""
     parts = {
         "version": CACHE_VERSION,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
@@ -45,13 +44,13 @@ def cache_key(tokenizer: Any, **inputs: Any) -> str:
 
 
 class TokenCache:
-    """A folder of tokenized datasets."""
+    """Folder of tokenized datasets."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def load(self, key: str) -> Tokenized | None:
-        """What was stored under `key`, if it is there and whole."""
+        """Return the rows stored under `key`; None if there are none, or if the file is torn."""
         path = self._path(key)
         try:
             if not path.is_file():
@@ -64,7 +63,7 @@ class TokenCache:
         return tokenized
 
     def store(self, key: str, tokenized: Tokenized) -> None:
-        """Keep tokenized rows for the next attempt, if there is space to spare."""
+        """Store tokenized rows for the next attempt, if the volume has space to spare."""
         path = self._path(key)
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         size = tokenized.tokens * 5 + len(tokenized.rows) * 8

@@ -1,7 +1,7 @@
-"""Opening a dataset's file: compression, encoding, size, and what it is when it is not what its name says.
+"""Files of a dataset: compression, encoding, size limits, and files that are not what their name says.
 
-A file comes from a user, so every limit here is there for a reason: a megabyte of gzip can unpack to a gigabyte, a line can
-have no end, and a download that failed is often a web page with the right name.
+Users supply the files, so every limit has a reason: a megabyte of gzip can unpack to a gigabyte, a line may never end, and a
+failed download is often a web page with the expected name.
 """
 
 import io
@@ -16,16 +16,16 @@ from finetune_trainer.errors import TrainingError
 
 SUFFIXES: Final = (".jsonl", ".json", ".csv", ".parquet")
 COMPRESSIONS: Final = {".gz": "gzip", ".zst": "zstd"}
-"""Codecs of pyarrow by the suffix that follows another one."""
+"""pyarrow codecs by the last suffix of a name."""
 MIB: Final = 1 << 20
 MAX_DATASET_BYTES: Final = 4096 * MIB
-"""Unpacked size: rows are held in memory, and a billion tokens is far beyond what LoRA needs."""
+"""Most bytes after unpacking: rows are held in memory, and a billion tokens is far beyond what LoRA needs."""
 MAX_ROW_BYTES: Final = 16 * MIB
-"""A row of this size has a hundred times the tokens of the longest `maxLength`; it is a file without line breaks."""
+"""Most bytes of a row: a hundred times the longest `maxLength`; anything larger is a file without line breaks."""
 MAX_RATIO: Final = 200
-"""Unpacked over packed size of what may still be text; JSON packs 5 to 30 times, a bomb a thousand times and more."""
+"""Largest plausible ratio of unpacked to packed size: JSON compresses 5 to 30 times, a bomb a thousand times and more."""
 RATIO_FREE_BYTES: Final = 64 * MIB
-"""Unpacked size up to which any ratio is harmless."""
+"""Unpacked bytes up to which any ratio is harmless."""
 _MAGIC_CODECS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _FOREIGN: Final[tuple[tuple[bytes, str], ...]] = (
     (b"PAR1", "is a Parquet file by its content; name it .parquet"),
@@ -49,7 +49,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 
 def check_file(path: Path, shown: str) -> None:
-    """Raise TrainingError (DatasetNotFound, DatasetInvalid) unless `path` is a regular file of a bearable size."""
+    """Raise TrainingError (DatasetNotFound, DatasetInvalid) unless `path` is a regular file within the size limit."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -65,7 +65,7 @@ def check_file(path: Path, shown: str) -> None:
 
 
 def suffix_of(path: Path, shown: str) -> str:
-    """Which of `SUFFIXES` says how to parse the file; .jsonl without one, as a ConfigMap's key needs none."""
+    """Return the suffix (one of `SUFFIXES`) that selects the parser; .jsonl without one, because a ConfigMap key needs none."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
@@ -81,7 +81,7 @@ def suffix_of(path: Path, shown: str) -> str:
 
 
 def open_text(path: Path, shown: str) -> BinaryIO:
-    """The file's bytes, unpacked. Reading raises TrainingError (DatasetInvalid) for what is broken or unpacks too far."""
+    """Open the file as unpacked bytes. Reading raises TrainingError (DatasetInvalid) for a broken file or a bomb."""
     with path.open("rb") as file:
         magic = file.read(4)
     codec = next((codec for start, codec in _MAGIC_CODECS.items() if magic.startswith(start)), None)
@@ -97,7 +97,7 @@ def open_text(path: Path, shown: str) -> BinaryIO:
 
 
 def lines_of(stream: BinaryIO, shown: str) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, counted from 1. Only a line feed ends a line: JSON text may hold other separators."""
+    """Yield lines with their numbers from 1. Only a line feed ends a line, because JSON text may hold other separators."""
     number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
@@ -110,12 +110,12 @@ def lines_of(stream: BinaryIO, shown: str) -> Iterator[tuple[int, bytes]]:
 
 
 def too_large(shown: str) -> TrainingError:
-    """The error of a file whose rows would not fit in memory."""
+    """Return the error of a file whose rows would not fit in memory."""
     return invalid(f"{shown} has more than {MAX_DATASET_BYTES // MIB} MiB of rows; use fewer rows")
 
 
 def check_unpacked(unpacked: int, packed: int, shown: str) -> None:
-    """Raise TrainingError (DatasetInvalid) for content that is, or grows out of its file, beyond reason; sizes in bytes."""
+    """Raise TrainingError (DatasetInvalid) if the content is too large, or unpacks implausibly far; sizes in bytes."""
     if unpacked > MAX_DATASET_BYTES:
         raise too_large(shown)
     if unpacked > max(RATIO_FREE_BYTES, MAX_RATIO * packed):
@@ -126,7 +126,7 @@ def check_unpacked(unpacked: int, packed: int, shown: str) -> None:
 
 
 class _Unpacked(io.RawIOBase):
-    """A compressed file as a stream of its content, which ends with an error as soon as it grows beyond reason."""
+    """Stream of a compressed file's content that raises as soon as it unpacks too far."""
 
     def __init__(self, path: Path, codec: str, shown: str) -> None:
         import pyarrow as pa

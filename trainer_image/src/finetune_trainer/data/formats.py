@@ -1,4 +1,4 @@
-"""From rows to examples: which format they are in, and which of them are wrong."""
+"""From rows to examples: detect the format, check every row, split off held-out rows."""
 
 import logging
 import random
@@ -25,11 +25,11 @@ def read_examples(
     name: str = "dataset",
     files: Sequence[Path] = (),
 ) -> tuple[list[Example], Format]:
-    """All rows as examples, and their format, which the first row decides if `row_format` is auto.
+    """Return all rows as examples, and their format; with `row_format` auto the first row decides it.
 
-    `files` are those of a dataset that had to be downloaded.
+    `files` are the files of a downloaded dataset.
 
-    Raises TrainingError (DatasetNotFound, DatasetInvalid) that names the rows that are wrong.
+    Raises TrainingError (DatasetNotFound, DatasetInvalid) that names the wrong rows.
     """
     problems = Problems(name)
     chosen = None if row_format == "auto" else row_format
@@ -49,7 +49,7 @@ def read_examples(
 
 
 def detect_format(row: Row, columns: Columns | None, *, name: str = "dataset") -> Format:
-    """The first format whose columns the row has; logged, as nobody named it."""
+    """Return the first format whose columns the row has, and log it, because nobody named it."""
     for candidate, parts in PARTS.items():
         if all(_column(columns, part) in row.value for part in parts):
             logger.info("detected format dataset=%s format=%s columns=%s", name, candidate, listed(sorted(row.value)))
@@ -62,7 +62,7 @@ def detect_format(row: Row, columns: Columns | None, *, name: str = "dataset") -
 
 
 def problem_of(row: Row, row_format: Format, columns: Columns | None, loss_on: str) -> str | None:
-    """What is wrong with a row, as the rest of a sentence about it; None if it is right."""
+    """Describe what is wrong with a row, as the rest of a sentence about it; None if it is right."""
     names = {part: _column(columns, part) for part in PARTS[row_format]}
     if missing := [name for name in names.values() if name not in row.value]:
         return f"column {missing[0]} is missing, found {listed(row.value)}"
@@ -78,7 +78,7 @@ def problem_of(row: Row, row_format: Format, columns: Columns | None, loss_on: s
 
 
 def require_format(row_format: Format, *, pairs: bool, name: str = "dataset") -> None:
-    """Raise TrainingError (DatasetInvalid) for pairs where single answers are learnt, and the other way round."""
+    """Raise TrainingError (DatasetInvalid) for preference pairs without DPO, and for other rows with it."""
     if row_format == "preference" and not pairs:
         raise invalid(
             f"{name} holds preference pairs (prompt, chosen, rejected), and supervised training learns one wanted answer a "
@@ -93,7 +93,7 @@ def require_format(row_format: Format, *, pairs: bool, name: str = "dataset") ->
 
 
 def split_rows(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples: a random choice that the seed fixes, each part in the order of the file."""
+    """Split off held-out examples at random by the seed; both parts keep the order of the file."""
     count = max(1, round(len(examples) * fraction))
     if count >= len(examples):
         raise invalid(

@@ -1,4 +1,4 @@
-"""Messages of a chat in OpenAI's form: what may be wrong with them, and which of them are learnt."""
+"""Chat messages in OpenAI's form: check them, and tell which of them carry loss."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from finetune_trainer.data.rows import ROLES, Message
 
 
 def is_learnt(message: Message) -> bool:
-    """Whether a message carries loss: an assistant's, unless it is weighted 0 as OpenAI's format allows."""
+    """Return whether a message carries loss: an assistant's does, unless its weight is 0 (OpenAI's format)."""
     return message["role"] == "assistant" and message.get("weight") != 0
 
 
 def problem_of_messages(value: Any, column: str) -> str | None:
-    """What is wrong with a list of messages, as a sentence about its column; None if it is right."""
+    """Describe what is wrong with a list of messages, as a sentence about its column; None if it is right."""
     if not isinstance(value, list) or not value:
         return f"{column} is {kind(value)}, expected a list of {{role, content}}"
     for index, message in enumerate(value):
@@ -23,7 +23,7 @@ def problem_of_messages(value: Any, column: str) -> str | None:
 
 
 def problem_of_text(value: Any, column: str, *, may_be_blank: bool = False) -> str | None:
-    """What is wrong with a text, as a sentence about its column; None if it is right."""
+    """Describe what is wrong with a text, as a sentence about its column; None if it is right."""
     if not isinstance(value, str):
         return f"{column} is {kind(value)}, expected text"
     if not value.strip() and not may_be_blank:
@@ -36,7 +36,7 @@ def problem_of_text(value: Any, column: str, *, may_be_blank: bool = False) -> s
 
 
 def joined_parts(value: Any) -> Any:
-    """Messages whose content is plain text: OpenAI's form also allows a list of parts, which templates do not all know."""
+    """Join the text parts of each message: OpenAI's form allows a list of parts, which not all templates know."""
     if not isinstance(value, list):
         return value
     return [
@@ -69,7 +69,7 @@ def _problem_of_content(message: Message, place: str) -> str | None:
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         return None
-    # An empty answer would teach the model to fall silent; an empty question or instruction harms nobody.
+    # An empty answer would teach the model to stay silent; an empty question or instruction is harmless.
     may_be_blank = not is_learnt(message) or bool(message.get("tool_calls"))
     if not isinstance(content, list) or not content:
         return problem_of_text(content, f"{place}.content", may_be_blank=may_be_blank)

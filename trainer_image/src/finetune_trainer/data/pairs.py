@@ -1,6 +1,6 @@
 """Preference pairs as rows: each answer with its prompt is a row, the chosen one before the rejected one.
 
-So pairs are tokenized, cached, reported and packed like any rows; packing computes the prompt of both answers once.
+Pairs are therefore tokenized, cached, reported and packed like other rows; packing computes their common prompt once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ Pair = tuple[TokenRow, TokenRow]
 
 
 def answers_as_examples(pairs: Sequence[Example]) -> list[Example]:
-    """Two examples of each pair, in which the answer alone carries loss; chats, all of them, if any pair is one."""
+    """Return two examples per pair, in which only the answer carries loss; all are chats if any pair is one."""
     as_chats = any(isinstance(pair.prompt, list) for pair in pairs)
     to_example = _chat if as_chats else _text
     return [to_example(pair, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
@@ -36,7 +36,7 @@ def _as_messages(part: str | list[Message] | None, role: str) -> list[Message]:
 
 
 def require_whole_pairs(answers: Tokenized, max_length: int, name: str) -> Tokenized:
-    """Raise TrainingError (DatasetInvalid) if answers were dropped: what is left of their pairs says nothing."""
+    """Raise TrainingError (DatasetInvalid) if answers were dropped, because half a pair says nothing."""
     if answers.dropped:
         raise invalid(
             f"{answers.dropped} answers of {name}, the first of them in {answers.dropped_places[0]}, lose every token when cut "
@@ -71,5 +71,5 @@ class PreferencePairs(Sequence[Pair]):
 
 
 def flattened(pairs: Sequence[Pair]) -> list[TokenRow]:
-    """The rows of pairs, chosen and rejected alternating."""
+    """Return the rows of pairs, chosen and rejected alternating."""
     return [row for pair in pairs for row in pair]

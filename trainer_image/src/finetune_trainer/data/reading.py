@@ -29,17 +29,17 @@ from finetune_trainer.data.rows import Row
 from finetune_trainer.errors import TrainingError, one_line
 
 MAX_JSON_BYTES: Final = 256 * MIB
-"""A JSON document is parsed as a whole and takes several times its size in memory; JSON Lines has no such limit."""
+"""Most bytes of a JSON document, which is parsed as a whole and takes several times its size; JSON Lines has no such limit."""
 PARQUET_BATCH_ROWS: Final = 16
 """Rows that are unpacked at a time: a file can repeat one large value a million times at no cost, and each may be as large as
 a row may be."""
 
 
 def read_rows(config: RowsConfig, problems: Problems, files: Sequence[Path] = ()) -> Iterator[Row]:
-    """Rows of inline text or of files, as they are parsed; `files` take the place of `path` if that is not here.
+    """Yield the rows of inline text or of files as they are parsed; downloaded `files` replace `path`.
 
-    A row that cannot be parsed is noted in `problems` and left out. Raises TrainingError (DatasetNotFound, DatasetInvalid)
-    where a file as a whole cannot be used.
+    A row that cannot be parsed is added to `problems` and left out. Raises TrainingError (DatasetNotFound, DatasetInvalid)
+    if a whole file cannot be used.
     """
     shown = label_of(config, problems.name)
     if config.inline is not None:
@@ -61,7 +61,7 @@ def _read_file(path: Path, problems: Problems, shown: str) -> Iterator[Row]:
 
 
 def _labeled(config: RowsConfig, files: Sequence[Path], shown: str) -> list[tuple[Path, str]]:
-    """The files of rows that are not inline, and how messages call each."""
+    """Return the files of rows that are not inline, each with its name in messages."""
     files = files or [Path(str(config.path))]
     return [(path, shown if len(files) == 1 else f"{shown} {path.name}") for path in files]
 
@@ -77,14 +77,14 @@ def _readable(shown: str) -> Iterator[None]:
 
 
 def label_of(config: RowsConfig, name: str) -> str:
-    """How messages call these rows: their name, and their source unless they are inline."""
+    """Return the name of these rows in messages, with their source unless they are inline."""
     return f"{name} {config.source or config.path}" if config.inline is None else name
 
 
 def digest_rows(config: RowsConfig, files: Sequence[Path] = (), name: str = "dataset") -> str:
-    """sha256 of the inline text, of the file's bytes, or of the sha256 of several files.
+    """Return the sha256 of the inline text, of the file's bytes, or of the digests of several files.
 
-    Raises TrainingError (DatasetNotFound, DatasetInvalid) for what is no file to read.
+    Raises TrainingError (DatasetNotFound, DatasetInvalid) if a file cannot be read.
     """
     if config.inline is not None:
         return f"sha256:{hashlib.sha256(_encoded(config.inline)).hexdigest()}"
@@ -97,7 +97,7 @@ def digest_rows(config: RowsConfig, files: Sequence[Path] = (), name: str = "dat
 
 
 def _encoded(inline: str) -> bytes:
-    # Half a surrogate pair is possible in a str; parsing the bytes then says that they are not UTF-8.
+    # A str may hold an unpaired surrogate; parsing the bytes then reports that they are not UTF-8.
     return inline.encode(errors="surrogatepass")
 
 
@@ -143,7 +143,7 @@ def _read_json(stream: BinaryIO, problems: Problems, shown: str) -> Iterator[Row
 
 
 class _NotJsonError(Exception):
-    """What is wrong with a text that was to be JSON, as the rest of a sentence about it."""
+    """Describe why a text is not JSON, as the rest of a sentence about it."""
 
     def __init__(self, problem: str, *, extra_data: bool = False) -> None:
         super().__init__(problem)
@@ -165,7 +165,7 @@ def _parse_json(raw: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Python would quietly keep the last value of a key that occurs twice, and train on half of a row."""
+    """Refuse a key that occurs twice: Python would silently keep its last value and train on half of a row."""
     value = dict(pairs)
     if len(value) != len(pairs):
         raise _NotJsonError(f"has the key {_twice([key for key, _ in pairs])} more than once in one object")
@@ -245,22 +245,22 @@ def _read_parquet(path: Path, shown: str) -> Iterator[Row]:
                 number += 1
                 yield Row(f"row {number}", value)
     except (pa.ArrowException, OSError) as error:
-        # Arrow's own errors have no errno; one with an errno is the volume's.
+        # Arrow's own errors have no errno; an errno means that the volume failed.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         where = f"after row {number} " if number else ""
         raise invalid(f"{shown} is not a whole Parquet file {where}({one_line(error)}); write it again") from None
     except (ValueError, OverflowError) as error:
-        # Of single values: text that is not UTF-8, a time inside of a list or object.
+        # A single value failed: text that is not UTF-8, or a time inside a list or object.
         raise invalid(
             f"{shown} after row {number} has a value that Python cannot hold ({one_line(error)}); write it as text"
         ) from None
 
 
 def _without_times(batch: Any) -> Any:
-    """The rows with points in time and durations as the numbers they are stored as.
+    """Return the table with times and durations as the numbers that they are stored as.
 
-    Python has no nanoseconds and no year 10000, and nobody trains on a time: a column beside the text must not be in its way.
+    Python has no nanoseconds and no year 10000. Nobody trains on a time, so such a column beside the text must not fail.
     """
     import pyarrow as pa
 

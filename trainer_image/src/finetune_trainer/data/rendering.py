@@ -1,4 +1,4 @@
-"""A conversation as the text that the model sees, by its own chat template, and which characters of it are learnt."""
+"""Conversations rendered by the model's chat template, with the character ranges that carry loss."""
 
 from typing import Any
 
@@ -11,20 +11,20 @@ Spans = list[tuple[int, int]]
 
 
 class Unrenderable(Exception):
-    """The chat template and a row do not go together."""
+    """A conversation that the model's chat template cannot render, or not so that its answers can be told apart."""
 
 
 def render_learnt(messages: list[Message], tools: list[Any] | None, tokenizer: Any, loss_on: str) -> tuple[str, Spans]:
-    """The conversation's text, and the ranges that carry loss. Raises Unrenderable."""
+    """Render a conversation, and return its text with the ranges that carry loss. Raises Unrenderable."""
     text = _render(messages, tools, tokenizer)
     return text, [(0, len(text))] if loss_on == "all" else _learnt_spans(messages, tools, text, tokenizer)
 
 
 def _learnt_spans(messages: list[Message], tools: list[Any] | None, text: str, tokenizer: Any) -> Spans:
-    """Character ranges of `text` that the assistant writes: from the generation prompt to the end-of-turn token.
+    """Return the ranges of `text` that the assistant writes: from the generation prompt to the end-of-turn token.
 
-    A turn's range is the difference between two renderings, the conversation up to the turn with the generation prompt and
-    the conversation including it. That holds for any template that renders earlier turns alike in both.
+    A turn's range is the difference between two renderings: the conversation before the turn with the generation prompt, and
+    the conversation including the turn. This requires a template that renders earlier turns alike in both.
     """
     spans = []
     for index, message in enumerate(messages):
@@ -43,7 +43,7 @@ def _learnt_spans(messages: list[Message], tools: list[Any] | None, text: str, t
 
 
 def _end_of_turn(rendered: str, start: int, tokenizer: Any) -> int:
-    """Where the assistant stops: after the end-of-turn token, without the line break that templates put behind it."""
+    """Return the end of a turn: after the end-of-turn token, without the line break that templates append."""
     trimmed = rendered.rstrip()
     ends_with_special = any(trimmed.endswith(token) for token in _special_tokens(tokenizer))
     return len(trimmed) if ends_with_special and len(trimmed) > start else len(rendered)

@@ -1,4 +1,4 @@
-"""What a dataset is like once it is tokenized: the figures by which its author sees before training that something is off."""
+"""Report of a tokenized dataset, so that its author sees before training what is wrong with it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ BAR_WIDTH = 40
 
 
 class Bin(StatusModel):
-    """Rows of like length."""
+    """Number of rows in a range of lengths."""
 
     up_to: Annotated[int, Field(description="upTo is the largest length in tokens that belongs here.")]
     rows: Annotated[int, Field(description="rows that are no longer, and longer than the bin before.")]
 
 
 class Lengths(StatusModel):
-    """Tokens per row, after cutting to maxLength."""
+    """Tokens per row after truncation to maxLength."""
 
     shortest: Annotated[int, Field(description="shortest row.")]
     median: Annotated[int, Field(description="median row.")]
@@ -34,7 +34,7 @@ class Lengths(StatusModel):
 
 
 class LostRows(StatusModel):
-    """Rows that are not, or not wholly, trained on."""
+    """Rows that are dropped or truncated."""
 
     rows: Annotated[int, Field(description="rows in number.")]
     reason: Annotated[str, Field(description="reason why.")]
@@ -42,7 +42,7 @@ class LostRows(StatusModel):
 
 
 class PartReport(StatusModel):
-    """One set of rows."""
+    """Figures of one set of rows."""
 
     rows: Annotated[int, Field(description="rows that are used.")]
     tokens: Annotated[int, Field(description="tokens of these rows.")]
@@ -57,7 +57,7 @@ class PartReport(StatusModel):
 
 
 class DatasetReport(StatusModel):
-    """Training and held-out rows. Nothing in it depends on the run: the same data and model give the same report."""
+    """Figures of training and held-out rows; the same data and model always give the same report."""
 
     format_version: Annotated[int, Field(description="formatVersion of this document.")] = 1
     digest: Annotated[str, Field(description="digest of the dataset's bytes.")]
@@ -87,7 +87,7 @@ def build_report(
 
 
 def remarks(report: DatasetReport) -> list[str]:
-    """What is probably not meant to be so, in sentences with a remedy."""
+    """List probable mistakes in sentences, each with a remedy."""
     found = []
     parts = [("training", report.training)] + ([("evaluation", report.evaluation)] if report.evaluation else [])
     for name, part in parts:
@@ -108,7 +108,7 @@ def remarks(report: DatasetReport) -> list[str]:
 
 
 def render_report(report: DatasetReport) -> str:
-    """The report for a person to read, with its histogram."""
+    """Format the report with its histogram for a terminal."""
     lines = [
         f"dataset:    {report.training.rows} training rows, {report.evaluation.rows if report.evaluation else 0} evaluation "
         f"rows, format {report.format}, {report.digest}"

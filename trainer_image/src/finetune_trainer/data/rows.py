@@ -1,10 +1,10 @@
-"""What a dataset is made of: rows as they were parsed, and examples that are known to be right."""
+"""Rows as they were parsed, and examples that have been checked."""
 
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 Message = dict[str, Any]
-"""A message of a chat in OpenAI's form: role, content, and sometimes weight, name, tool_calls."""
+"""Chat message in OpenAI's form: role, content, and optionally weight, name, tool_calls."""
 Format = Literal["messages", "preference", "prompt-completion", "text"]
 PARTS: Final[dict[Format, tuple[str, ...]]] = {
     "messages": ("messages",),
@@ -12,13 +12,13 @@ PARTS: Final[dict[Format, tuple[str, ...]]] = {
     "prompt-completion": ("prompt", "completion"),
     "text": ("text",),
 }
-"""Parts that a row of each format must have, in the order in which formats are detected."""
+"""Required parts of a row by format, in the order of detection."""
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A parsed row and the words by which its author finds it."""
+    """Parsed row, with its place in the file."""
 
     where: str
     """For example `line 3` or `row 3`, counted from 1."""
@@ -27,14 +27,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row whose parts are known to be right; which of them are set depends on the format."""
+    """Checked row; the format decides which parts are set."""
 
     where: str
     messages: list[Message] | None = None
     tools: list[Any] | None = None
-    """Functions that the chat template is to offer; with `messages` only."""
+    """Functions that the chat template offers to the model; with `messages` only."""
     prompt: str | list[Message] | None = None
-    """Text, or the beginning of a chat in the `preference` format."""
+    """Text, or in the `preference` format the beginning of a chat."""
     completion: str | None = None
     text: str | None = None
     chosen: str | list[Message] | None = None

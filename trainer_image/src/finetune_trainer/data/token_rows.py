@@ -1,4 +1,4 @@
-"""Token ids and labels of many rows, five bytes a token: a Python list of ints takes eight to forty."""
+"""Token ids and labels of many rows in five bytes per token; a Python list of ints takes eight to forty."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 IGNORED: Final = -100
-"""Label of a token without loss; torch's cross entropy leaves it out."""
+"""Label of a token without loss, which torch's cross entropy ignores."""
 
 Ids = NDArray[np.int32] | Sequence[int]
 """Token ids of one row."""
@@ -21,19 +21,19 @@ class TokenRow:
 
     input_ids: Ids
     labels: Ids
-    """The token ids that carry loss, `IGNORED` elsewhere."""
+    """Token ids where they carry loss, `IGNORED` elsewhere."""
 
     @property
     def loss_tokens(self) -> int:
-        """Tokens that are predicted and carry loss; the first token of a row is never predicted."""
+        """Number of tokens that are predicted and carry loss; the first token of a row is never predicted."""
         return int(np.count_nonzero(np.asarray(self.labels)[1:] != IGNORED))
 
 
 class TokenRows(Sequence[TokenRow]):
-    """Rows in three flat arrays; a row is made when it is asked for."""
+    """Rows in three flat arrays; a row object is created on access."""
 
     def __init__(self, input_ids: NDArray[np.int32], learnt: NDArray[np.bool_], offsets: NDArray[np.int64]) -> None:
-        """`learnt` says of each token whether it carries loss; row i is `offsets[i]` to `offsets[i + 1]`."""
+        """Hold rows: `learnt` marks tokens that carry loss; row i spans `offsets[i]` to `offsets[i + 1]`."""
         self.input_ids = input_ids
         self.learnt = learnt
         self.offsets = offsets
@@ -69,11 +69,11 @@ class TokenRows(Sequence[TokenRow]):
 
     @property
     def loss_tokens(self) -> int:
-        """Tokens of all rows that are predicted and carry loss."""
+        """Number of predicted tokens with loss in all rows."""
         return int(np.count_nonzero(self.learnt) - np.count_nonzero(self.learnt[self.offsets[:-1]]))
 
     def contents(self) -> Iterator[bytes]:
-        """Of each row bytes that are equal for two rows if and only if they train alike."""
+        """Bytes of each row, equal for two rows if and only if they train alike."""
         for row in range(len(self)):
             ids, learnt = self._slices(row)
             yield ids.tobytes() + learnt.tobytes()
@@ -84,7 +84,7 @@ class TokenRows(Sequence[TokenRow]):
 
 
 class TokenRowsBuilder:
-    """Collects rows into buffers that grow in place: a million small arrays would take more memory than their content."""
+    """Builder of rows with buffers that grow in place: a million small arrays would take more memory than their content."""
 
     def __init__(self) -> None:
         self._ids = array("i")
@@ -98,7 +98,7 @@ class TokenRowsBuilder:
         self._offsets.append(len(self._ids))
 
     def build(self) -> TokenRows:
-        """All rows, without a copy; the builder is of no more use."""
+        """Return all rows without copying them; the builder must not be used afterwards."""
         return TokenRows(
             np.frombuffer(self._ids, dtype=np.int32) if self._ids else np.zeros(0, np.int32),
             np.frombuffer(self._learnt, dtype=np.bool_) if self._learnt else np.zeros(0, np.bool_),
@@ -108,7 +108,7 @@ class TokenRowsBuilder:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Rows ready for training, and what was lost on the way."""
+    """Rows ready for training, with the counts of truncated and dropped ones."""
 
     rows: TokenRows
     truncated: int
@@ -116,9 +116,9 @@ class Tokenized:
     dropped: int
     """Rows that had no token with loss left after truncation."""
     truncated_places: tuple[str, ...] = ()
-    """Where the first truncated rows are in the dataset, for example `line 3`."""
+    """Places of the first truncated rows, for example `line 3`."""
     dropped_places: tuple[str, ...] = ()
-    """Where the first dropped rows are."""
+    """Places of the first dropped rows."""
 
     @property
     def tokens(self) -> int:
@@ -132,5 +132,5 @@ class Tokenized:
 
 
 def as_ids(ids: Any) -> NDArray[np.int32]:
-    """A list of token ids as an array."""
+    """Return a list of token ids as an array."""
     return np.asarray(ids, dtype=np.int32)

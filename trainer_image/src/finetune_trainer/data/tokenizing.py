@@ -1,4 +1,4 @@
-"""From examples to token ids: rendered one by one, tokenized in batches, which the tokenizer spreads over the cores."""
+"""From examples to token ids: rendered one by one, tokenized in batches that the tokenizer spreads over the cores."""
 
 import logging
 import time
@@ -17,13 +17,13 @@ from finetune_trainer.data.token_rows import Tokenized, TokenRowsBuilder, as_ids
 logger = logging.getLogger(__name__)
 
 BATCH_ROWS: Final = 512
-"""Rows that are tokenized at a time: enough for every core, few enough to see progress and a stop signal."""
+"""Rows per batch: enough for every core, few enough to see progress and a stop signal."""
 BATCH_CHARACTERS: Final = 1 << 20
-"""Characters at a time: the tokenizer's own lists take some hundred bytes a token."""
+"""Characters per batch, because the tokenizer's own lists take some hundred bytes per token."""
 LOG_SECONDS: Final = 10.0
-"""Seconds between two lines about progress."""
+"""Seconds between two progress lines."""
 SHOWN_PLACES: Final = 5
-"""Truncated and dropped rows that are named; the rest is counted."""
+"""Truncated and dropped rows that are named; the others are counted."""
 
 
 def tokenize(
@@ -35,7 +35,7 @@ def tokenize(
     name: str = "dataset",
     between: Callable[[], None] = lambda: None,
 ) -> Tokenized:
-    """Token ids and labels of every example; `between` is called between batches and may raise.
+    """Tokenize and label every example; `between` is called between batches and may raise.
 
     Raises TrainingError (DatasetInvalid) naming rows that cannot be rendered.
     """
@@ -68,7 +68,7 @@ def tokenize(
 
 @dataclass
 class _Text:
-    """A text to be tokenized, and what of it carries loss."""
+    """Text to tokenize, with the character ranges that carry loss."""
 
     example: Example
     text: str
@@ -78,7 +78,7 @@ class _Text:
 def _tokenize_batch(
     examples: Sequence[Example], tokenizer: Any, loss_on: str, problems: Problems
 ) -> Iterator[tuple[Example, NDArray[np.int32], NDArray[np.bool_]]]:
-    """Each example with its token ids, and whether each of them carries loss."""
+    """Yield each example with its token ids, and for each of them whether it carries loss."""
     if examples[0].text is not None:
         yield from _tokenize_texts(examples, tokenizer)
     elif examples[0].messages is None and not tokenizer.chat_template:
@@ -98,7 +98,7 @@ def _tokenize_texts(
 def _tokenize_plain_pairs(
     examples: Sequence[Example], tokenizer: Any, loss_on: str
 ) -> Iterator[tuple[Example, NDArray[np.int32], NDArray[np.bool_]]]:
-    """Prompt and completion are tokenized apart: at inference the prompt is on its own, too."""
+    """Tokenize prompt and completion separately, because at inference the prompt stands alone too."""
     heads = _ids(tokenizer, [str(e.prompt) for e in examples])
     tails = _ids(tokenizer, [str(e.completion) for e in examples], add_special_tokens=False)
     for example, head, tail in zip(examples, heads, tails, strict=True):
@@ -135,7 +135,7 @@ def _render(example: Example, tokenizer: Any, loss_on: str) -> tuple[str, Spans]
 
 
 def _overlaps(offsets: list[tuple[int, int]], spans: Spans) -> NDArray[np.bool_]:
-    """Of each token whether any of its characters is in a span."""
+    """Return for each token whether any of its characters is in a span."""
     starts, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
     learnt = np.zeros(len(starts), np.bool_)
     for first, last in spans:
@@ -149,7 +149,7 @@ def _ids(tokenizer: Any, texts: list[str], *, add_special_tokens: bool = True) -
 
 
 def _encode(tokenizer: Any, texts: list[str], **options: Any) -> Any:
-    # verbose: transformers would warn of every text that is longer than the model's limit; the report says it once.
+    # verbose=False: transformers would warn of every text beyond the model's limit; the report says it once.
     return tokenizer(texts, return_attention_mask=False, verbose=False, **options)
 
 
@@ -159,7 +159,7 @@ def _with_end(ids: list[int], tokenizer: Any) -> list[int]:
 
 
 def characters(examples: Sequence[Example]) -> int:
-    """Characters of all texts, by which the work of tokenizing them is known before it is done."""
+    """Count the characters of all texts, a measure of the work before it is done."""
     return sum(_characters(example) for example in examples)
 
 
@@ -181,7 +181,7 @@ def _characters(example: Example) -> int:
 
 
 class _Places:
-    """Counts rows and remembers where the first of them are."""
+    """Counter of rows that remembers the places of the first ones."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -194,7 +194,7 @@ class _Places:
 
 
 class _Progress:
-    """A line about progress every few seconds; nothing for a dataset that is done before."""
+    """Log progress every few seconds; nothing for a dataset that finishes sooner."""
 
     def __init__(self, name: str, total: int) -> None:
         self._name = name

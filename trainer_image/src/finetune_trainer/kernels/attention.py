@@ -1,8 +1,8 @@
-"""Attention over the flat sequence of `packing`: every block of tokens sees its own context and nothing else.
+"""Attention over a packed flat sequence: every block of tokens attends to its own context and to nothing else.
 
 It is plugged into transformers' `AttentionInterface`, so every model that uses that interface trains on packed rows without
-a change. Blocks of like size are padded together for the attention alone, where padding is cheap: it is a few percent of the
-work for rows of a few hundred tokens, while all linear layers see no padding at all.
+a change. Blocks of similar size are padded together for the attention alone, because there padding is cheap: a few percent of the
+work for rows of a few hundred tokens, while the linear layers process no padding at all.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from finetune_trainer.kernels.attention_layout import AttentionLayout, Bucket, P
 logger = logging.getLogger(__name__)
 
 IMPLEMENTATION: Final = "finetune_packed"
-"""Name under which transformers knows this attention."""
+"""Name of this attention in transformers' `AttentionInterface`."""
 OTHER_ATTENTION: Final = ("softcap", "s_aux", "sliding_window")
-"""Arguments by which a model asks for another attention than this one: capped scores, sinks, windows."""
+"""Arguments of attention variants that this kernel does not implement: capped scores, sinks, windows."""
 
 
 def attend(
@@ -33,18 +33,19 @@ def attend(
     layout: AttentionLayout,
     **options: Any,
 ) -> tuple[Any, None]:
-    """An attention function of transformers: query [1, H, T, D], key and value [1, G, T, D], result [1, T, H, D].
+    """Compute attention as transformers calls it: query [1, H, T, D], key and value [1, G, T, D], result [1, T, H, D].
 
-    G divides H: H / G queries share a key. `attention_mask` is None, as the layout says who sees whom.
+    G divides H: H / G query heads share a key head. `attention_mask` is None because `layout` defines the mask.
+    Raises ValueError for another mask or an attention variant.
     """
     import torch
 
     if attention_mask is not None:
-        raise ValueError("packed rows have a mask of their own, and this model brought another")
+        raise ValueError("packed rows define their own attention mask, but the model passed another")
     if unknown := [name for name in OTHER_ATTENTION if options.get(name) is not None]:
-        raise ValueError(f"this model's attention wants {', '.join(unknown)}, which packed rows do not have")
+        raise ValueError(f"packed rows do not support {', '.join(unknown)}, which this model's attention uses")
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
-    # Tokens first: that is how they lie in memory, so that a token is gathered as one piece.
+    # Tokens first, as in memory, so that each token is gathered as one contiguous piece.
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     results = [_attend_part(part, query, key, value, scaling, dropout) for part in layout.parts]
     result = results[0] if len(results) == 1 else torch.cat(results).index_select(0, layout.restore)
@@ -52,7 +53,7 @@ def attend(
 
 
 def _attend_part(part: Part, query: Any, key: Any, value: Any, scaling: float, dropout: float) -> Any:
-    """[P, H, D] results of the tokens of a part, in their order."""
+    """Return the results [P, H, D] of a part's tokens, in their order."""
     import torch
 
     if part.short and query.device.type == "cpu" and not dropout:
@@ -71,7 +72,7 @@ def _attend_part(part: Part, query: Any, key: Any, value: Any, scaling: float, d
 
 
 def _fused(query: Any, key: Any, value: Any, bucket: Bucket, scaling: float, dropout: float) -> Any:
-    """Attention by torch's kernel: query [n, L, H, D], key and value [n, S, G, D], result like query."""
+    """Call torch's fused kernel: query [n, L, H, D], key and value [n, S, G, D], result like query."""
     from torch.nn.functional import scaled_dot_product_attention
 
     if bucket.mask is not None:
@@ -91,9 +92,9 @@ def _fused(query: Any, key: Any, value: Any, bucket: Bucket, scaling: float, dro
 
 
 def supports_packing(model: Any) -> bool:
-    """Whether every layer of the model is full attention behind transformers' interface, and its loss the usual one.
+    """Return whether all layers use full attention through transformers' interface, and the loss is the standard one.
 
-    It is a claim of the model's class; `passes.choose_passes` puts it to the proof.
+    The model's class only claims it; `batches.layout.choose_layout` verifies it on real rows.
     """
     from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -110,7 +111,7 @@ def supports_packing(model: Any) -> bool:
 
 @contextlib.contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
-    """Within this context the model takes batches of `PackedCollator`, and no others."""
+    """Make the model accept batches of `PackedCollator`, and only those, within this context."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(IMPLEMENTATION, attend)

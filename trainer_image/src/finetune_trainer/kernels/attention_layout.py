@@ -1,4 +1,4 @@
-"""Which tokens of a packed row attend to which, and how blocks are bucketed for one kernel call."""
+"""Attention mask of a packed sequence as blocks, and the buckets that process blocks of similar size in one kernel call."""
 
 import logging
 import math
@@ -12,11 +12,11 @@ import numpy.typing as npt
 logger = logging.getLogger(__name__)
 
 SHORT_KEYS: Final = 256
-"""Keys up to which a CPU keeps the scores: torch's fused kernel is slower there (backward in bfloat16: ten times)."""
+"""Most keys of a block whose scores a CPU materializes; torch's fused kernel is slower there (ten times for bfloat16 backward)."""
 
 
 SMALL_AREA: Final = 1 << 16
-"""Scores per head that are too few for their padding to matter."""
+"""Scores per head below which padding costs nothing measurable."""
 
 
 Ids = npt.NDArray[np.int64]
@@ -24,20 +24,20 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Block:
-    """Tokens that attend to themselves, causally, and to all of their context."""
+    """Consecutive tokens that attend causally to each other, and to all of their context."""
 
     queries: Ids
     """Flat positions of the tokens."""
     context: Ids
-    """Flat positions of the tokens before them."""
+    """Flat positions of the tokens before the block."""
 
 
 @dataclass
 class Bucket:
-    """Blocks that are padded together: n of them, with L queries and S = C + L keys each."""
+    """n blocks padded to one size: L queries and S = C + L keys each."""
 
     queries: Any
-    """[n * L] flat positions; a padded one repeats position 0, and its result is not used."""
+    """[n * L] flat positions; padding repeats position 0, and its results are discarded."""
     keys: Any
     """[n * S] flat positions: context padded on the left, own tokens on the right."""
     count: int
@@ -46,17 +46,17 @@ class Bucket:
     mask: Any | None
     """[1, 1, L, S], true where a query sees a key; None for a causal mask."""
     contexts: list[tuple[Any, Any]]
-    """For each context in it its flat positions [C], and the numbers of the blocks that see it."""
+    """For each distinct context: its flat positions [C], and the indices of the blocks that attend to it."""
     cache: dict[Any, Any] = field(default_factory=dict)
-    """What `short_attention` makes of it, once for all layers."""
+    """Tensors that `short_attention` derives once for all layers."""
 
     @property
     def seen(self) -> int:
-        """Keys of a block, S."""
+        """S, the keys of each block."""
         return len(self.keys) // self.count
 
     def bias(self, like: Any) -> Any:
-        """[L, S] what is added to scores: 0 where a query sees a key, minus infinity elsewhere."""
+        """Return the additive mask [L, S]: 0 where a query sees a key, minus infinity elsewhere."""
         import torch
 
         bias = torch.zeros(self.length, self.seen, dtype=like.dtype, device=like.device)
@@ -66,26 +66,26 @@ class Bucket:
 
 @dataclass
 class Part:
-    """The blocks of some tokens of a flat sequence, P of them."""
+    """Blocks that cover P tokens of a flat sequence."""
 
     buckets: list[Bucket]
     positions: Any
     """[P] flat positions, ascending."""
     restore: Any
-    """[P] for each of them the row of the concatenated results of all buckets."""
+    """[P] row of each position in the concatenated results of all buckets."""
     short: bool
-    """Whether these blocks have at most `SHORT_KEYS` keys, and the other part's more."""
+    """True for blocks of at most `SHORT_KEYS` keys."""
     cache: dict[Any, Any] = field(default_factory=dict)
-    """What `short_attention` makes of it, once for all layers."""
+    """Tensors that `short_attention` derives once for all layers."""
 
     @classmethod
     def of(cls, blocks: Sequence[Block], *, short: bool) -> "Part":
-        """Lay out blocks none of whose tokens is in two of them."""
+        """Lay out disjoint blocks."""
         import torch
 
         buckets, places = [], []
         offset = 0
-        for group in _alike(blocks):
+        for group in _similar_size(blocks):
             bucket = _bucket(group)
             buckets.append(bucket)
             for i, block in enumerate(group):
@@ -97,7 +97,7 @@ class Part:
         return cls(buckets, torch.from_numpy(positions[order]), torch.from_numpy(rows[order]), short)
 
     def to(self, device: Any, **options: Any) -> "Part":
-        """The same on another device."""
+        """Return a copy on another device."""
         buckets = [
             Bucket(
                 bucket.queries.to(device, **options),
@@ -117,14 +117,14 @@ class Part:
 
 @dataclass
 class AttentionLayout:
-    """Who sees whom in one flat sequence."""
+    """Attention mask of one flat sequence, as blocks in buckets."""
 
     parts: list[Part]
-    """Blocks with few keys, and those with many; together they cover every position once."""
+    """Blocks with few keys, then those with many; together they cover every position once."""
     restore: Any
-    """[T] for each flat position the row of the concatenated results of all parts."""
+    """[T] row of each flat position in the concatenated results of all parts."""
     row_tokens: int
-    """Tokens of all rows, shared ones counted in each of them."""
+    """Tokens of all rows; a shared token counts once per row."""
 
     @classmethod
     def of(cls, blocks: Sequence[Block], row_tokens: int) -> "AttentionLayout":
@@ -138,13 +138,13 @@ class AttentionLayout:
         return cls(parts, torch.cat([part.positions for part in parts]).argsort(), row_tokens)
 
     def to(self, device: Any, **options: Any) -> "AttentionLayout":
-        """The same on another device; accelerate calls this with the rest of a batch."""
+        """Return a copy on another device; accelerate calls this as for every tensor of a batch."""
         parts = [part.to(device, **options) for part in self.parts]
         return AttentionLayout(parts, self.restore.to(device, **options), self.row_tokens)
 
 
-def _alike(blocks: Sequence[Block]) -> Iterator[list[Block]]:
-    """Groups in which padding costs little: contexts of one length, own lengths within a factor of 1.25 or small."""
+def _similar_size(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+    """Group blocks so that padding costs little: equal context lengths, own lengths within a factor of 1.25 or small."""
     group: list[Block] = []
     for block in sorted(blocks, key=lambda b: (len(b.context), -len(b.queries), int(b.queries[0]))):
         if group and not _fits(group, block):

@@ -1,7 +1,7 @@
-"""transformers' loss of a causal language model, some rows of logits at a time.
+"""transformers' causal language model loss, computed over chunks of logit rows.
 
-Stock makes three tensors of the size of the logits in float32 on the way to one number and its gradient; with a large
-vocabulary they are the peak of a step. Here there are the logits and their gradient, each in its own dtype.
+The stock loss materializes three float32 tensors of the logits' size; with a large vocabulary they are the memory peak of a
+step. This loss keeps only the logits and their gradient, each in its own dtype.
 """
 
 import contextlib
@@ -15,17 +15,17 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from finetune_trainer.data import IGNORED
 
 CHUNK: Final = 1 << 18
-"""Logits that are in float32 at a time: 1 MiB, which fits into a core's cache."""
+"""Logits converted to float32 at a time: 1 MiB, which fits into a core's cache."""
 GPU_CHUNK: Final = 1 << 26
-"""The same on an accelerator, for which each call counts: 256 MiB."""
+"""The same on an accelerator, where each kernel launch counts: 256 MiB."""
 
 
 class SummedCrossEntropy(torch.autograd.Function):
-    """logits [N, V], targets [N]: the sum of all -log p(target) in float32, those left out that are `IGNORED`."""
+    """Sum of -log p(target) in float32 over logits [N, V] and targets [N], without targets that are `IGNORED`."""
 
     @staticmethod
     def forward(ctx: Any, logits: Any, targets: Any) -> Any:
-        """Nothing is kept but what came in."""
+        """Keep only the inputs for the backward pass."""
         ctx.save_for_backward(logits, targets)
         losses = [
             cross_entropy(part.float(), target, ignore_index=IGNORED, reduction="none")
@@ -35,7 +35,7 @@ class SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        """Probabilities, less one where the target is."""
+        """Return the softmax minus one at the target."""
         logits, targets = ctx.saved_tensors
         result = torch.empty_like(logits)
         scales = torch.where(targets == IGNORED, 0, grad)[:, None]
@@ -48,7 +48,7 @@ class SummedCrossEntropy(torch.autograd.Function):
 
 @contextlib.contextmanager
 def chunked_loss(model: Any) -> Iterator[None]:
-    """Within this context a model with the usual loss computes it by `SummedCrossEntropy`."""
+    """Replace the standard loss of a model by `SummedCrossEntropy` within this context."""
     before = getattr(model, "loss_function", None)
     if before is not ForCausalLMLoss:
         yield
@@ -68,7 +68,7 @@ def _loss(
     shift_labels: Any = None,
     **_: Any,
 ) -> Any:
-    """What `ForCausalLMLoss` computes from the same arguments."""
+    """Compute the same value as `ForCausalLMLoss`."""
     if shift_labels is None:
         shift_labels = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
     targets = shift_labels.flatten().to(logits.device)

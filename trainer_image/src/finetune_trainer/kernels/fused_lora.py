@@ -19,12 +19,12 @@ import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 
 SIBLINGS: Final = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Names of layers that get the very same activations in most models; in another, each is computed for itself."""
+"""Names of layers that most models call on the same activations; elsewhere each is computed by itself."""
 
 GATED: Final = ("gate_proj", "up_proj", "down_proj")
 """Names of the layers of a gated MLP, whose activation is `act_fn`."""
 LARGE: Final = 1e4
-"""How many times a usual activation one is that shows a limit, to which some models clamp what gate and up make."""
+"""Probe input, 10,000 times a typical activation: reveals models that clamp the gate or up projection."""
 
 
 class Adapted(NamedTuple):
@@ -37,7 +37,7 @@ class Adapted(NamedTuple):
 
 
 def products(x: Any, layers: Sequence[Adapted], scalings: Sequence[float]) -> tuple[list[Any], Any]:
-    """For x [T, I] and each layer x W' + bias + scaling * x A' B', [T, O]; and x with all A', [T, sum of R].
+    """Return x W' + bias + scaling * x A' B' [T, O] of each layer for x [T, I], and x times all A' [T, sum of R].
 
     LoRA: Hu et al., arXiv 2106.09685.
     """
@@ -52,7 +52,7 @@ def products(x: Any, layers: Sequence[Adapted], scalings: Sequence[float]) -> tu
 def gradients(
     x: Any, inner: Any, layers: Sequence[Adapted], scalings: Sequence[float], grads: Sequence[Any], *, of_x: bool
 ) -> tuple[Any, list[Any]]:
-    """Gradients by the chain rule: that of x if it is wanted, and for each layer those of weight, bias, A and B."""
+    """Return the gradients of x (if needed) and of each layer's weight, bias, A and B."""
     narrow_a = _joined([layer.a for layer in layers]).to(x.dtype)
     inner_grad = torch.empty_like(inner)
     for layer, scaling, grad, part in zip(layers, scalings, grads, _parts(inner_grad, layers), strict=True):
@@ -60,7 +60,7 @@ def gradients(
     a_grads = (inner_grad.T @ x).split([len(layer.a) for layer in layers])
     found = []
     for layer, scaling, grad, part, a_grad in zip(layers, scalings, grads, _parts(inner, layers), a_grads, strict=True):
-        # Narrow from the left: the other way round the same product takes twice as long on a CPU.
+        # The narrow matrix stands on the left: the other way round the same product takes twice as long on a CPU.
         b_grad = (part.T @ grad).mul_(scaling).T
         found += [None, None, a_grad.to(layer.a.dtype), b_grad.to(layer.b.dtype)]
     x_grad = None
@@ -73,7 +73,7 @@ def gradients(
 
 
 class LoraLinears(torch.autograd.Function):
-    """Layers of the same x [T, I]; their weights follow each other as in `Adapted`, and each has a result [T, O]."""
+    """Layers of the same x [T, I], each with a result [T, O]; weights are passed in the order of `Adapted`."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, scalings: tuple[float, ...], *weights: Any) -> Any:
@@ -86,7 +86,7 @@ class LoraLinears(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """See `gradients`; the one of x is left out for the lowest layer, whose input needs none."""
+        """See `gradients`; the gradient of x is skipped for the lowest layer, because its input needs none."""
         x, inner, *weights = ctx.saved_tensors
         x_grad, found = gradients(x, inner, _layers(weights), ctx.scalings, grads, of_x=ctx.needs_input_grad[0])
         return x_grad, None, *found
@@ -97,7 +97,7 @@ class GatedMlp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Any, activation: Callable[[Any], Any], scalings: tuple[float, ...], *weights: Any) -> Any:
-        """Only what gate and up make is kept, not what is made of it."""
+        """Keep the outputs of gate and up, and recompute their product."""
         gate_up, down = _layers(weights[:8]), _layers(weights[8:])
         (gate, up), inner = products(x, gate_up, scalings[:2])
         (result,), inner_down = products(activation(gate) * up, down, scalings[2:])
@@ -107,7 +107,7 @@ class GatedMlp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        """Down's gradients, those of the product, and gate's and up's."""
+        """Return the gradients of down, then of the product, then of gate and up."""
         x, gate, up, inner, inner_down, *weights = ctx.saved_tensors
         gate_up, down = _layers(weights[:8]), _layers(weights[8:])
         with torch.enable_grad():
@@ -133,7 +133,7 @@ def _parts(inner: Any, layers: Sequence[Adapted]) -> Any:
 
 
 class Siblings:
-    """Layers that a model calls one after the other: the first call computes all, if the others turn out to get the same."""
+    """Layers that a model calls in turn on the same input: the first call computes all of them."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self._layers = layers
@@ -141,7 +141,7 @@ class Siblings:
         self._waiting: dict[int, Any] = {}
 
     def forward(self, number: int, x: Any, *_args: Any, **_kwargs: Any) -> Any:
-        """The result of one of the layers."""
+        """Return the result of one of the layers."""
         layer = self._layers[number]
         if layer.disable_adapters:
             return layer.base_layer(x)
@@ -149,14 +149,14 @@ class Siblings:
             self._x, self._waiting = x, dict(enumerate(_apply(self._layers, x)))
         result = self._waiting.pop(number)
         if not self._waiting:
-            # The graph of all that led to x hangs on it; of a pass that failed, it would be there for the next one.
+            # x holds its whole autograd graph: after a failed pass the graph would stay in memory for the next one.
             self._x = None
         return result
 
 
 @contextlib.contextmanager
 def fused_lora(model: Any) -> Iterator[int]:
-    """Within this context every plain LoRA layer of a peft model is computed by this module; yields how many there are."""
+    """Compute every plain LoRA layer of a peft model by this module within this context; yield their number."""
     plain = [module for module in model.modules() if _is_plain(module)]
     changed = list(plain)
     for layer in plain:
@@ -183,7 +183,7 @@ def fused_lora(model: Any) -> Iterator[int]:
 
 
 def agrees(module: Any, forward: Callable[[Any], Any], size: int) -> bool:
-    """Whether `forward` computes what a module does, by the example of two tokens of `size` numbers, usual ones and large."""
+    """Return whether `forward` equals the module's own forward on two tokens of `size` numbers, typical and large ones."""
     like = next(module.parameters())
     x = torch.linspace(-1, 1, 2 * size, dtype=like.dtype, device=like.device).view(1, 2, size)
     tolerance = 8 * torch.finfo(like.dtype).eps
@@ -196,7 +196,7 @@ def agrees(module: Any, forward: Callable[[Any], Any], size: int) -> bool:
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether a module is peft's LoRA around an unquantized Linear with no variation (DoRA, dropout, bias, mixtures)."""
+    """Return whether a module is peft's LoRA around an unquantized Linear without variation (DoRA, dropout, bias, mixtures)."""
     if type(module) is not PeftLinear or type(module.base_layer) is not torch.nn.Linear:
         return False
     (name, *others) = module.active_adapters
@@ -230,7 +230,7 @@ def _apply(layers: Sequence[Any], x: Any) -> list[Any]:
 
 
 def _arguments(layers: Sequence[Any], x: Any) -> tuple[Any, tuple[float, ...], list[Any]]:
-    """X as [T, I], and scalings and weights of peft's layers."""
+    """Return x as [T, I], and the scalings and weights of peft's layers."""
     scalings, weights = [], []
     for layer in layers:
         name = layer.active_adapters[0]
@@ -241,6 +241,6 @@ def _arguments(layers: Sequence[Any], x: Any) -> tuple[Any, tuple[float, ...], l
             layer.lora_A[name].weight,
             layer.lora_B[name].weight,
         ]
-    # Under autocast a LayerNorm hands over float32, which a product would narrow by itself and one in place would not.
+    # Under autocast a LayerNorm returns float32: an ordinary matrix product casts it down, an in-place one does not.
     flat = x.to(layers[0].base_layer.weight.dtype).reshape(-1, x.shape[-1])
     return flat, tuple(scalings), weights

@@ -1,8 +1,8 @@
-"""RMSNorm in one autograd function, a few rows at a time: what is made on the way never leaves the processor's cache.
+"""RMSNorm in one autograd function over chunks of rows, so that intermediates never leave the processor's cache.
 
-transformers computes it by eight operations over whole activations in float32, and their derivatives by a dozen. Here an
-activation is read and written once, and nothing is kept for the backward pass but the input, which the residual stream
-keeps anyway, and a number per token.
+transformers needs eight operations over whole float32 activations, and a dozen for the gradient. This function reads and
+writes an activation once. It keeps for the backward pass one number per token and the input, which the residual stream
+keeps anyway.
 """
 
 import contextlib
@@ -15,18 +15,18 @@ import torch
 from finetune_trainer.kernels.fused_lora import agrees
 
 CHUNK: Final = 1 << 16
-"""Numbers that are normalized at a time: 256 KiB in float32, of which several fit into a core's cache."""
+"""Numbers per chunk: 256 KiB in float32, so that several chunks fit into a core's cache."""
 
 
 class RmsNorm(torch.autograd.Function):
-    """x [T, H] over its root mean square, times a frozen weight [H]; computed in float32.
+    """x [T, H] divided by its root mean square, times a frozen weight [H]; computed in float32.
 
     RMSNorm: Zhang and Sennrich, arXiv 1910.07467.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, epsilon: float) -> Any:
-        """The quotient is rounded to x's dtype before the product with the weight, as in transformers."""
+        """Round the quotient to x's dtype before the product with the weight, as transformers does."""
         result, inverse = torch.empty_like(x), x.new_empty(len(x), 1, dtype=torch.float32)
         for part, into, scale in _chunks(x, result, inverse):
             wide = part.float()
@@ -38,7 +38,7 @@ class RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        """With y = x * inverse and g the gradient of y: inverse * (g - y * mean(g * y))."""
+        """Return inverse * (g - y * mean(g * y)) with y = x * inverse and g the gradient of y."""
         x, weight, inverse = ctx.saved_tensors
         result = torch.empty_like(x)
         for part, incoming, into, scale in _chunks(x, grad, result, inverse):
@@ -51,7 +51,7 @@ class RmsNorm(torch.autograd.Function):
 
 @contextlib.contextmanager
 def fused_norm(model: Any) -> Iterator[int]:
-    """Within this context every frozen RMSNorm of a model is computed by `RmsNorm`; yields how many there are."""
+    """Compute every frozen RMSNorm of a model by `RmsNorm` within this context; yield their number."""
     norms = [module for module in model.modules() if _looks_like_one(module)]
     proven = {type(norm): agrees(norm, partial(_forward, norm), len(norm.weight)) for norm in norms}
     norms = [norm for norm in norms if proven[type(norm)]]
@@ -80,6 +80,6 @@ def _forward(norm: Any, x: Any) -> Any:
 
 
 def _chunks(x: Any, *others: Any) -> Iterator[tuple[Any, ...]]:
-    """The same tokens of each; all at once on an accelerator, for which each call counts and no cache does."""
+    """Yield the same tokens of each tensor; all at once on an accelerator, where launches count and the cache does not."""
     tokens = max(1, CHUNK // x.shape[-1]) if x.device.type == "cpu" else len(x)
     yield from zip(*(tensor.split(tokens) for tensor in (x, *others)), strict=True)

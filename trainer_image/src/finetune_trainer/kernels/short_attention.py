@@ -1,9 +1,9 @@
-"""Attention over few keys on a CPU: two batched products per bucket of `attention`, and one autograd function over all buckets.
+"""Attention over few keys on a CPU: two batched products per bucket, in one autograd function over all buckets.
 
-torch's fused kernel is made for long rows; of short ones most of its time is spent around the products. Here a head's
-tokens are gathered in the order in which they are multiplied, nothing is kept for the backward pass but the states that came
-in (weights are computed again: one of a step's percent, against a tenth of what it keeps), and gradients are gathered back
-where autograd would scatter them, which is several times slower.
+torch's fused kernel is made for long rows; on short ones it spends most of its time around the products. This function
+gathers the tokens of a head in the order of multiplication. It keeps only its inputs for the backward pass: recomputing the
+attention weights takes 1 % of a step and saves a tenth of the kept memory. It gathers gradients where autograd would scatter
+them, which is several times slower.
 """
 
 from dataclasses import dataclass
@@ -16,24 +16,24 @@ from finetune_trainer.kernels.attention_layout import Bucket, Part
 
 @dataclass
 class HeadIndex:
-    """Where the heads of all tokens of a part are. There are H heads of queries and G of keys, and R = H / G share a key."""
+    """Positions of the heads of a part's tokens: H query heads, G key heads, and R = H / G query heads per key head."""
 
     queries: list[Any]
     """Per bucket [n * G * R * L] rows of the queries [T * H]."""
     keys: list[Any]
     """Per bucket [n * G * S] rows of keys and values [T * G]."""
     results: Any
-    """[P * H] rows of all buckets' queries, one after the other: what is there once without padding."""
+    """[P * H] rows of the concatenated queries of all buckets, without padding."""
     padded: list[Any]
     """Per bucket [n * G * R * L] rows of the results [P * H + 1]; the last one stands for padding."""
     query_grads: Any
-    """[T * H] rows of all buckets' queries and one more, for tokens that are in no bucket."""
+    """[T * H] rows of the queries of all buckets; one extra row stands for tokens outside of them."""
     key_grads: Any
-    """[T * G] the same of all buckets' keys, where each is among the bucket's own."""
+    """[T * G] rows of the keys of all buckets, where a token is among the bucket's own."""
 
     @classmethod
     def of(cls, part: Part, tokens: int, heads: int, groups: int) -> "HeadIndex":
-        """The index of a part of a sequence of `tokens`."""
+        """Index a part of a sequence of `tokens` tokens."""
         head, group = torch.arange(heads), torch.arange(groups)
         queries, keys, results, own = [], [], [], []
         query_rows = key_rows = 0
@@ -66,14 +66,14 @@ class HeadIndex:
 
 
 class ShortAttention(torch.autograd.Function):
-    """query [T, H, D], key and value [T, G, D]: results [P, H, D] of the tokens of a part, in their order."""
+    """Attention of query [T, H, D] over key and value [T, G, D]: results [P, H, D] of a part's tokens, in their order."""
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, part: Part, scaling: float) -> Any:
-        """Scores, their softmax, and what it weighs; bucket by bucket."""
+        """Compute scores, softmax and weighted values, bucket by bucket."""
         index = _index(part, query, key)
         results = []
-        # Dtypes are those of the states, whatever autocast would make of them.
+        # Keep the dtypes of the states: autocast would change them.
         with torch.autocast(query.device.type, enabled=False):
             for bucket, queries, keys in zip(part.buckets, index.queries, index.keys, strict=True):
                 rows, seen, values = _gathered(bucket, query, key, value, queries, keys)
@@ -85,7 +85,7 @@ class ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        """Gradients by the chain rule; shared contexts add up those of all blocks that see them."""
+        """Return the gradients; a shared context sums those of all blocks that attend to it."""
         query, key, value = ctx.saved_tensors
         part: Part = ctx.part
         index = _index(part, query, key)
@@ -111,7 +111,7 @@ class ShortAttention(torch.autograd.Function):
 
 
 def _index(part: Part, query: Any, key: Any) -> HeadIndex:
-    """Made once for all layers, whose numbers of heads are alike in most models."""
+    """Return the index, made once for all layers with the same numbers of heads."""
     shape = (len(query), query.shape[1], key.shape[1])
     if shape not in part.cache:
         part.cache[shape] = HeadIndex.of(part, *shape)
@@ -120,7 +120,7 @@ def _index(part: Part, query: Any, key: Any) -> HeadIndex:
 
 
 def _bias(bucket: Bucket, query: Any, key: Any) -> Any:
-    """[R * L, S] what is added to the scores of a bucket; made once, like the index."""
+    """Return the additive mask [R * L, S] of a bucket, made once like the index."""
     shape = (query.shape[1] // key.shape[1], query.dtype)
     if shape not in bucket.cache:
         bucket.cache[shape] = bucket.bias(query).repeat(shape[0], 1)
@@ -132,7 +132,7 @@ def _weights(bias: Any, rows: Any, seen: Any, scaling: float) -> Any:
 
 
 def _gathered(bucket: Bucket, query: Any, key: Any, value: Any, queries: Any, keys: Any) -> tuple[Any, Any, Any]:
-    """Queries [n * G, R * L, D], keys and values [n * G, S, D]. Queries that share a key are rows of one product."""
+    """Gather queries [n * G, R * L, D], keys and values [n * G, S, D]; query heads of one key head share a product."""
     batch = bucket.count * key.shape[1]
     rows = query.flatten(0, 1).index_select(0, queries).view(batch, -1, query.shape[-1])
     seen, values = (
@@ -146,7 +146,7 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def _back(grads: list[Any], rows: Any, like: Any) -> Any:
-    """Gradients of a bucket's rows as those of all tokens' heads; zero for a token that is in no bucket."""
+    """Return the gradients of bucket rows as gradients of all tokens' heads; zero for a token in no bucket."""
     size = like.shape[-1]
     nothing = grads[0].new_zeros(1, size)
     return torch.cat([*(grad.reshape(-1, size) for grad in grads), nothing]).index_select(0, rows).view_as(like)

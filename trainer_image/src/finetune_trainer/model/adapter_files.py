@@ -1,29 +1,24 @@
 """Names and tensors of the adapter in memory and on the volume."""
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from peft import get_peft_model_state_dict
 
-if TYPE_CHECKING:
-    pass
-
 ADAPTER: Final = "default"
 """Name that peft gives to the only adapter of a model."""
-
-
 BEST_ADAPTER_FILE: Final = "best_adapter_model.safetensors"
 """The adapter of the best evaluation so far; the Trainer does not know this file, `evaluation` reads it."""
 
 
 def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """A copy of the adapter's tensors in main memory, by the names under which peft saves them."""
+    """Copy the adapter's tensors to main memory, under the names that peft saves them by."""
     tensors: dict[str, torch.Tensor] = _copied(get_peft_model_state_dict(model, adapter_name=ADAPTER))
     return tensors
 
 
 def _copied(value: Any) -> Any:
-    """A copy whose tensors are in main memory."""
+    """Copy a nested value with its tensors in main memory."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True).contiguous()
     if isinstance(value, dict):

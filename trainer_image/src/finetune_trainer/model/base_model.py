@@ -1,7 +1,7 @@
-"""The base model: finding it, refusing what is not one, loading it, and telling which weights it was.
+"""The base model: locate it, check it, load it, and identify its weights.
 
-Only safetensors weights are read and code that comes with a model is never run: neither a pickle nor a remote module may
-execute in a tenant's pod because somebody named it in a spec.
+Only safetensors weights are read, and code that comes with a model is never run: naming a pickle or a remote module in a
+spec must not execute it in a tenant's pod.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ logger = logging.getLogger(__name__)
 WEIGHT_FILES: Final = "*.safetensors"
 NO_WEIGHTS: Final = "it has no *.safetensors weights (pickled weights are never loaded)"
 MODEL_FILES: Final = ["*.json", WEIGHT_FILES, "*.model", "*.txt", "*.jinja"]
-"""What is downloaded from a hub: configuration, weights, tokenizer and chat template."""
+"""Files downloaded from a hub: configuration, weights, tokenizer and chat template."""
 FULL_DIGEST_BYTES: Final = 1 << 30
-"""Weights up to this size are hashed whole (a second or so); of larger ones, samples are."""
+"""Size in bytes up to which weights are hashed whole (about a second); larger ones are sampled."""
 SAMPLES: Final = 64
 SAMPLE_BYTES: Final = 1 << 16
 
 
 def revision_of(config: ModelConfig, folder: Path) -> str:
-    """Commit of a hub model, which its folder is named after; digest of a local one's weights."""
+    """Return the commit of a hub model (its folder's name), or the digest of a local model's weights."""
     return digest_of_weights(folder) if _is_path(config.path) else folder.name
 
 
 def locate_files(config: ModelConfig, *, weights: bool = True) -> Path:
-    """Folder of the model; without `weights`, those of a hub model are only looked up, not downloaded.
+    """Return the model's folder; without `weights` those of a hub model are listed, not downloaded.
 
     Raises TrainingError (ModelNotFound, ModelInvalid, ModelAccessDenied).
     """
@@ -90,7 +90,7 @@ def load(
 
 
 def read_config(folder: Path, shown: str) -> Any:
-    """Transformers' configuration of a causal language model. Raises TrainingError (ModelInvalid) for any other."""
+    """Read the configuration of a causal language model. Raises TrainingError (ModelInvalid) for any other model."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -106,7 +106,7 @@ def read_config(folder: Path, shown: str) -> Any:
 
 
 def read_tokenizer(folder: Path, shown: str) -> Any:
-    """The model's tokenizer. Raises TrainingError (ModelInvalid) for one that cannot tell where its tokens are from."""
+    """Load the model's tokenizer. Raises TrainingError (ModelInvalid) for a slow one, which has no token offsets."""
     with as_model_invalid(shown):
         tokenizer = load_tokenizer(folder)
     if not tokenizer.is_fast:
@@ -115,7 +115,7 @@ def read_tokenizer(folder: Path, shown: str) -> Any:
 
 
 def digest_of_weights(folder: Path) -> str:
-    """Digest of config.json and all safetensors files: of every byte up to 1 GiB, else of sizes, headers and samples.
+    """Hash config.json and all safetensors files: every byte up to 1 GiB, else sizes, headers and samples.
 
     A sampled digest says so in its prefix. It tells two models apart that differ anywhere near the samples (start, end and
     64 places in between of every file), which any tuned or quantized variant of a model does.
@@ -205,7 +205,7 @@ def _download(config: ModelConfig, *, weights: bool) -> Path:
     except Exception as error:  # the HTTP library of the hub's client has errors of its own, which are no OSError
         if isinstance(error, TrainingError | MemoryError) or is_storage_full(error):
             raise
-        # The type and not the text, which may quote the token.
+        # Only the type, because the text may quote the token.
         raise TrainingError(
             Reason.MODEL_NOT_FOUND,
             f"{name} is not cached and the hub cannot be reached: {type(error).__name__}",
@@ -220,7 +220,7 @@ def _check_listed(files: Sequence[str], name: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Log lines are ours: libraries' progress bars and advice would drown them. Errors still raise."""
+    """Silence progress bars and advice of libraries, because they would drown our log lines. Errors still raise."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -230,7 +230,7 @@ def quiet_libraries() -> None:
 
 
 def model_invalid(shown: str, found: str) -> TrainingError:
-    """The error of a model that is none that can be tuned."""
+    """Return the error of a model that cannot be tuned."""
     return TrainingError(
         Reason.MODEL_INVALID,
         f"Model {shown} cannot be tuned: {found}; expected the folder of a causal language model with config.json, "
@@ -239,7 +239,7 @@ def model_invalid(shown: str, found: str) -> TrainingError:
 
 
 class as_model_invalid(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads as a phrase at its uses
-    """Whatever transformers raises while it reads the files of a model is about the model."""
+    """Turn any exception that transformers raises while reading a model's files into TrainingError (ModelInvalid)."""
 
     def __init__(self, shown: str) -> None:
         self._shown = shown

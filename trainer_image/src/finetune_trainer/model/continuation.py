@@ -1,7 +1,7 @@
-"""A run that continues from an earlier adapter: what has to be alike, and the weights to start from.
+"""Continuing from an earlier adapter: compatibility checks, and the weights to start from.
 
-Only the weights are taken over; optimizer, schedule and order of rows are new. So that they mean what they meant, base model and
-LoRA have to be those of the earlier run. All of that is known from the adapter's folder, without torch.
+Only the weights are taken over; optimizer, schedule and order of rows start anew. Base model and LoRA settings must equal
+those of the earlier run, or the weights would mean something else. All of that is read from the adapter's folder, without torch.
 """
 
 import json
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 LORA_TENSOR: Final = ".lora_"
-"""In the name of each tensor of a LoRA; beside them peft saves embeddings that have one, unchanged."""
+"""Part of the name of every LoRA tensor; peft also saves unchanged embeddings beside them."""
 MUST_MATCH_FIELDS: Final = {"rank": "r", "alpha": "lora_alpha", "useRslora": "use_rslora", "useDora": "use_dora"}
 """Fields of method.lora that scale or shape the update, and peft's names for them."""
 
@@ -35,9 +35,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def continue_from_earlier(config: TrainingConfig, model: Any, base_revision: str) -> TrainingConfig:
-    """Give the adapter of a peft model the weights that the configuration continues from, if it names any.
+    """Load the weights of the initial adapter, if the configuration names one, into a peft model.
 
-    Returns the configuration, in which the digest says which they were, whether or not it had asked for one.
+    Returns the configuration with the digest of the weights used, even if it did not request one.
     """
     if config.initial_adapter is None:
         return config
@@ -52,7 +52,7 @@ def continue_from_earlier(config: TrainingConfig, model: Any, base_revision: str
 
 
 def load_tensors(adapter: InitialAdapterConfig) -> "dict[str, torch.Tensor]":
-    """The tensors of an adapter's LoRA by peft's names."""
+    """Load the LoRA tensors of an adapter by peft's names."""
     from safetensors.torch import load_file
 
     tensors = load_file(Path(adapter.path) / WEIGHTS_FILE)
@@ -62,7 +62,7 @@ def load_tensors(adapter: InitialAdapterConfig) -> "dict[str, torch.Tensor]":
 def read_initial_adapter(
     wanted: InitialAdapterConfig, lora: Lora, base_revision: str, expected: Shapes
 ) -> InitialAdapterConfig:
-    """Check the adapter that a run is to continue from, and return it with its digest.
+    """Check the adapter to continue from, and return it with its digest.
 
     `expected` are the tensors that the run would train. Raises TrainingError (AdapterNotFound, AdapterIncompatible, SpecInvalid).
     """
@@ -90,7 +90,7 @@ def read_initial_adapter(
 
 
 def shown(adapter: InitialAdapterConfig) -> str:
-    """What people know an adapter by."""
+    """Return the name by which people know an adapter: its source, or its path."""
     return adapter.source or adapter.path
 
 
@@ -123,7 +123,7 @@ def _check_tensors(found: Shapes, expected: Shapes, name: str) -> None:
 
 
 def _modules(shapes: Shapes) -> str:
-    """The modules that have tensors, as targetModules names them."""
+    """Return the modules that have tensors, as targetModules names them."""
     return ", ".join(sorted({tensor.split(LORA_TENSOR)[0].rsplit(".", 1)[-1] for tensor in shapes}))
 
 

@@ -1,6 +1,6 @@
-"""Taking the fingerprint of a tuned model: log-probabilities that its endpoint must reproduce (see `finetune_api.fingerprint`).
+"""Fingerprint of a tuned model: log-probabilities that its endpoint must reproduce (see `finetune_api.fingerprint`).
 
-The prompts are fixed and neutral. Each is put through the model's chat template, continued greedily by the tuned model, and
+The prompts are fixed and neutral. Each is rendered by the model's chat template and continued greedily by the tuned model;
 the continuation is scored with the adapter on and off. Serving replays the same token ids.
 """
 
@@ -17,17 +17,17 @@ PROMPTS: Final = (
 CONTINUATION_TOKENS: Final = 12
 """Scored tokens per prompt: enough to average over, few enough for a termination message of 4096 bytes."""
 MAX_PROMPT_TOKENS: Final = 200
-"""Longer prompts come from chat templates with a long preamble; the bare prompt is used instead."""
+"""Most tokens of a rendered prompt; templates with a longer preamble are replaced by the bare prompt."""
 CLOCK: Final = "strftime_now"
-"""What transformers lets a chat template tell the date by."""
+"""Function by which transformers tells a chat template the date."""
 DIGITS: Final = 5
-"""Decimals kept: two float32 runs on different machines agree to about as many."""
+"""Decimals kept: float32 runs on two machines agree to about as many."""
 
 
 def take_fingerprint(
     model: Any, tokenizer: Any, dtype: str, served: contextlib.AbstractContextManager[None] | None = None
 ) -> Fingerprint:
-    """Score the prompts with a peft model whose adapter is active; in `served` it has the weights that endpoints serve."""
+    """Score the prompts with a peft model whose adapter is active; within `served` it has the weights that endpoints serve."""
     model.eval()
     prompts = [prompt_ids(tokenizer, prompt) for prompt in PROMPTS]
     continued = [prompt + _continue_greedily(model, prompt) for prompt in prompts]
@@ -37,7 +37,7 @@ def take_fingerprint(
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of a prompt as a chat client would send it."""
+    """Return the token ids of a prompt as a chat client would send it."""
     ids: list[int] = tokenizer(prompt)["input_ids"]
     if not tokenizer.chat_template:
         return ids
@@ -49,7 +49,7 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def renders_the_same(tokenizer: Any, prompt: str) -> bool:
-    """Whether the first probe begins with a rendered chat that any server would render alike, on any day."""
+    """Return whether the first probe starts with a rendered chat that every server renders alike, on any day."""
     if not tokenizer.chat_template or CLOCK in str(tokenizer.chat_template):
         return False
     return bool(prompt_ids(tokenizer, prompt) != tokenizer(prompt)["input_ids"])
@@ -63,7 +63,7 @@ def _probe(model: Any, ids: list[int], prompt_tokens: int) -> Probe:
 
 
 def _continue_greedily(model: Any, prompt: list[int]) -> list[int]:
-    """The most likely token, a few times over; a stop token does not end it, as every probe is to have the same weight."""
+    """Continue greedily; a stop token does not end the continuation, so that every probe has the same weight."""
     import torch
 
     ids = torch.tensor([prompt], device=model.device)
@@ -79,7 +79,7 @@ def _continue_greedily(model: Any, prompt: list[int]) -> list[int]:
 
 
 def score(model: Any, token_ids: list[int], prompt_tokens: int) -> list[float]:
-    """Log-probability (nats) of each token after the prompt."""
+    """Return the log-probability (nats) of each token after the prompt."""
     import torch
 
     ids = torch.tensor([token_ids], device=model.device)

@@ -22,13 +22,13 @@ class BaseModel:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the model will train on an accelerator."""
+        """True if the model will train on an accelerator."""
         import torch
 
         return bool(torch.cuda.is_available())
 
     @property
     def pad_token_id(self) -> int:
-        """Id that fills rows up. Padding is masked, so for a tokenizer without such a token any other will do."""
+        """Padding token id; padding is masked, so that any token serves for a tokenizer without one."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(int(i) for i in ids if i is not None)

@@ -8,13 +8,13 @@ from finetune_api.v1alpha1.job.method import Lora
 from finetune_trainer.errors import TrainingError
 
 ALL_LINEAR: Final = "all-linear"
-"""Every linear layer but the head; peft's own word."""
+"""Every linear layer except the head; peft's own keyword."""
 ADAPTABLE: Final = ("Linear", "Linear4bit", "Conv1D", "Embedding")
-"""Classes of modules that peft can put a LoRA beside."""
+"""Module classes that peft can adapt."""
 
 
 def build_lora_config(lora: Lora, model: Any, *, base_name: str, base_revision: str) -> Any:
-    """Peft's LoraConfig. Raises TrainingError (TargetModulesNotFound) that lists what the model has."""
+    """Build peft's LoraConfig. Raises TrainingError (TargetModulesNotFound) that lists what the model has."""
     from peft import LoraConfig, TaskType
 
     return LoraConfig(
@@ -31,12 +31,12 @@ def build_lora_config(lora: Lora, model: Any, *, base_name: str, base_revision: 
 
 
 def count_trainable(lora: Lora, model: Any) -> int:
-    """Parameters of the adapter. Raises TrainingError (TargetModulesNotFound) that lists what the model has."""
+    """Count the parameters of the adapter. Raises TrainingError (TargetModulesNotFound) that lists what the model has."""
     return sum(math.prod(shape) for shape in adapter_shapes(lora, model).values())
 
 
 def adapter_shapes(lora: Lora, model: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of the adapter by the name that peft saves it under, without peft, which takes seconds to import.
+    """Return the shape of each adapter tensor by peft's name for it, without importing peft, which takes seconds.
 
     Raises TrainingError (TargetModulesNotFound) that lists what the model has.
     """
@@ -49,7 +49,7 @@ def adapter_shapes(lora: Lora, model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def available_modules(model: Any) -> list[str]:
-    """Last name parts of the modules that can get an adapter, for example q_proj."""
+    """Return the last name parts of all adaptable modules, for example q_proj."""
     return sorted({name.rsplit(".", 1)[-1] for name, _ in _adaptable(model)})
 
 
@@ -79,7 +79,7 @@ def _is_named(name: str, target: str) -> bool:
 
 
 def _shapes_beside(module: Any, lora: Lora) -> dict[str, tuple[int, ...]]:
-    """Two matrices of `rank` rows or columns; DoRA adds a magnitude for each output."""
+    """Return the shapes of the two matrices of `rank` rows or columns; DoRA adds a magnitude per output."""
     first, second = (int(size) for size in module.weight.shape)
     kind = type(module).__name__
     inputs, outputs = (second, first) if kind == "Linear" else (first, second)

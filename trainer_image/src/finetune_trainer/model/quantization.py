@@ -1,7 +1,7 @@
-"""QLoRA: the frozen layers in four bits while training runs, and in the weights that will be served when it is over.
+"""QLoRA: frozen layers in four bits during training, and as they are served for the fingerprint.
 
-Dettmers et al. 2023, arXiv 2305.14314; transformers and bitsandbytes do the work. The adapter belongs to the model as it is
-on disk, which is what a server loads, so its fingerprint has to be taken there (`served_weights`).
+Dettmers et al. 2023, arXiv 2305.14314; transformers and bitsandbytes do the work. A server loads the unquantized model from
+disk, so the adapter's fingerprint is taken with those weights (`served_weights`).
 """
 
 import contextlib
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from finetune_trainer.model.loaded import BaseModel
 
 PACKAGE: Final = "bitsandbytes"
-"""Python package that quantizes; the extra `qlora` of finetune-trainer."""
+"""Python package for quantization; the extra `qlora` of finetune-trainer."""
 NF4_BYTES: Final = 0.52
-"""Per weight: four bits, eight more for each 64 weights, and next to nothing for each 256 of those."""
+"""Bytes per weight: four bits, plus eight bits per 64 weights, plus a negligible second level."""
 
 
 def check_quantization(quantization: Quantization, model_config: Any) -> None:
-    """Raise TrainingError (SpecInvalid) if the model is quantized as it is, or what quantizes is not installed."""
+    """Raise TrainingError (SpecInvalid) if the checkpoint is quantized already, or bitsandbytes is not installed."""
     if quantization == "none":
         return
     if (found := quantization_of(model_config)) is not None:
@@ -45,7 +45,7 @@ def check_quantization(quantization: Quantization, model_config: Any) -> None:
 
 
 def quantized_bytes_saved(quantization: Quantization, model: Any, bytes_per_weight: int) -> int:
-    """What quantization takes off the weights of `model`, which may be on the meta device."""
+    """Return the bytes that quantization saves on the weights of `model`, which may be on the meta device."""
     import torch
 
     if quantization == "none":
@@ -55,7 +55,7 @@ def quantized_bytes_saved(quantization: Quantization, model: Any, bytes_per_weig
 
 
 def loading_arguments(dtype: Any, *, on_gpu: bool) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for a model in four bits, whose products are computed in `dtype`."""
+    """Return the arguments of `from_pretrained` for a model in four bits that computes in `dtype`."""
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
@@ -68,10 +68,10 @@ def loading_arguments(dtype: Any, *, on_gpu: bool) -> dict[str, Any]:
 
 
 def keep_differentiable(model: Any) -> None:
-    """Keep gradients right after an evaluation.
+    """Keep gradients correct after an evaluation.
 
-    With AVX512-BF16 bitsandbytes packs a layer for good when it is first evaluated, for a product that has no gradient and
-    gives none: all layers below would silently learn nothing.
+    With AVX512-BF16, bitsandbytes packs a layer permanently at its first evaluation, for a product without a gradient: all
+    layers below would silently learn nothing.
     """
     for layer in _quantized(model).values():
         layer.support_avx512bf16_for_cpu = False
@@ -79,9 +79,9 @@ def keep_differentiable(model: Any) -> None:
 
 @contextlib.contextmanager
 def served_weights(base: "BaseModel") -> Iterator[None]:
-    """Within this context the model computes with the weights on disk; without quantized layers it does so anyway.
+    """Compute with the unquantized weights on disk within this context; nothing changes without quantized layers.
 
-    Each layer is read when it is called and forgotten afterwards: the whole model need not fit where four bits of it did.
+    Each layer is read when it is called and freed afterwards, because the whole model need not fit where four bits of it did.
     """
     layers = _quantized(base.model)
     if not layers:
@@ -92,7 +92,7 @@ def served_weights(base: "BaseModel") -> Iterator[None]:
 
     names = {name: name.removesuffix(".base_layer") for name in layers}
     with tempfile.TemporaryDirectory() as converted, warnings.catch_warnings():
-        # accelerate warns of a place for a parameter, and takes it: some modules have parameters beside quantized layers.
+        # accelerate warns about a parameter in the device map but accepts it; some modules have parameters beside quantized layers.
         warnings.simplefilter("ignore")
         plain = AutoModelForCausalLM.from_pretrained(
             base.folder,
@@ -100,7 +100,7 @@ def served_weights(base: "BaseModel") -> Iterator[None]:
             trust_remote_code=False,
             use_safetensors=True,
             device_map=_placement(base, set(names.values())),
-            # Only for weights that transformers does not take as they are in the model's files.
+            # Only for weights that transformers converts while loading.
             offload_folder=converted,
         ).eval()
         for name, plain_name in names.items():
@@ -113,7 +113,7 @@ def served_weights(base: "BaseModel") -> Iterator[None]:
 
 
 def _quantized(model: Any) -> dict[str, Any]:
-    """Layers by name."""
+    """Return the quantized layers by name."""
     if not getattr(model, "is_loaded_in_4bit", False):
         return {}
     from bitsandbytes.nn.modules import Linear4bit
@@ -122,13 +122,13 @@ def _quantized(model: Any) -> dict[str, Any]:
 
 
 def _placement(base: "BaseModel", on_disk: set[str]) -> dict[str, int | str]:
-    """Where transformers puts layers and all other tensors of the model that is not quantized."""
+    """Return the device map by which transformers places layers and other tensors of the unquantized model."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         shape = AutoModelForCausalLM.from_config(base.model.config, trust_remote_code=False)
-    # With both names of a tensor that two modules share, as the embeddings and the head of many models do.
+    # Includes both names of a tensor that two modules share, as embeddings and head of many models do.
     named = itertools.chain(shape.named_parameters(remove_duplicate=False), shape.named_buffers(remove_duplicate=False))
     tensors = (name for name, _ in named)
     others = [name for name in tensors if name.rpartition(".")[0] not in on_disk]

@@ -1,4 +1,4 @@
-"""What `validate` finds out before an accelerator is asked for."""
+"""Preflight: every check of a run that needs no accelerator."""
 
 from finetune_trainer.preflight.attempt import validate_attempt
 from finetune_trainer.preflight.checks import Preflight, run_preflight

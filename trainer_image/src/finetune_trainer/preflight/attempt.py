@@ -1,7 +1,7 @@
-"""`validate` in a pod: the first container of an attempt, which has no GPU and says within seconds what is wrong.
+"""`validate` in a pod: the first container of an attempt, which has no GPU and reports mistakes within seconds.
 
-It leaves an Outcome as the trainer does and for the trainer's sake leaves more: tokens in the output volume's cache, and
-downloads on the scratch volume that the containers of the pod share. What both would do alike is thus done once.
+It writes an Outcome like the trainer. It also leaves tokens in the output volume's cache and downloads on the pod's scratch
+volume, so that the trainer need not repeat the work.
 """
 
 import logging
@@ -24,11 +24,11 @@ from finetune_trainer.store.run_store import RunStore
 logger = logging.getLogger(__name__)
 
 STOPPED: Final = TrainingError(Reason.INTERRUPTED, "Stopped before training; nothing was lost.", retryable=True)
-"""How a preflight ends that is told to."""
+"""Signal that ends a preflight."""
 
 
 def validate_attempt(settings: TrainerSettings) -> ExitCode:
-    """Check the mounted configuration, leave the Outcome in the termination message and return the exit code."""
+    """Check the mounted configuration, write the Outcome to the termination message and return the exit code."""
     _end_on_sigterm(settings)
     try:
         outcome = _validate(settings)
@@ -63,7 +63,7 @@ def _accepted(message: str) -> Outcome:
 
 
 def _end_on_sigterm(settings: TrainerSettings) -> None:
-    """Unlike the trainer, which has a step to finish and a checkpoint to commit, end at once."""
+    """End at once, unlike the trainer, which has a step to finish and a checkpoint to commit."""
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         write_termination_message(settings, STOPPED.to_outcome())

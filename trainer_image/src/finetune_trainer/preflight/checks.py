@@ -1,6 +1,6 @@
-"""Everything about a run that can be known without an accelerator and without loading weights.
+"""Checks of a run that need neither an accelerator nor the weights.
 
-Each check stands alone as far as it can, so that one mistake does not hide another: a bad row and a wrong target module are
+Each check is as independent as possible, so that one mistake does not hide another: a bad row and a wrong target module are
 reported together.
 """
 
@@ -30,33 +30,33 @@ from finetune_trainer.reporting.tracking import check_trackers
 from finetune_trainer.store.output import check_output, free_disk
 
 MAX_LAYERS: Final = 1000
-"""Layers of any model that exists, several times over: building a model takes time for each, even without weights."""
+"""Most layers of a model, several times those of any existing one, because building each takes time even without weights."""
 COMPLETE_SHARE: Final = 0.98
-"""Share of the model's parameters that its files must hold; some files leave out what is computed."""
+"""Share of the model's parameters that its files must hold; some files omit computed ones."""
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A model without weights."""
+    """Model on the meta device: shapes without weights."""
 
     model: Any
     tokenizer: Any
     folder: Path
     revision: str
     trainable: int
-    """Parameters of the adapter."""
+    """Number of parameters of the adapter."""
 
 
 @dataclass
 class Preflight:
-    """What was found out."""
+    """Findings of a preflight."""
 
     failures: list[TrainingError] = field(default_factory=list)
-    """Why the run would fail, one for each check that did; none means it may start."""
+    """Reasons why the run would fail, one per failed check; empty if it may start."""
     warnings: list[str] = field(default_factory=list)
-    """What is allowed and probably not meant."""
+    """Settings that are allowed but probably mistakes."""
     examples: Examples | None = None
     shape: ModelShape | None = None
     dataset: PreparedDataset | None = None
@@ -66,7 +66,7 @@ class Preflight:
 
     @property
     def verdict(self) -> TrainingError | None:
-        """All failures as one, with the reason of the first that no other attempt can mend; None if the run may start."""
+        """Merge all failures into one, with the reason of the first that no retry can fix; None if the run may start."""
         if not self.failures:
             return None
         first = next((failure for failure in self.failures if not failure.retryable), self.failures[0])
@@ -75,7 +75,7 @@ class Preflight:
         return TrainingError(first.reason, message, retryable=first.retryable)
 
     def attempt(self, check: Callable[[], Value]) -> Value | None:
-        """The check's result, or None and its failure noted."""
+        """Return the check's result; if it fails, record the failure and return None."""
         try:
             return check()
         except TrainingError as error:
@@ -90,9 +90,9 @@ def run_preflight(
     sources: SourceSettings | None = None,
     cache: TokenCache | None = None,
 ) -> Preflight:
-    """Run every check; `gpu_memory` is that of the accelerator that will train, in bytes, if there will be one (0: unknown).
+    """Run every check; `gpu_memory` is the memory in bytes of the accelerator that will train, if any (0: unknown).
 
-    Writes nothing but downloads, and tokens into the cache, if there is one.
+    Writes only downloads, and tokens into the cache if there is one.
     """
     found = Preflight()
     found.examples = found.attempt(lambda: read_examples(config, sources))
@@ -132,7 +132,7 @@ def run_preflight(
 
 
 def check_model(config: TrainingConfig) -> ModelShape:
-    """Files, tokenizer, architecture and target modules, with the model on torch's meta device: shapes, no memory.
+    """Check files, tokenizer, architecture and target modules, with the model on torch's meta device (no memory).
 
     Raises TrainingError (ModelNotFound, ModelAccessDenied, ModelInvalid, SpecInvalid, TargetModulesNotFound).
     """
@@ -150,7 +150,7 @@ def check_model(config: TrainingConfig) -> ModelShape:
 
 
 def check_memory(plan: MemoryPlan, warnings: list[str], *, on_gpu: bool) -> None:
-    """Raise TrainingError (WontFitGPU, HostOutOfMemory) if not even weights and adapter fit; warn if all of it will not."""
+    """Raise TrainingError (WontFitGPU, HostOutOfMemory) if not even weights and adapter fit; warn if the estimated peak does not."""
     memory, limit = plan.estimate, plan.limit
     if limit is None:
         return
@@ -191,7 +191,7 @@ def _plan_memory(
 
     on_gpu, hyper = gpu_memory is not None, config.hyperparameters
     answers = 2 if config.dpo else 1
-    # A model that claims to support packing is taken at its word; training puts it to the proof.
+    # A model's claim to support packing is accepted here; training verifies it.
     passes = PackedLayout(GPU_MIN_SHARED_TOKENS if on_gpu else MIN_SHARED_TOKENS)
     row_tokens = answers * passes.row_tokens(dataset.training.rows, answers * hyper.batch_size)
     micro = choose_micro_batch_size(row_tokens, hyper.batch_size, hyper.micro_batch_size, on_gpu=on_gpu)

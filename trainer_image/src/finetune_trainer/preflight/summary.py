@@ -1,4 +1,4 @@
-"""What a preflight found, in words: for the log of a container or a terminal, and in one message for a status."""
+"""Findings of a preflight in words: lines for a log or a terminal, and one message for a status."""
 
 from finetune_api.training import TrainingConfig
 from finetune_trainer.data.report import PartReport, remarks, render_report
@@ -7,7 +7,7 @@ from finetune_trainer.preflight.checks import Preflight
 
 
 def describe(config: TrainingConfig, found: Preflight) -> str:
-    """Model, dataset with its histogram, memory, disk and warnings, on lines of their own."""
+    """Format model, dataset with its histogram, memory, disk and warnings as lines."""
     lines = []
     if found.shape:
         shown = config.model.source or config.model.path
@@ -27,7 +27,7 @@ def describe(config: TrainingConfig, found: Preflight) -> str:
 
 
 def summarize(found: Preflight) -> str:
-    """One message on a run that may start: rows, tokens, what it will take, and what is probably not meant."""
+    """Summarize a run that may start in one message: rows, tokens, expected resources and warnings."""
     if not (found.dataset and found.memory and found.disk is not None):
         raise ValueError("a preflight that failed has no summary")
     report = found.dataset.report
@@ -40,7 +40,7 @@ def summarize(found: Preflight) -> str:
 
 
 def warnings_of(found: Preflight) -> list[str]:
-    """What is allowed and probably not meant, of settings and rows."""
+    """List probable mistakes in settings and rows."""
     return [*found.warnings, *(remarks(found.dataset.report) if found.dataset else [])]
 
 

@@ -1,4 +1,4 @@
-"""What the headers of a model's safetensors files say, without reading a single weight."""
+"""Headers of a model's safetensors files, read without their weights."""
 
 import json
 import math
@@ -9,13 +9,13 @@ from typing import Any, Final
 from finetune_trainer.model.base_model import WEIGHT_FILES, model_invalid
 
 MAX_HEADER_BYTES: Final = 100_000_000
-"""The format's own limit."""
+"""Most bytes of a header, a limit of the format."""
 INDEX_FILE: Final = "model.safetensors.index.json"
-"""Which weight is in which file, for models in several files."""
+"""File that maps weights to files, for models in several files."""
 
 
 def count_weights(folder: Path, shown: str) -> int:
-    """Numbers in all weights. Raises TrainingError (ModelInvalid) for a file that is missing or not whole."""
+    """Count the numbers in all weights. Raises TrainingError (ModelInvalid) for a missing or truncated file."""
     files = sorted(folder.glob(WEIGHT_FILES))
     promised = _promised_files(folder, shown)
     if missing := sorted(promised - {file.name for file in files}):
@@ -48,7 +48,7 @@ def _count(file: Path, shown: str) -> int:
 
 
 def _header(file: Path, shown: str) -> tuple[dict[str, Any], int]:
-    """The header, and the bytes that follow it."""
+    """Return the header and the number of bytes after it."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)

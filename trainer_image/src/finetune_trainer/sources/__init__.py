@@ -1,7 +1,7 @@
-"""Bringing rows here that are somewhere else: `https://`, `s3://` and `hf://` become files in a folder of ours.
+"""Downloads of datasets: `https://`, `s3://` and `hf://` become local files.
 
-A user names the address, and the trainer's network may reach what the user's does not. So every connection goes to an
-address that was checked, takes bounded time and brings bounded bytes.
+A user names the address, and the trainer's network may reach hosts that the user's cannot. Every connection therefore goes
+to a checked address, and is bounded in time and bytes.
 """
 
 from pathlib import Path
@@ -15,9 +15,9 @@ __all__ = ["fetch"]
 
 
 def fetch(uri: str, folder: Path, settings: SourceSettings, *, name: str) -> list[Path]:
-    """Files of a dataset's `path`: itself if it is one, else what was downloaded into `folder`.
+    """Return the files of a dataset's `path`: the local file itself, or downloads in `folder`.
 
-    Raises TrainingError (DatasetNotFound, DatasetInvalid, SpecInvalid); retryable if the other end may recover.
+    Raises TrainingError (DatasetNotFound, DatasetInvalid, SpecInvalid); retryable if the server may recover.
     """
     scheme = uri.partition("://")[0] if "://" in uri else ""
     if scheme == "hf":

@@ -1,4 +1,4 @@
-"""Which addresses a user may make the trainer connect to: public ones, unless an administrator allows others."""
+"""Addresses that a user may make the trainer connect to: public ones, unless an administrator allows others."""
 
 import ipaddress
 import socket
@@ -14,15 +14,15 @@ REFUSED: Final = tuple(
     for network in (
         # IPv6 addresses that stand for an IPv4 address behind a gateway: NAT64, 6to4, Teredo, IPv4-compatible, SIIT.
         *("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "::ffff:0:0:0/96"),
-        # Networks that Python takes for global and that are not: site-local, documentation, protocol assignments.
+        # Networks that Python wrongly takes for global: site-local, documentation, protocol assignments.
         *("fec0::/10", "3fff::/20", "192.0.0.0/24"),
     )
 )
-"""Networks that are refused besides those that `ipaddress` knows not to be global."""
+"""Networks refused in addition to those that `ipaddress` knows not to be global."""
 
 
 def resolve(host: str, port: int, *, allow_private: bool, name: str) -> str:
-    """The address to connect to. Every address of the host must be allowed: names can have good and bad ones at once.
+    """Resolve a host to the address to connect to. All its addresses must be allowed, because a name can have good and bad ones.
 
     Raises TrainingError: SpecInvalid for an address that is not allowed, DatasetNotFound (retryable) for an unknown host.
     """
@@ -41,9 +41,9 @@ def resolve(host: str, port: int, *, allow_private: bool, name: str) -> str:
 
 
 def host_header(parts: urllib.parse.SplitResult) -> str:
-    """The Host header of a URL, of which every URL of the same server has the same: what is signed is what is sent.
+    """Return the Host header of a URL in its canonical form, so that the signed header equals the sent one.
 
-    Raises ValueError for a port that is none.
+    Raises ValueError for an invalid port.
     """
     host = parts.hostname or ""  # in lower case, and without a user
     if ":" in host:
@@ -53,7 +53,7 @@ def host_header(parts: urllib.parse.SplitResult) -> str:
 
 
 def is_public(text: str) -> bool:
-    """Whether an address is one of the open internet: not loopback, private, link-local, reserved or multicast."""
+    """Return whether an address is public: not loopback, private, link-local, reserved or multicast."""
     address: Address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return is_public(str(address.ipv4_mapped))

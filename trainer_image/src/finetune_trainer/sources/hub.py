@@ -13,15 +13,15 @@ from finetune_trainer.data.problems import invalid, listed
 from finetune_trainer.errors import TrainingError, is_storage_full
 
 NO_ROWS: Final = ("dataset_infos.json", "dataset_info.json", "config.json")
-"""JSON files that describe a dataset."""
+"""JSON files that describe a dataset and hold no rows."""
 TRAIN: Final = re.compile(r"(^|(?<!pre)[/_.-])train([/_.-]|$)")
-"""How a path says that it holds the training split, for example data/train-00000-of-00002.parquet."""
+"""Pattern of paths with the training split, for example data/train-00000-of-00002.parquet."""
 SHARD: Final = re.compile(r"[/_-]\d+(-of-\d+(-[0-9a-f]{16})?)?(?=\.[^/]*$)")
-"""The number of a part of a split, before the suffixes: -00000-of-00002 (older ones with a hash), -0, _0 or /0000."""
+"""Shard number of a split, before the suffixes: -00000-of-00002 (older ones with a hash), -0, _0 or /0000."""
 
 
 def download_from_hub(uri: str, folder: Path, settings: SourceSettings, *, name: str) -> list[Path]:
-    """Files of the training split, in the order of their names.
+    """Download the files of the training split, in the order of their names.
 
     Raises TrainingError (DatasetNotFound, DatasetInvalid); retryable if the hub cannot be reached.
     """
@@ -53,15 +53,15 @@ def download_from_hub(uri: str, folder: Path, settings: SourceSettings, *, name:
     except Exception as error:  # the HTTP library of the hub's client has errors of its own, which are no OSError
         if isinstance(error, TrainingError | MemoryError) or is_storage_full(error):
             raise
-        # The type and not the text, which may quote the token.
+        # Only the type, because the text may quote the token.
         raise _not_found(f"{shown}: the hub cannot be reached: {type(error).__name__}", retryable=True) from None
 
 
 def training_files(files: Sequence[str], shown: str) -> list[str]:
-    """Which files of a repository are its training split. Raises TrainingError (DatasetInvalid) if that is not clear."""
+    """Return the files of a repository's training split. Raises TrainingError (DatasetInvalid) if it is ambiguous."""
     data = sorted(file for file in files if _is_data(PurePosixPath(file)))
     training = [file for file in data if TRAIN.search(file)] or data
-    # Parts of one split differ in their number and in nothing else; train_sft and train_gen are two splits.
+    # Shards of one split differ only in their number; train_sft and train_gen are two splits.
     splits = {SHARD.sub("*", file) for file in training}
     if len(splits) == 1 and (len(data) == 1 or TRAIN.search(training[0])):
         return training

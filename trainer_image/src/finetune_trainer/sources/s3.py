@@ -1,4 +1,4 @@
-"""Where an object of an S3-compatible store is, and the signature that lets us read it (AWS Signature Version 4)."""
+"""Signed requests for objects of an S3-compatible store (AWS Signature Version 4)."""
 
 import datetime as dt
 import hashlib
@@ -16,10 +16,10 @@ EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()
 
 
 def s3_request(uri: str, settings: SourceSettings, now: dt.datetime | None = None) -> tuple[str, dict[str, str]]:
-    """URL and headers that get `s3://BUCKET/KEY`; without an access key the request is anonymous.
+    """Return URL and headers of a request for `s3://BUCKET/KEY`; anonymous without an access key.
 
-    The bucket is part of the path: a store inside a cluster has no host name for each bucket. Raises TrainingError
-    (SpecInvalid) for an endpoint that is no URL.
+    The bucket is part of the path, because a store inside a cluster has no host name per bucket. Raises TrainingError
+    (SpecInvalid) for an endpoint that is not a URL.
     """
     region = settings.aws_region
     endpoint = settings.aws_endpoint_url or f"https://s3.{region}.amazonaws.com"

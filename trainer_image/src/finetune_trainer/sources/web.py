@@ -1,4 +1,4 @@
-"""One file over HTTP: from a checked address, within limits of size and time, redirects included."""
+"""Download of one file over HTTP: from a checked address, bounded in size and time, with redirects."""
 
 import contextlib
 import http.client
@@ -18,15 +18,15 @@ from finetune_trainer.sources.addresses import host_header, resolve
 
 MAX_REDIRECTS: Final = 5
 SILENCE_SECONDS: Final = 30.0
-"""Time that the other end may say nothing."""
+"""Seconds that the server may stay silent."""
 CHUNK_BYTES: Final = MIB
 REDIRECTS: Final = (301, 302, 303, 307, 308)
 URL_CHARACTERS: Final = "%/:=&?~#+!$,;'@()*[]"
-"""What stays as it is in a URL, letters, digits and `_.-` aside."""
+"""Characters that stay unescaped in a URL, besides letters, digits and `_.-`."""
 
 
 def download(url: str, headers: dict[str, str], folder: Path, settings: SourceSettings, *, name: str) -> Path:
-    """Write what is at `url` into `folder` and return the file, named as the URL's path ends.
+    """Download `url` into `folder` and return the file, named by the last part of the URL's path.
 
     `headers` go to the first host only. Raises TrainingError (DatasetNotFound, DatasetInvalid, SpecInvalid).
     """
@@ -39,7 +39,7 @@ def download(url: str, headers: dict[str, str], folder: Path, settings: SourceSe
             raise
         if not deadline.expired:
             raise _failed(error, name) from None
-    # A connection that is cut off may also look like the end of a file.
+    # A closed connection may look like the end of a file.
     if deadline.expired:
         raise TrainingError(
             Reason.DATASET_NOT_FOUND,
@@ -50,8 +50,8 @@ def download(url: str, headers: dict[str, str], folder: Path, settings: SourceSe
 
 
 def _failed(error: Exception, name: str) -> TrainingError:
-    """The error of a download that failed on the way."""
-    # Python quotes a header or a URL that it refuses, and with it the token or the signature there.
+    """Return the error of a failed download."""
+    # Python quotes a refused header or URL, and with it the token or the signature.
     if isinstance(error, http.client.InvalidURL) or not isinstance(error, OSError | http.client.HTTPException):
         return _malformed(name)
     return TrainingError(Reason.DATASET_NOT_FOUND, f"{name} cannot be downloaded: {one_line(error)}", retryable=True)
@@ -62,7 +62,7 @@ def _malformed(name: str) -> TrainingError:
 
 
 def file_name(url: str) -> str:
-    """Last part of the URL's path, which says by its suffix what the file is; .jsonl if it says nothing."""
+    """Return a file name from the URL's path, whose suffix selects the parser; .jsonl without a suffix."""
     last = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rsplit("/", 1)[-1]
     suffixes = Path(last).suffixes[-2:]
     known = [suffix for suffix in suffixes if suffix.lower() in (*SUFFIXES, *COMPRESSIONS)]
@@ -70,9 +70,9 @@ def file_name(url: str) -> str:
 
 
 class _Deadline:
-    """Cuts off the connection that it watches once the time is over, whatever the connection is busy with.
+    """Timer that closes a connection when its time is over, whatever the connection does.
 
-    A timeout of the socket would not do: it starts again with every byte.
+    A socket timeout is not enough, because it restarts with every byte.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -91,11 +91,11 @@ class _Deadline:
         self._timer.cancel()
 
     def silence(self) -> float:
-        """Seconds that the other end may say nothing from now on."""
+        """Return the seconds that the server may stay silent from now on."""
         return max(0.001, min(SILENCE_SECONDS, self._end - time.monotonic()))
 
     def watch(self, connection: socket.socket) -> None:
-        """Watch this connection from now on; one whose time is already over is cut off at once."""
+        """Watch a connection; it is closed at once if its time is already over."""
         with self._lock:
             self._watched = connection
             if self.expired:
@@ -109,7 +109,7 @@ class _Deadline:
     def _cut_off(self) -> None:
         if self._watched:
             with contextlib.suppress(OSError):  # not connected any more
-                # Not SSLSocket.shutdown, which goes on in plain text.
+                # Not SSLSocket.shutdown, which would continue in plain text.
                 socket.socket.shutdown(self._watched, socket.SHUT_RDWR)
 
 
@@ -137,21 +137,21 @@ def _download(
 
 
 def _location(response: http.client.HTTPResponse, url: str, name: str) -> str:
-    """Where a redirect leads. Raises TrainingError (DatasetNotFound) if it does not say so; ValueError for no URL."""
+    """Return the target of a redirect. Raises TrainingError (DatasetNotFound) without one, ValueError for an invalid URL."""
     location = response.getheader("Location")
     if not location:
         remedy = "; check AWS_REGION" if " s3://" in name else ""
         raise TrainingError(
             Reason.DATASET_NOT_FOUND, f"{name} redirects without saying where (HTTP {response.status}){remedy}"
         )
-    # Headers are read as Latin-1, whatever they are.
+    # http.client decodes headers as Latin-1, whatever they are.
     return urllib.parse.urljoin(url, urllib.parse.quote(location.encode("latin-1"), safe=URL_CHARACTERS))
 
 
 def _connect(
     parts: urllib.parse.SplitResult, settings: SourceSettings, deadline: _Deadline, name: str
 ) -> http.client.HTTPConnection:
-    """A connection to an address of the URL's host that was checked, not to what the name might mean a moment later."""
+    """Connect to the checked address of the URL's host, so that a changed DNS answer has no effect."""
     try:
         host, port = parts.hostname or "", parts.port
     except ValueError:
@@ -170,7 +170,7 @@ def _connect(
 
 
 def _secured(stream: socket.socket, host: str, deadline: _Deadline) -> ssl.SSLSocket:
-    """The connection under TLS. The certificate is checked against the host's name, whatever address was chosen."""
+    """Wrap the connection in TLS; the certificate is checked against the host's name, whatever the address."""
     secured = ssl.create_default_context().wrap_socket(
         stream,
         server_hostname=host,

@@ -1,4 +1,4 @@
-"""Which attempt of a run may write: a file of attempt numbers on the output volume, asked right before each commit."""
+"""Fencing token of a run: a file of attempt numbers on the output volume, checked right before each commit."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ from finetune_trainer.errors import TrainingError
 
 
 class Fence:
-    """Lets only the newest attempt of a run write.
+    """Fence that lets only the newest attempt of a run write.
 
-    Attempts append their number to one file and read the highest back. Appending never takes a number away, so there is no
-    moment at which an older attempt could hide a newer one.
+    Attempts append their number to one file and read the highest back. Appending never removes a number, so an older attempt
+    can never hide a newer one.
     """
 
     def __init__(self, path: Path, attempt: int) -> None:
@@ -19,12 +19,12 @@ class Fence:
         self._attempt = attempt
 
     def acquire(self) -> None:
-        """Make this attempt known. Raises TrainingError (Fenced) if a newer one is."""
+        """Register this attempt. Raises TrainingError (Fenced) if a newer one is registered."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._attempt not in self._attempts():
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                # In a line of its own whatever a full disk left of another attempt's: run together they would be a number
+                # A line break first: a full disk may have cut another attempt's line, and run together they would be a number
                 # that no attempt ever reaches.
                 os.write(descriptor, f"\n{self._attempt}\n".encode())
                 os.fsync(descriptor)
@@ -51,7 +51,7 @@ class Fence:
 
 
 def fsync_directory(path: Path) -> None:
-    """Make what was made, renamed or removed in a folder survive a loss of power."""
+    """Flush a folder, so that files created, renamed or removed in it survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The output volume before anything is written to it: whether a run could write there, and how much is free."""
+"""Checks of the output volume before a run writes to it: permission, and free space."""
 
 import os
 import shutil
@@ -21,16 +21,16 @@ def check_output(config: TrainingConfig) -> None:
             Reason.STORAGE_FULL,
             f"output.directory {config.output.directory} cannot be written by uid {os.getuid()}, or its volume is "
             "read-only; make it writable",
-            # A file system turns read-only after errors, too: another node may see it whole.
+            # A file system also turns read-only after errors; another node may still see it intact.
             retryable=True,
         )
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes free where `folder` is or will be."""
+    """Return the free bytes of the volume that holds, or will hold, `folder`."""
     return shutil.disk_usage(existing_parent(folder)).free
 
 
 def existing_parent(folder: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
+    """Return the folder, or its nearest existing parent."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

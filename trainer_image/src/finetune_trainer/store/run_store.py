@@ -42,7 +42,7 @@ _STEP = re.compile(r"^step-(?P<step>\d+)$")
 
 @dataclass(frozen=True)
 class Committed:
-    """A folder that verifies."""
+    """Folder whose manifest verifies."""
 
     path: Path
     manifest: Manifest
@@ -50,18 +50,18 @@ class Committed:
 
 
 class RunStore:
-    """The folders of one run on the output volume."""
+    """Folders of one run on the output volume."""
 
     def __init__(self, output: Path, adapter_name: str, run_id: str, attempt: int) -> None:
         self.adapter = output / adapter_name / run_id
-        """Where the adapter will be."""
+        """Folder of the committed adapter."""
         self.attempt = attempt
         self.fence = Fence(output / JOBS_FOLDER / run_id / "attempt", attempt)
         self._checkpoints = output / JOBS_FOLDER / run_id / "checkpoints"
 
     @classmethod
     def of_job(cls, config: TrainingConfig, job: JobIdentity) -> Self:
-        """The store of an attempt."""
+        """Create the store of an attempt."""
         return cls(Path(config.output.directory), config.output.adapter_name, job.uid, job.attempt)
 
     @property
@@ -75,7 +75,7 @@ class RunStore:
         return _staging(self.adapter, self.attempt)
 
     def open(self) -> None:
-        """Take the fence and remove what older attempts left half-written."""
+        """Register with the fence and remove the staging folders of older attempts."""
         self.fence.acquire()
         self._checkpoints.mkdir(parents=True, exist_ok=True)
         self.adapter.parent.mkdir(parents=True, exist_ok=True)
@@ -86,33 +86,33 @@ class RunStore:
                 logger.info("removed leftover path=%s", folder)
 
     def stage_adapter(self) -> Path:
-        """An empty folder to write the adapter into. Raises TrainingError (Fenced) if a newer attempt has started."""
+        """Return an empty staging folder for the adapter. Raises TrainingError (Fenced) if a newer attempt has started."""
         return self._stage(self.adapter_staging)
 
     def stage_checkpoint(self, step: int) -> Path:
-        """An empty folder to write a checkpoint into. Raises TrainingError (Fenced) if a newer attempt has started."""
+        """Return an empty staging folder for a checkpoint. Raises TrainingError (Fenced) if a newer attempt has started."""
         return self._stage(self.checkpoint_staging / f"step-{step}")
 
     def committed_adapter(self) -> Committed | None:
-        """The adapter of this run if an earlier attempt committed it."""
+        """Return the adapter of this run if an earlier attempt committed it."""
         return _read(self.adapter)
 
     def commit_adapter(self, manifest: Manifest) -> Committed:
-        """Make the staged adapter visible; if a whole one is there already, that one stays."""
+        """Commit the staged adapter; a verified adapter that exists already stays."""
         return self._commit(self.adapter_staging, self.adapter, manifest)
 
     def commit_checkpoint(self, staged: Path, manifest: Manifest) -> Committed:
-        """Make a staged checkpoint visible as `step-<n>`."""
+        """Commit a staged checkpoint as `step-<n>`."""
         return self._commit(staged, self._checkpoints / f"step-{manifest.step}", manifest)
 
     def checkpoint_steps(self) -> list[int]:
-        """Steps of the checkpoints on the volume, oldest first, whole or not."""
+        """Return the steps of all checkpoints on the volume, oldest first, torn ones included."""
         if not self._checkpoints.is_dir():
             return []
         return sorted(int(m["step"]) for p in self._checkpoints.iterdir() if (m := _STEP.match(p.name)))
 
     def newest_checkpoint(self) -> Committed | None:
-        """The newest checkpoint that verifies. Torn ones are removed: they would count among those to keep."""
+        """Return the newest checkpoint that verifies, and remove torn ones, because they would count among those to keep."""
         for step in reversed(self.checkpoint_steps()):
             folder = self._checkpoints / f"step-{step}"
             if checkpoint := _read(folder):
@@ -132,13 +132,13 @@ class RunStore:
         shutil.rmtree(self._checkpoints, ignore_errors=True)
 
     def discard_staging(self) -> None:
-        """Remove this attempt's half-written folders, so that a failed attempt gives its space back."""
+        """Remove this attempt's staging folders, so that a failed attempt frees its space."""
         for folder in (self.checkpoint_staging, self.adapter_staging):
             shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Around what writes into staging: an attempt that a newer one swept it away from hears that, not what is missing."""
+        """Raise TrainingError (Fenced) instead of a missing file, if a newer attempt swept the staging folder away."""
         try:
             yield
         except OSError:
@@ -146,7 +146,7 @@ class RunStore:
             raise
 
     def _stage(self, folder: Path) -> Path:
-        # Asked before anything is written too: nobody would sweep what an attempt leaves that was overtaken long ago.
+        # Checked before writing too, because nobody would sweep the remains of an attempt that was overtaken long ago.
         self.fence.check()
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -164,7 +164,7 @@ class RunStore:
         except OSError:
             # A newer attempt may have started since, and swept this one's staging.
             self.fence.check()
-            # A rename cannot replace a folder that has files. A whole one stays: an earlier attempt got this far.
+            # A rename cannot replace a folder with files. A verified one stays: an earlier attempt committed it.
             if existing := _read(target):
                 shutil.rmtree(staged, ignore_errors=True)
                 return existing
@@ -195,7 +195,7 @@ def _read(folder: Path) -> Committed | None:
 
 
 def _seal(folder: Path) -> list[FileEntry]:
-    """Flush every file to the disk and list it."""
+    """Flush every file to disk and list it in the manifest."""
     entries = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST_FILE):
         # safetensors creates its files for the owner only; servers may run under another uid.
@@ -212,7 +212,7 @@ def _seal(folder: Path) -> list[FileEntry]:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file that is on the disk, not only on its way there, when this returns."""
+    """Write a file and flush it to disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -220,6 +220,6 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def _remove_committed(folder: Path) -> None:
-    """Remove a committed folder: its manifest first, so that a crash half-way leaves nothing that verifies."""
+    """Remove a committed folder, its manifest first, so that a crash in between leaves nothing that verifies."""
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
