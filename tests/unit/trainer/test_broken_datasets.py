@@ -100,9 +100,9 @@ FILES: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("paper.jsonl", b"%PDF-1.7", "is a PDF"),
     ("lfs.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
     ("parquet.jsonl", a_parquet([PAIR]), "is a Parquet file by its content; name it .parquet"),
-    ("junk.parquet", b"junk" * 100, "is not a whole Parquet file"),
-    ("cut.parquet", a_parquet([PAIR] * 50)[:-40], "is not a whole Parquet file"),
-    ("empty.parquet", b"", "is not a whole Parquet file"),
+    ("junk.parquet", b"junk" * 100, "is not a complete Parquet file"),
+    ("cut.parquet", a_parquet([PAIR] * 50)[:-40], "is not a complete Parquet file"),
+    ("empty.parquet", b"", "is not a complete Parquet file"),
     # Compression.
     ("cut.jsonl.gz", gzip.compress(GOOD * 500)[:-20], "is broken gzip (Truncated compressed stream); upload it again"),
     ("torn.jsonl.gz", gzip.compress(GOOD)[:-8] + b"\0" * 8, "is broken gzip"),
@@ -128,7 +128,7 @@ FILES: list[tuple[str, bytes | Callable[[], bytes], str]] = [
         "has NUL bytes; it is binary, or UTF-16 text, or was not written to its end",
     ),
     ("late-nul.jsonl", GOOD * 200 + b"\0\0\n", "line 201 is not JSON (Expecting value at column 1)"),
-    ("surrogate.jsonl", b'{"text": "\\ud83d"}\n', "text has half of a UTF-16 surrogate pair"),
+    ("surrogate.jsonl", b'{"text": "\\ud83d"}\n', "text has an unpaired UTF-16 surrogate"),
     # JSON.
     ("cut.jsonl", GOOD + GOOD[:20], "line 2 is not JSON (Unterminated string starting at at column 12)"),
     ("python.jsonl", b"{'prompt': 'a'}\n", "line 1 is not JSON (Expecting property name enclosed in double quotes"),
@@ -201,7 +201,7 @@ FILES: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     (
         "long.jsonl",
         jsonl({**PAIR, "prompt": "word " * 900}),
-        "All 1 rows of dataset lose every token with loss when cut",
+        "All 1 rows of dataset lose every token with loss when truncated",
     ),
 ]
 

@@ -112,14 +112,14 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_adapter(
 @pytest.mark.parametrize(
     ("changes", "reason", "words"),
     [
-        ({"lora": {"rank": 4}}, Reason.SPEC_INVALID, f"method.lora.rank: the adapter at {SOURCE} has 8, this run asks for 4"),
+        ({"lora": {"rank": 4}}, Reason.SPEC_INVALID, f"method.lora.rank: the adapter at {SOURCE} has 8, this run requests 4"),
         ({"lora": {"alpha": 8}}, Reason.SPEC_INVALID, "method.lora.alpha: "),
-        ({"lora": {"useRslora": True}}, Reason.SPEC_INVALID, "has false, this run asks for true"),
+        ({"lora": {"useRslora": True}}, Reason.SPEC_INVALID, "has false, this run requests true"),
         ({"lora": {"useDora": True}}, Reason.SPEC_INVALID, "method.lora.useDora: "),
         (
             {"lora": {"targetModules": ["q_proj", "v_proj"]}},
             Reason.SPEC_INVALID,
-            "has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, this run asks for q_proj, v_proj (they differ at "
+            "has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, this run requests q_proj, v_proj (they differ at "
             "model.layers.0.mlp.down_proj)",
         ),
         ({"initialAdapter": {"digest": f"sha256:{'0' * 64}"}}, Reason.ADAPTER_INCOMPATIBLE, "it was replaced"),

@@ -51,7 +51,7 @@ GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "c
         ([{"messages": [*GOOD["messages"], {"role": "tool"}]}], "messages[2].content is null, expected text"),
         ([{**GOOD, "tools": "search"}], "tools is text, expected a list of functions"),
         ([{"messages": [{"role": ["user"], "content": "a"}]}], "messages[0].role is a list, expected one of"),
-        ('{"text": "\\ud83d"}', "text has half of a UTF-16 surrogate pair"),
+        ('{"text": "\\ud83d"}', "text has an unpaired UTF-16 surrogate"),
         ('{"text": "a", "text": "b"}', "line 1 has the key text more than once in one object"),
         ('{"text": ' + "[" * 5000 + "]" * 5000 + "}", "line 1 is nested too deeply to be a row"),
         ('{"text": ' + "9" * 5000 + "}", "line 1 has a number of too many digits"),
@@ -160,7 +160,7 @@ def test_rows_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
     [
         ("missing.jsonl", None, Reason.DATASET_NOT_FOUND, "pvc://data/rows does not exist"),
         ("rows.xlsx", b"x", Reason.DATASET_INVALID, "ends in .xlsx; expected one of .jsonl, .json, .csv, .parquet"),
-        ("rows.parquet", b"x", Reason.DATASET_INVALID, "is not a whole Parquet file"),
+        ("rows.parquet", b"x", Reason.DATASET_INVALID, "is not a complete Parquet file"),
         ("rows.jsonl", b'{"text": "caf\xe9"}\n', Reason.DATASET_INVALID, "line 1 is not UTF-8 text (byte 13)"),
         ("rows.csv", b"prompt,completion\na\n", Reason.DATASET_INVALID, "row 1 (line 2) does not have the header's 2"),
         ("rows.json", b'{"a": ', Reason.DATASET_INVALID, "is not JSON"),

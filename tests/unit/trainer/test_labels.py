@@ -120,5 +120,5 @@ def test_long_rows_are_cut_and_rows_left_without_loss_are_dropped_and_counted(to
     result = tokenize([long_prompt, long_answer, {"prompt": "Hi", "completion": "Hello"}], tokenizer, max_length=40)
     assert (len(result.rows), result.truncated, result.dropped) == (2, 2, 1)
     assert max(len(row.input_ids) for row in result.rows) == 40
-    with pytest.raises(TrainingError, match="All 1 rows of dataset lose every token with loss when cut to"):
+    with pytest.raises(TrainingError, match="All 1 rows of dataset lose every token with loss when truncated to"):
         tokenize([long_prompt], tokenizer, max_length=40)

@@ -91,7 +91,7 @@ MODELS: list[tuple[str, Callable[[Path], None], str]] = [
     ("endless layers", configured(num_hidden_layers=10**9), "its config.json says num_hidden_layers=1000000000"),
     ("pickled weights", only_pickled_weights, "it has no *.safetensors weights (pickled weights are never loaded)"),
     ("no weights", remove(WEIGHTS), "it has no *.safetensors weights"),
-    ("weights cut off", cut_weights, "model.safetensors is not a whole safetensors file (it holds"),
+    ("weights cut off", cut_weights, "model.safetensors is not a complete safetensors file (it holds"),
     ("weights empty", write(WEIGHTS, b""), "it has 0 bytes and no whole header"),
     ("weights are LFS", write(WEIGHTS, b"version https://git-lfs.github.com"), "and no whole header"),
     ("header no JSON", write(WEIGHTS, struct.pack("<Q", 4) + b"junk"), "its header is not JSON"),
@@ -159,7 +159,11 @@ def test_a_conversation_needs_a_chat_template(tiny_model: Path, tmp_path: Path) 
 SETTINGS: list[tuple[dict[str, Any], Reason, str]] = [
     ({"model": {"path": "/nowhere"}}, Reason.MODEL_NOT_FOUND, "Model /nowhere does not exist"),
     ({"model": {"path": "/" + "x" * 5000}}, Reason.MODEL_NOT_FOUND, "does not exist; check model.source"),
-    ({"model": {"path": "not a/name"}}, Reason.MODEL_NOT_FOUND, "'not a/name' is neither a folder nor ORG/NAME"),
+    (
+        {"model": {"path": "not a/name"}},
+        Reason.MODEL_NOT_FOUND,
+        "'not a/name' is neither an existing folder nor ORG/NAME",
+    ),
     ({"lora": {"targetModules": ["query"]}}, Reason.TARGET_MODULES_NOT_FOUND, "names query, which this model does not"),
     (
         {"lora": {"targetModules": ["all-linear", "q_proj"]}},
@@ -248,7 +252,7 @@ def test_a_model_that_is_larger_than_the_gpu_will_not_fit(tiny_model: Path, tmp_
     config = a_training_config(tiny_model, tmp_path)
     (failure,) = run_preflight(config, gpu_memory=1 << 17).failures
     assert failure.reason is Reason.WONT_FIT_GPU
-    assert "the accelerator has 0.1 MiB; use a smaller model" in failure.message
+    assert "the accelerator has 0.1 MiB; raise the limit, or use a smaller model" in failure.message
     memory = run_preflight(config, gpu_memory=80 << 30).memory
     assert memory is not None
     tight = run_preflight(config, gpu_memory=memory.estimate.least + 1)
@@ -259,7 +263,9 @@ def test_a_model_that_is_larger_than_the_gpu_will_not_fit(tiny_model: Path, tmp_
 def test_an_adapter_that_is_larger_than_the_volume_will_not_fit(tiny_model: Path, tmp_path: Path) -> None:
     config = a_training_config(tiny_model, tmp_path)
     check_disk(config, 1 << 20)
-    with pytest.raises(TrainingError, match=r"enlarge output.claim, or lower lora.rank or checkpoint.keep") as caught:
+    with pytest.raises(
+        TrainingError, match=r"enlarge output.claim, or lower method.lora.rank or checkpoint.keep"
+    ) as caught:
         check_disk(config, 1 << 60)
     assert caught.value.reason is Reason.STORAGE_FULL
 

@@ -163,11 +163,11 @@ def test_the_token_goes_to_the_host_that_was_named_and_to_no_other(server: Serve
 @pytest.mark.parametrize(
     ("code", "expected", "retryable"),
     [
-        (404, "is not there (HTTP 404)", False),
+        (404, "cannot be downloaded (HTTP 404)", False),
         (401, "is refused (HTTP 401); check dataset.secretRef", False),
         (403, "is refused (HTTP 403)", False),
-        (429, "is not there (HTTP 429)", True),
-        (503, "is not there (HTTP 503)", True),
+        (429, "cannot be downloaded (HTTP 429)", True),
+        (503, "cannot be downloaded (HTTP 503)", True),
     ],
 )
 def test_a_status_becomes_a_reason(server: Server, code: int, expected: str, retryable: bool) -> None:
@@ -519,7 +519,7 @@ def _wait_for(address: str, log: Path) -> None:
 
 def test_a_real_object_store_accepts_the_signature(object_store: SourceSettings) -> None:
     assert len(read("s3://rows/deep/train_+1.jsonl", object_store).training) == 2
-    assert "is not there (HTTP 404)" in refused("s3://rows/deep/none.jsonl", object_store).message
+    assert "cannot be downloaded (HTTP 404)" in refused("s3://rows/deep/none.jsonl", object_store).message
     wrong = object_store.model_copy(update={"aws_secret_access_key": SecretStr("another")})
     assert "is refused (HTTP 403)" in refused("s3://rows/deep/train_+1.jsonl", wrong).message
 
@@ -562,7 +562,7 @@ def test_a_repository_that_is_not_there_is_named(hub: Server) -> None:
     hub.answers["/api/datasets/org/none"] = status(401, **{"X-Error-Code": "RepoNotFound"})
     error = refused("hf://org/none")
     assert (error.reason, error.retryable) == (Reason.DATASET_NOT_FOUND, False)
-    assert "hf://org/none does not exist, or is hidden from this token" in error.message
+    assert "hf://org/none does not exist, or this token may not see it" in error.message
     hub.answers["/api/datasets/org/gated"] = status(403, **{"X-Error-Code": "GatedRepo"})
     assert "is gated; accept its terms" in refused("hf://org/gated").message
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from finetune_api.reasons import Reason
-from finetune_trainer.data.problems import invalid
+from finetune_trainer.data.problems import invalid, listed
 from finetune_trainer.errors import TrainingError
 
 SUFFIXES: Final = (".jsonl", ".json", ".csv", ".parquet")
@@ -53,15 +53,24 @@ def check_file(path: Path, shown: str) -> None:
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise _not_found(f"{shown} does not exist; expected a file ({', '.join(SUFFIXES)})") from None
+        raise _not_found(f"{shown} does not exist; expected {_expected(path.parent)}") from None
     except (OSError, ValueError) as error:
         raise _not_found(f"{shown} cannot be read ({error.__class__.__name__})") from None
     if stat.S_ISDIR(found.st_mode):
-        raise _not_found(f"{shown} is a folder; expected a file ({', '.join(SUFFIXES)})")
+        raise _not_found(f"{shown} is a folder; expected {_expected(path)}")
     if not stat.S_ISREG(found.st_mode):
         raise _not_found(f"{shown} is a pipe, socket or device; expected a regular file")
     if found.st_size > MAX_DATASET_BYTES:
         raise too_large(shown)
+
+
+def _expected(folder: Path) -> str:
+    """Name the files that exist, because most missing files are misspelt; else the kinds of files that are read."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    except OSError:
+        names = []
+    return f"one of {listed(names)}" if names else f"a file ({', '.join(SUFFIXES)})"
 
 
 def suffix_of(path: Path, shown: str) -> str:

@@ -87,7 +87,7 @@ def require_format(row_format: Format, *, pairs: bool, name: str = "dataset") ->
         )
     if row_format != "preference" and pairs:
         raise invalid(
-            f"{name} holds rows of the format {row_format}, and method.dpo learns from preference pairs (prompt, chosen, "
+            f"{name} holds rows of format {row_format}, but method.dpo learns from preference pairs (prompt, chosen, "
             "rejected). Add the rejected answers, or remove method.dpo"
         )
 

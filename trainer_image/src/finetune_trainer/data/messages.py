@@ -29,9 +29,7 @@ def problem_of_text(value: Any, column: str, *, may_be_blank: bool = False) -> s
     if not value.strip() and not may_be_blank:
         return f"{column} is empty, expected text"
     if has_unpaired_surrogate(value):
-        return (
-            f"{column} has half of a UTF-16 surrogate pair, as text that was cut inside an emoji has; expected Unicode"
-        )
+        return f"{column} has an unpaired UTF-16 surrogate, as in text cut inside an emoji; expected Unicode"
     return None
 
 

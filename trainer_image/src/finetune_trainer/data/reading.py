@@ -249,7 +249,7 @@ def _read_parquet(path: Path, shown: str) -> Iterator[Row]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         where = f"after row {number} " if number else ""
-        raise invalid(f"{shown} is not a whole Parquet file {where}({one_line(error)}); write it again") from None
+        raise invalid(f"{shown} is not a complete Parquet file {where}({one_line(error)}); write it again") from None
     except (ValueError, OverflowError) as error:
         # A single value failed: text that is not UTF-8, or a time inside a list or object.
         raise invalid(

@@ -19,8 +19,8 @@ BAR_WIDTH = 40
 class Bin(StatusModel):
     """Number of rows in a range of lengths."""
 
-    up_to: Annotated[int, Field(description="upTo is the largest length in tokens that belongs here.")]
-    rows: Annotated[int, Field(description="rows that are no longer, and longer than the bin before.")]
+    up_to: Annotated[int, Field(description="upTo is the largest length in tokens of this bin.")]
+    rows: Annotated[int, Field(description="rows no longer than upTo, and longer than the bin before.")]
 
 
 class Lengths(StatusModel):
@@ -28,7 +28,7 @@ class Lengths(StatusModel):
 
     shortest: Annotated[int, Field(description="shortest row.")]
     median: Annotated[int, Field(description="median row.")]
-    p90: Annotated[int, Field(description="p90: nine of ten rows are no longer.")]
+    p90: Annotated[int, Field(description="p90: 90 % of rows are no longer than this.")]
     longest: Annotated[int, Field(description="longest row.")]
     histogram: Annotated[list[Bin], Field(description="histogram in bins that double.")]
 
@@ -119,7 +119,7 @@ def render_report(report: DatasetReport) -> str:
         lines += [
             f"{name + ':':<12}{part.rows} rows, {part.tokens} tokens, {part.loss_tokens} with loss "
             f"({part.loss_share:.0%}, lossOn {report.loss_on})",
-            f"            tokens a row: shortest {lengths.shortest}, median {lengths.median}, p90 {lengths.p90}, "
+            f"            tokens per row: shortest {lengths.shortest}, median {lengths.median}, p90 {lengths.p90}, "
             f"longest {lengths.longest}; maxLength {report.max_length}",
             *_bars(lengths.histogram),
         ]

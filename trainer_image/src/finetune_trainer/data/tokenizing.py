@@ -60,7 +60,7 @@ def tokenize(
     rows = builder.build()
     if not rows:
         raise invalid(
-            f"all {dropped.count} rows of {name} lose every token with loss when cut to "
+            f"all {dropped.count} rows of {name} lose every token with loss when truncated to "
             f"hyperparameters.maxLength={max_length}; raise it"
         )
     return Tokenized(rows, truncated.count, dropped.count, tuple(truncated.first), tuple(dropped.first))

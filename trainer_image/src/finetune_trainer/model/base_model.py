@@ -185,14 +185,19 @@ def _download(config: ModelConfig, *, weights: bool) -> Path:
             f"The hub refused {name}: it is gated. Accept its terms, and set model.secretRef to a token that may read it.",
         ) from None
     except RevisionNotFoundError:
-        raise TrainingError(Reason.MODEL_NOT_FOUND, f"The hub has {config.path}, but not the revision named") from None
+        raise TrainingError(
+            Reason.MODEL_NOT_FOUND,
+            f"The hub has {config.path}, but not its revision {config.revision}; check model.revision",
+        ) from None
     except RepositoryNotFoundError:
         raise TrainingError(
             Reason.MODEL_NOT_FOUND,
-            f"The hub has no {name}, or hides it from this token; check model.source and model.secretRef",
+            f"The hub has no {name}, or this token may not see it; check model.source and model.secretRef",
         ) from None
     except HFValidationError:
-        raise TrainingError(Reason.MODEL_NOT_FOUND, f"{name!r} is neither a folder nor ORG/NAME") from None
+        raise TrainingError(
+            Reason.MODEL_NOT_FOUND, f"Model {name!r} is neither an existing folder nor ORG/NAME; check model.source"
+        ) from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
@@ -200,7 +205,7 @@ def _download(config: ModelConfig, *, weights: bool) -> Path:
                 Reason.MODEL_ACCESS_DENIED, f"The hub refused {name} (HTTP {status}); check model.secretRef"
             ) from None
         raise TrainingError(
-            Reason.MODEL_NOT_FOUND, f"The hub did not give {name} (HTTP {status})", retryable=True
+            Reason.MODEL_NOT_FOUND, f"The hub answered HTTP {status} for {name}", retryable=True
         ) from None
     except Exception as error:  # the HTTP library of the hub's client has errors of its own, which are no OSError
         if isinstance(error, TrainingError | MemoryError) or is_storage_full(error):

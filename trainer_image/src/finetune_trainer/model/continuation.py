@@ -74,9 +74,7 @@ def read_initial_adapter(
             Reason.ADAPTER_NOT_FOUND, f"continueFrom: there is no whole adapter at {name}: {error}"
         ) from None
     if wanted.digest not in (None, digest):
-        problem = (
-            f"has digest {digest}, expected is {wanted.digest}: it was replaced. Continue from it by a job of its own"
-        )
+        problem = f"has digest {digest}, expected {wanted.digest}: it was replaced. Start a new job to continue from it"
         raise _incompatible(name, problem)
     _check_origin(manifest, name, base_revision)
     try:
@@ -135,8 +133,8 @@ def _shapes(file: Path) -> Shapes:
 def _contradiction(field: str, name: str, found: str, asked: str) -> TrainingError:
     return TrainingError(
         Reason.SPEC_INVALID,
-        f"method.lora.{field}: the adapter at {name} has {found}, this run asks for {asked}. A run continues with the LoRA that "
-        "it starts from; set the field to what the adapter has",
+        f"method.lora.{field}: the adapter at {name} has {found}, this run requests {asked}. A run keeps the LoRA settings of "
+        "the adapter it starts from; set the field to the adapter's value",
     )
 
 

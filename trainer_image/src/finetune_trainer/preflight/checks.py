@@ -159,13 +159,13 @@ def check_memory(plan: MemoryPlan, warnings: list[str], *, on_gpu: bool) -> None
         reason = Reason.WONT_FIT_GPU if on_gpu else Reason.HOST_OUT_OF_MEMORY
         raise TrainingError(
             reason,
-            f"Weights and adapter alone take about {gib(memory.least)}, {where} has {gib(limit)}; use a smaller model, "
-            "lora.quantization nf4, hyperparameters.precision bfloat16, a lower lora.rank, or more memory",
+            f"Weights and adapter alone need about {gib(memory.least)}, but {where} has {gib(limit)}; raise the limit, or use "
+            "a smaller model, method.lora.quantization nf4, hyperparameters.precision bfloat16 or a lower method.lora.rank",
         )
     if memory.total > limit:
         warnings.append(
-            f"training is expected to take about {memory}, {where} has {gib(limit)}; lower hyperparameters.microBatchSize or "
-            "maxLength"
+            f"training needs about {memory}, but {where} has {gib(limit)}; raise resources.memory, or lower "
+            "hyperparameters.microBatchSize or maxLength"
         )
 
 
@@ -177,8 +177,8 @@ def check_disk(config: TrainingConfig, needed: int) -> None:
     if needed > free:
         raise TrainingError(
             Reason.STORAGE_FULL,
-            f"Adapter and checkpoints take about {gib(needed)}, {config.output.directory} has {gib(free)} free; enlarge "
-            "output.claim, or lower lora.rank or checkpoint.keep",
+            f"Adapter and checkpoints need about {gib(needed)}, but {config.output.directory} has {gib(free)} free; enlarge "
+            "output.claim, or lower method.lora.rank or checkpoint.keep",
             retryable=True,
         )
 

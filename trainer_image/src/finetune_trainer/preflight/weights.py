@@ -65,4 +65,4 @@ def _header(file: Path, shown: str) -> tuple[dict[str, Any], int]:
 
 
 def _broken(shown: str, file: Path, found: str) -> Exception:
-    return model_invalid(shown, f"{file.name} is not a whole safetensors file ({found}); copy the model again")
+    return model_invalid(shown, f"{file.name} is not a complete safetensors file ({found}); copy the model again")

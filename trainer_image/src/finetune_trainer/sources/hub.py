@@ -45,11 +45,11 @@ def download_from_hub(uri: str, folder: Path, settings: SourceSettings, *, name:
             f"{shown} is gated; accept its terms, and set dataset.secretRef to a token that may read it"
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise _not_found(f"{shown} does not exist, or is hidden from this token; check dataset.secretRef") from None
+        raise _not_found(f"{shown} does not exist, or this token may not see it; check dataset.secretRef") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         retryable = status >= 500 or status == 429
-        raise _not_found(f"{shown} was not given by the hub (HTTP {status})", retryable=retryable) from None
+        raise _not_found(f"{shown} cannot be downloaded: the hub answered HTTP {status}", retryable=retryable) from None
     except Exception as error:  # the HTTP library of the hub's client has errors of its own, which are no OSError
         if isinstance(error, TrainingError | MemoryError) or is_storage_full(error):
             raise
@@ -68,7 +68,7 @@ def training_files(files: Sequence[str], shown: str) -> list[str]:
     if not data:
         raise invalid(f"{shown} has no data files ({', '.join(SUFFIXES)}) among {listed(sorted(files))}")
     raise invalid(
-        f"{shown} has several files and no single training split: {listed(data)}; put the rows to train on into one file"
+        f"{shown} has several files and no single training split: {listed(data)}; put the training rows into one file"
     )
 
 

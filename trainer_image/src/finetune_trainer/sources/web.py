@@ -58,7 +58,7 @@ def _failed(error: Exception, name: str) -> TrainingError:
 
 
 def _malformed(name: str) -> TrainingError:
-    return TrainingError(Reason.DATASET_NOT_FOUND, f"{name} has an address, or redirects to one, that is not a URL")
+    return TrainingError(Reason.DATASET_NOT_FOUND, f"{name}: its address, or one that it redirects to, is not a URL")
 
 
 def file_name(url: str) -> str:
@@ -195,7 +195,7 @@ def _check_status(response: http.client.HTTPResponse, name: str) -> None:
             Reason.DATASET_NOT_FOUND, f"{name} is refused (HTTP {status}); check dataset.secretRef and its rights"
         )
     retryable = status >= 500 or status in (408, 429)
-    raise TrainingError(Reason.DATASET_NOT_FOUND, f"{name} is not there (HTTP {status})", retryable=retryable)
+    raise TrainingError(Reason.DATASET_NOT_FOUND, f"{name} cannot be downloaded (HTTP {status})", retryable=retryable)
 
 
 def _save(response: http.client.HTTPResponse, target: Path, name: str) -> None:
