@@ -92,9 +92,9 @@ def test_a_chat_is_formatted_by_the_models_own_template(vocabulary: Vocabulary) 
     [
         (None, "no chat template"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages[7].content }}", "refused these messages"),
-        ("{{ 1 + 'a' }}", "refused these messages"),
-        ("{{ ''.__class__.__mro__ }}", "refused these messages"),
+        ("{{ messages[7].content }}", "these messages"),
+        ("{{ 1 + 'a' }}", "these messages"),
+        ("{{ ''.__class__.__mro__ }}", "these messages"),
         ("", "no chat template"),
     ],
 )
