@@ -1,13 +1,13 @@
 """One line of JSON for each request: who is slow, what is refused. Never a header, a query or a body; never a probe."""
 
-import json
 import logging
 import sys
 import time
-from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from finetune_api.json_logs import JsonFormatter
 
 logger = logging.getLogger("finetune_gateway.access")
 
@@ -52,25 +52,6 @@ class AccessLog:
                     "milliseconds": round((time.monotonic() - started) * 1000),
                 },
             )
-
-
-class JsonFormatter(logging.Formatter):
-    """Time, level, logger, message, the fields of `extra`, and the traceback of an exception."""
-
-    _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line |= {key: value for key, value in vars(record).items() if key not in self._OWN}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
 
 
 def configure_logging(level: str) -> None:

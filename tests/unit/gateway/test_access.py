@@ -6,7 +6,7 @@ import logging
 import httpx
 import pytest
 
-from finetune_gateway.access import JsonFormatter
+from finetune_api.json_logs import JsonFormatter
 from support.gateway.running_gateway import api_server_stand_in, running_gateway
 
 CANARY = "canary.token-123"

@@ -1,40 +1,20 @@
-"""One JSON object per line on stderr. Facts with fields; never whole objects, arguments or environments."""
+"""Logging of the operator: one JSON object per line on standard error."""
 
-import json
 import logging
 import sys
-from datetime import UTC, datetime
 from typing import Final
 
-_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-"""Attributes that every record has; all others were given as `extra`."""
-_KOPF_OBJECTS: Final = frozenset({"settings", "k8s_ref", "k8s_skip"})
-"""What kopf attaches to its records for its own use."""
+from finetune_api.json_logs import JsonFormatter
 
-
-class JsonFormatter(logging.Formatter):
-    """Formats records as JSON."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        entry = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        extra = {k: v for k, v in vars(record).items() if k not in _STANDARD | _KOPF_OBJECTS}
-        entry.update({key: str(value) for key, value in extra.items() if value is not None})
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+KOPF_FIELDS: Final = frozenset({"settings", "k8s_ref", "k8s_skip"})
+"""Fields that kopf attaches to its records for its own use."""
 
 
 def configure_logging(level: str) -> None:
-    """Send everything through one handler; libraries speak only when something is wrong."""
+    """Send all records through one handler. Libraries log warnings and errors only."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(hidden=KOPF_FIELDS))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("finetune_operator").setLevel(level)
-    # It warns that it cannot handle signals outside of the main thread, which is why it is there.
+    # kopf warns that it cannot handle signals outside of the main thread; it runs outside on purpose.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
