@@ -1,7 +1,7 @@
-"""What a committed folder on a volume looks like, and how a reader decides whether to believe it.
+"""Layout of a committed folder on a volume (adapter or checkpoint), and how a reader verifies it.
 
-A folder (adapter or checkpoint) is whole if and only if it has a `manifest.json` whose every file verifies. Writers stage
-into a `.partial` folder and rename (see the trainer's `artifacts`); a reader never needs to know about that.
+A folder is complete if and only if it has a `manifest.json` and every file listed there verifies. Writers stage into a
+`.partial` folder and rename it (see the trainer's `store.run_store`); readers need not know about that.
 """
 
 import hashlib
@@ -18,17 +18,21 @@ MANIFEST_FILE: Final = "manifest.json"
 RUN_RECORD_FILE: Final = "run.json"
 """Configuration, versions, seed and digests of the run that made an adapter."""
 DATASET_REPORT_FILE: Final = "dataset-report.json"
-"""What the rows were like: lengths, duplicates, what was cut."""
+"""Statistics of the rows: lengths, duplicates, truncated rows."""
 RUN_REPORT_FILE: Final = "report.html"
-"""Loss curve and lengths of rows, for a person."""
+"""Loss curve and row lengths, for people."""
 MODEL_CARD_FILE: Final = "README.md"
 FINGERPRINT_FILE: Final = "fingerprint.json"
+ADAPTER_WEIGHTS_FILE: Final = "adapter_model.safetensors"
+"""Weights of a LoRA adapter, as peft names the file."""
+ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
+"""Shape of a LoRA adapter (rank, alpha, modules), as peft names the file."""
 READ_CHUNK: Final = 1 << 20
 """Bytes hashed at a time."""
 
 
 class ArtifactError(Exception):
-    """A folder that cannot be believed; the message names the folder and the first thing wrong with it."""
+    """A folder that does not verify; the message names the folder and the first thing wrong with it."""
 
 
 class FileEntry(StatusModel):
@@ -40,15 +44,19 @@ class FileEntry(StatusModel):
 
 
 class Manifest(StatusModel):
-    """The list of files that makes a folder whole, and where it came from."""
+    """List of the files that make a folder complete, and the folder's origin."""
 
-    format_version: Annotated[int, Field(description="formatVersion of this document.")] = 1
-    kind: Annotated[str, Field(description="kind is adapter or checkpoint.")]
-    step: Annotated[int, Field(description="step that the content belongs to.", ge=0)]
-    job_uid: Annotated[str | None, Field(description="jobUid of the FinetuneJob.")] = None
+    format_version: Annotated[int, Field(description="formatVersion is the version of this document's format.")] = 1
+    kind: Annotated[str, Field(description="kind of the folder: adapter or checkpoint.")]
+    step: Annotated[int, Field(description="step after which the content was saved.", ge=0)]
+    job_uid: Annotated[str | None, Field(description="jobUid is the uid of the FinetuneJob.")] = None
     attempt: Annotated[int | None, Field(description="attempt that committed the folder.")] = None
-    base_model: Annotated[str | None, Field(description="baseModel as the source URI or path.")] = None
-    base_revision: Annotated[str | None, Field(description="baseRevision is the base's commit or digest.")] = None
+    base_model: Annotated[str | None, Field(description="baseModel is the source URI or path of the base model.")] = (
+        None
+    )
+    base_revision: Annotated[
+        str | None, Field(description="baseRevision is the commit or digest of the base model.")
+    ] = None
     initial_adapter: Annotated[
         str | None, Field(description="initialAdapter is the digest of the adapter that training started from.")
     ] = None
@@ -61,7 +69,7 @@ class Manifest(StatusModel):
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file."""
+    """Return the sha256 of a file in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(READ_CHUNK):
@@ -70,15 +78,15 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(manifest_bytes: bytes) -> str:
-    """Digest of a folder: of its manifest, which in turn has the digest of every file."""
+    """Return the digest of a folder, which is that of its manifest; the manifest has the digest of every file."""
     return f"sha256:{hashlib.sha256(manifest_bytes).hexdigest()}"
 
 
 def read_verified(directory: Path) -> tuple[Manifest, str]:
-    """Manifest and digest of a whole folder. Raises ArtifactError for anything less than whole."""
+    """Read the manifest and digest of a complete folder. Raises ArtifactError if a file is missing or differs."""
     manifest_path = directory / MANIFEST_FILE
     try:
-        # Looked at first: opening a pipe would wait for its writer.
+        # Checked first because opening a pipe would block until it has a writer.
         if not stat.S_ISREG(manifest_path.lstat().st_mode):
             raise ArtifactError(f"{directory} is not a committed folder: {MANIFEST_FILE} is not a regular file")
         raw = manifest_path.read_bytes()
@@ -112,6 +120,6 @@ def _verify_file(directory: Path, entry: FileEntry) -> None:
 
 
 def to_manifest_bytes(manifest: Manifest) -> bytes:
-    """Canonical bytes of a manifest: what is hashed is what is written."""
+    """Return the canonical bytes of a manifest, so that the bytes hashed are the bytes written."""
     document: dict[str, Any] = manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
     return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.artifacts import ArtifactError, Manifest, read_verified
+from finetune_api.artifacts import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, ArtifactError, Manifest, read_verified
 from finetune_api.serving import ServedAdapter
-from finetune_inference.engine.interface import WEIGHTS_FILE, VerifiedAdapter
+from finetune_inference.engine.interface import VerifiedAdapter
 
-CONFIG_FILE = "adapter_config.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -103,7 +102,7 @@ def verify(served: ServedAdapter, limits: Limits) -> VerifiedAdapter:
         directory=directory,
         digest=digest,
         lora=lora_arguments(config),
-        weights_sha256=next(entry.sha256 for entry in manifest.files if entry.path == WEIGHTS_FILE),
+        weights_sha256=next(entry.sha256 for entry in manifest.files if entry.path == ADAPTER_WEIGHTS_FILE),
         has_tokenizer=(directory / "tokenizer_config.json").exists(),
     )
 
@@ -116,20 +115,22 @@ def lora_arguments(config: dict[str, Any]) -> dict[str, Any]:
     taken from a list; one that is not on it must be unset.
     """
     if config.get("peft_type") != "LORA":
-        raise AdapterRefusedError(f"{CONFIG_FILE} has peft_type {config.get('peft_type')!r}; only LORA is served")
+        raise AdapterRefusedError(
+            f"{ADAPTER_CONFIG_FILE} has peft_type {config.get('peft_type')!r}; only LORA is served"
+        )
     if config.get("bias", "none") != "none":
         raise AdapterRefusedError(
-            f"{CONFIG_FILE} has bias {config['bias']!r}, which would change the base model's own biases"
+            f"{ADAPTER_CONFIG_FILE} has bias {config['bias']!r}, which would change the base model's own biases"
         )
     if config.get("init_lora_weights", True) not in HARMLESS_INITIALIZATIONS:
         raise AdapterRefusedError(
-            f"{CONFIG_FILE} has init_lora_weights {config['init_lora_weights']!r}, which would change the base model's "
+            f"{ADAPTER_CONFIG_FILE} has init_lora_weights {config['init_lora_weights']!r}, which would change the base model's "
             "weights; convert it to plain LoRA when saving"
         )
     _check_names(config)
     refused = sorted(k for k, v in config.items() if v and k not in LORA_KEYS | IGNORED_KEYS | CHECKED_KEYS)
     if refused:
-        raise AdapterRefusedError(f"{CONFIG_FILE} sets {', '.join(refused)}, which is not plain LoRA")
+        raise AdapterRefusedError(f"{ADAPTER_CONFIG_FILE} sets {', '.join(refused)}, which is not plain LoRA")
     return {key: config[key] for key in LORA_KEYS if config.get(key) is not None}
 
 
@@ -139,11 +140,11 @@ def _check_limits(directory: Path, config: dict[str, Any], limits: Limits) -> No
     ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [])]
     highest = max((rank for rank in ranks if isinstance(rank, int)), default=0)
     if highest > limits.rank:
-        raise AdapterRefusedError(f"{CONFIG_FILE} has rank {highest}; this server allows {limits.rank} or less")
-    size = (directory / WEIGHTS_FILE).stat().st_size
+        raise AdapterRefusedError(f"{ADAPTER_CONFIG_FILE} has rank {highest}; this server allows {limits.rank} or less")
+    size = (directory / ADAPTER_WEIGHTS_FILE).stat().st_size
     if size > limits.memory_bytes:
         raise AdapterRefusedError(
-            f"{directory / WEIGHTS_FILE} has {size} bytes; this server has {limits.memory_bytes} for all adapters"
+            f"{directory / ADAPTER_WEIGHTS_FILE} has {size} bytes; this server has {limits.memory_bytes} for all adapters"
         )
 
 
@@ -161,7 +162,7 @@ def _check_names(config: dict[str, Any]) -> None:
         names = [value] if isinstance(value, str) else list(value) if isinstance(value, list | dict) else [None]
         for name in names:
             if not isinstance(name, str) or (name != ALL_LINEAR and not MODULE_NAME.match(name)):
-                raise AdapterRefusedError(f"{CONFIG_FILE} has {key} {name!r}; use plain module names")
+                raise AdapterRefusedError(f"{ADAPTER_CONFIG_FILE} has {key} {name!r}; use plain module names")
 
 
 def _check_files(directory: Path, manifest: Manifest) -> None:
@@ -169,12 +170,12 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
     listed = {entry.path for entry in manifest.files}
     if manifest.kind != "adapter":
         raise AdapterRefusedError(f"{directory} holds a {manifest.kind}, not an adapter")
-    if WEIGHTS_FILE not in listed:
+    if ADAPTER_WEIGHTS_FILE not in listed:
         pickles = sorted(path for path in listed if path.endswith(PICKLE_SUFFIXES))
         found = f" but {', '.join(pickles)}: pickle files run code when they are read" if pickles else ""
-        raise AdapterRefusedError(f"{directory} has no {WEIGHTS_FILE}{found}; only safetensors are served")
-    if CONFIG_FILE not in listed:
-        raise AdapterRefusedError(f"{directory} has no {CONFIG_FILE}")
+        raise AdapterRefusedError(f"{directory} has no {ADAPTER_WEIGHTS_FILE}{found}; only safetensors are served")
+    if ADAPTER_CONFIG_FILE not in listed:
+        raise AdapterRefusedError(f"{directory} has no {ADAPTER_CONFIG_FILE}")
     foreign = [name for name in TOKENIZER_FILES if name not in listed and (directory / name).exists()]
     if foreign:
         raise AdapterRefusedError(f"{directory} has {', '.join(foreign)}, which its manifest does not list")
@@ -182,9 +183,9 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
 
 def _read_config(directory: Path) -> dict[str, Any]:
     try:
-        config = json.loads((directory / CONFIG_FILE).read_bytes())
+        config = json.loads((directory / ADAPTER_CONFIG_FILE).read_bytes())
     except (ValueError, OSError, RecursionError) as error:
-        raise AdapterRefusedError(f"{directory / CONFIG_FILE} cannot be read: {error}") from None
+        raise AdapterRefusedError(f"{directory / ADAPTER_CONFIG_FILE} cannot be read: {error}") from None
     if not isinstance(config, dict):
-        raise AdapterRefusedError(f"{directory / CONFIG_FILE} holds no JSON object")
+        raise AdapterRefusedError(f"{directory / ADAPTER_CONFIG_FILE} holds no JSON object")
     return config

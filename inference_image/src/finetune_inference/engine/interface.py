@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
+from finetune_api.artifacts import ADAPTER_WEIGHTS_FILE
+
 MAX_TOP_LOGPROBS = 20
 """Most alternatives that a request may ask for per token; OpenAI's own limit."""
 FinishReason = Literal["stop", "length"]
@@ -151,10 +153,6 @@ class AdapterWeights(Protocol):
         """Memory that it takes."""
 
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-"""The only file with weights in an adapter folder, by peft's convention."""
-
-
 @dataclass(frozen=True)
 class VerifiedAdapter:
     """A whole adapter folder with a configuration that is plain LoRA."""
@@ -173,7 +171,7 @@ class VerifiedAdapter:
     @property
     def weights(self) -> Path:
         """The file with the tensors."""
-        return self.directory / WEIGHTS_FILE
+        return self.directory / ADAPTER_WEIGHTS_FILE
 
 
 class Engine(Protocol):

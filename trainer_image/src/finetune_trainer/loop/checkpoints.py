@@ -24,7 +24,7 @@ from safetensors.torch import save as to_safetensors
 from transformers import Trainer
 from transformers.trainer_pt_utils import safe_globals
 
-from finetune_api.artifacts import Manifest
+from finetune_api.artifacts import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, Manifest
 from finetune_trainer.errors import is_out_of_memory
 from finetune_trainer.model.adapter_files import ADAPTER, BEST_ADAPTER_FILE, _copied, adapter_tensors
 from finetune_trainer.runtime import distributed
@@ -94,8 +94,8 @@ def load_random_state(checkpoint: Path, rank: int) -> None:
 
 def to_files(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
     """Name and content of each file that transformers resumes from, one at a time to hold one of them in memory only."""
-    yield "adapter_model.safetensors", to_safetensors(snapshot.adapter, {"format": "pt"})
-    yield "adapter_config.json", _json_bytes(snapshot.adapter_config)
+    yield ADAPTER_WEIGHTS_FILE, to_safetensors(snapshot.adapter, {"format": "pt"})
+    yield ADAPTER_CONFIG_FILE, _json_bytes(snapshot.adapter_config)
     yield "optimizer.pt", _torch_bytes(snapshot.optimizer)
     yield "scheduler.pt", _torch_bytes(snapshot.scheduler)
     for rank, state in enumerate(snapshot.random_states):

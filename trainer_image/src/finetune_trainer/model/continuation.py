@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from safetensors import SafetensorError, safe_open
 
-from finetune_api.artifacts import ArtifactError, Manifest, read_verified
+from finetune_api.artifacts import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, ArtifactError, Manifest, read_verified
 from finetune_api.reasons import Reason
 from finetune_api.training import InitialAdapterConfig, TrainingConfig
-from finetune_api.v1alpha1.job.method import Lora
+from finetune_api.v1alpha1 import Lora
 from finetune_trainer.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE: Final = "adapter_config.json"
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
 LORA_TENSOR: Final = ".lora_"
 """Part of the name of every LoRA tensor; peft also saves unchanged embeddings beside them."""
 MUST_MATCH_FIELDS: Final = {"rank": "r", "alpha": "lora_alpha", "useRslora": "use_rslora", "useDora": "use_dora"}
@@ -55,7 +53,7 @@ def load_tensors(adapter: InitialAdapterConfig) -> "dict[str, torch.Tensor]":
     """Load the LoRA tensors of an adapter by peft's names."""
     from safetensors.torch import load_file
 
-    tensors = load_file(Path(adapter.path) / WEIGHTS_FILE)
+    tensors = load_file(Path(adapter.path) / ADAPTER_WEIGHTS_FILE)
     return {name: tensor for name, tensor in tensors.items() if LORA_TENSOR in name}
 
 
@@ -78,11 +76,13 @@ def read_initial_adapter(
         raise _incompatible(name, problem)
     _check_origin(manifest, name, base_revision)
     try:
-        settings = json.loads((folder / CONFIG_FILE).read_bytes())
-        found = _shapes(folder / WEIGHTS_FILE)
+        settings = json.loads((folder / ADAPTER_CONFIG_FILE).read_bytes())
+        found = _shapes(folder / ADAPTER_WEIGHTS_FILE)
         _check_settings(settings, lora, name)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise _incompatible(name, f"has no {CONFIG_FILE} and {WEIGHTS_FILE} of a LoRA: {error!r}") from None
+        raise _incompatible(
+            name, f"has no {ADAPTER_CONFIG_FILE} and {ADAPTER_WEIGHTS_FILE} of a LoRA: {error!r}"
+        ) from None
     _check_tensors(found, expected, name)
     return wanted.model_copy(update={"digest": digest})
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.artifacts import (
+    ADAPTER_CONFIG_FILE,
     DATASET_REPORT_FILE,
     FINGERPRINT_FILE,
     MODEL_CARD_FILE,
@@ -136,7 +137,7 @@ def write_records(
     trained: Trained,
 ) -> None:
     """Add everything that is not weights or tokenizer to the folder of the adapter `name`, which peft has saved."""
-    _sort_targets(folder / "adapter_config.json")
+    _sort_targets(folder / ADAPTER_CONFIG_FILE)
     _write_json(folder / DATASET_REPORT_FILE, report.to_dict())
     _write_json(folder / FINGERPRINT_FILE, fingerprint.to_dict())
     _write_json(folder / RUN_RECORD_FILE, record)

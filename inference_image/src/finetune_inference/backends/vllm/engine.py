@@ -42,8 +42,9 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
+from finetune_api.artifacts import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from finetune_api.serving import ServingConfig
-from finetune_inference.adapters.verification import CONFIG_FILE, AdapterRefusedError
+from finetune_inference.adapters.verification import AdapterRefusedError
 from finetune_inference.backends.defaults import CACHE_SHARE, NOT_NUMBERS
 from finetune_inference.backends.transformers.lora import PREFIX, LoraLoader
 from finetune_inference.backends.transformers.lora_merge import merge
@@ -51,7 +52,6 @@ from finetune_inference.backends.transformers.sampling import GREEDY_BELOW, forb
 from finetune_inference.config import Settings
 from finetune_inference.engine.interface import (
     MAX_TOP_LOGPROBS,
-    WEIGHTS_FILE,
     Event,
     Failed,
     Finished,
@@ -522,8 +522,8 @@ def _tunable(shape: Any, head: str) -> list[str]:
 
 def _written(folder: Path, number: int, lora: dict[str, Any], tensors: dict[str, torch.Tensor]) -> LoRARequest:
     """An adapter in a folder of its own: vLLM reads it again whenever it had made room for others."""
-    save_file(tensors, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps({"peft_type": "LORA", **lora}))
+    save_file(tensors, folder / ADAPTER_WEIGHTS_FILE)
+    (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps({"peft_type": "LORA", **lora}))
     return LoRARequest(f"adapter-{number}", number, str(folder))
 
 
