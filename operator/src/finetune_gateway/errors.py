@@ -5,7 +5,6 @@ server is away and always says when to come back. Nothing of the API server's in
 """
 
 import json
-import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -16,15 +15,15 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from finetune_api import validation
 from finetune_api.contract import API_VERSION, FINETUNE_JOB_KIND
-from finetune_gateway.schemas import ErrorBody, ErrorDetail, Problem
+from finetune_api.validation import UNKNOWN, problems_of
+from finetune_gateway.schemas import ErrorBody, ErrorDetail, FinetuneRequest, Problem
 
 RETRY_AFTER_SECONDS: Final = 5
 """What callers are told when the API server is away: about as long as it needs to restart."""
 MAX_MESSAGE: Final = 1000
 """Characters of the API server's own message that are passed on: admission policies and quotas explain themselves there."""
-MAX_FOUND: Final = 100
-"""Characters of a refused value that are shown: enough to recognize it."""
 MAX_PROBLEMS: Final = 50
 """Problems that are listed: a body can have as many wrong keys as bytes."""
 
@@ -67,7 +66,7 @@ class InvalidRequestError(GatewayError):
 
     def __init__(self, problems: list[Problem], *, object_name: str | None = None) -> None:
         shown = problems[:MAX_PROBLEMS]
-        message = "; ".join(f"{p.field}: {p.message}" for p in shown[:3])
+        message = "; ".join(_sentence(problem) for problem in shown[:3])
         if len(problems) > 3:
             message += f"; and {len(problems) - 3} more"
         super().__init__(422, "Invalid", message[:MAX_MESSAGE], object_name=object_name, problems=shown)
@@ -87,9 +86,13 @@ class UnavailableError(GatewayError):
         super().__init__(503, "Unavailable", message, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
-def problems_of(error: ValidationError) -> list[Problem]:
-    """All problems of a pydantic error, each with its field as the caller wrote it."""
-    return [_problem(found, prefix=0) for found in error.errors(include_url=False)]
+def request_problems(error: ValidationError, body: bytes) -> list[Problem]:
+    """Return every problem of a request's body, each with its field as the caller wrote it."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = UNKNOWN
+    return [_problem(found) for found in problems_of(error, document=document, model=FinetuneRequest)]
 
 
 def error_from_api_server(status: int, body: bytes, verb: str, namespace: str, name: str | None) -> GatewayError:
@@ -134,8 +137,9 @@ async def respond(_: Request, error: Exception) -> JSONResponse:
         case GatewayError():
             return _response(error.status, error.detail, error.headers)
         case RequestValidationError():
-            problems = [_problem(found, prefix=1) for found in error.errors()]
-            invalid = InvalidRequestError(problems)
+            # Only parameters: routes parse the body themselves. The first part of a location is "query", "path" or "header".
+            parameters = [{**found, "loc": found["loc"][1:]} for found in error.errors()]
+            invalid = InvalidRequestError([_problem(found) for found in problems_of(parameters)])
             return _response(invalid.status, invalid.detail, {})
         case HTTPException():
             code = HTTPStatus(error.status_code).phrase.replace(" ", "")
@@ -150,39 +154,13 @@ def _response(status: int, detail: ErrorDetail, headers: Mapping[str, str]) -> J
     return JSONResponse(ErrorBody(error=detail).to_dict(), status_code=status, headers=dict(headers))
 
 
-def _problem(found: Mapping[str, Any], prefix: int) -> Problem:
-    """One entry of pydantic's error list. `prefix` drops "query" or "path" in front of a parameter's name."""
-    location = found["loc"][prefix:]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in location).lstrip(".")
-    message = _printable(found["msg"].removeprefix("Value error, "))
-    match found["type"]:
-        case "extra_forbidden":
-            return Problem(field=field, message="unknown field", found=_shown(found["input"]))
-        case "missing":
-            return Problem(field=field, message="required, but missing")
-        case "json_invalid":
-            return Problem(field="body", message=message)
-        case _:
-            return Problem(field=field or "body", message=message, found=_shown(found["input"]))
+def _problem(found: validation.Problem) -> Problem:
+    return Problem(field=found.field or "body", message=found.message, found=found.found)
 
 
-def _shown(value: Any) -> str | None:
-    """A refused value for people. Objects and lists are named by type: the field says where to look."""
-    if value is None:
-        return "null"
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
-    if isinstance(value, bytes):
-        return None
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    text = _printable(json.dumps(value))
-    return text if len(text) <= MAX_FOUND else text[: MAX_FOUND - 1] + "…"
-
-
-def _printable(text: object) -> str:
-    """Text that can be encoded: JSON can smuggle in halves of surrogate pairs."""
-    return str(text).encode("utf-8", errors="replace").decode()[:MAX_MESSAGE]
+def _sentence(problem: Problem) -> str:
+    found = f", found {problem.found}" if problem.found is not None else ""
+    return f"{problem.field}: {problem.message}{found}"
 
 
 def _parse_status(body: bytes) -> dict[str, Any]:

@@ -79,12 +79,12 @@ ERROR_MESSAGES: Final[dict[int, Example]] = {
     413: {"code": "TooLarge", "message": "The body has more than 262144 bytes; put the rows into a ConfigMap …"},
     422: {
         "code": "Invalid",
-        "message": "method.lora.rank: Input should be greater than or equal to 1",
+        "message": "method.lora.rank: expected 1 or more, found 0",
         "field": "method.lora.rank",
         "problems": [
             {
                 "field": "method.lora.rank",
-                "message": "Input should be greater than or equal to 1",
+                "message": "expected 1 or more",
                 "found": "0",
             }
         ],

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from finetune_api.contract import API_VERSION, FINETUNE_JOB_KIND, GROUP
 from finetune_api.reasons import Phase
 from finetune_api.v1alpha1 import FinetuneJobStatus
-from finetune_gateway.errors import InvalidRequestError, problems_of
+from finetune_api.validation import problems_of
+from finetune_gateway.errors import InvalidRequestError, request_problems
 from finetune_gateway.schemas import Endpoint, FinetuneRequest, Problem, State, Task, TaskPage
 
 Raw = dict[str, Any]
@@ -55,7 +56,7 @@ def parse_request(body: bytes) -> FinetuneRequest:
     try:
         return FinetuneRequest.model_validate_json(body, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise InvalidRequestError(problems_of(error)) from None
+        raise InvalidRequestError(request_problems(error, body)) from None
 
 
 def chosen_namespace(in_query: str | None, in_body: str | None, default: str) -> str:
@@ -112,8 +113,7 @@ def task_from(raw: Raw) -> Task:
     try:
         status = FinetuneJobStatus.model_validate(raw.get("status") or {})
     except ValidationError as error:
-        problem = problems_of(error)[0]
-        message = f"status.{problem.field} cannot be read: {problem.message}"
+        message = f"status cannot be read: {problems_of(error, document=raw['status'])[0]}"
         return Task(**common, state=State.PENDING, phase="Unknown", reason="StatusUnreadable", message=message)
     written = status.to_dict()
     return Task(

@@ -45,7 +45,7 @@ def test_all_problems_are_reported_at_once() -> None:
     body = MINIMAL | {"method": {"lora": {"rank": 0}}, "hyperparameters": {"learningRate": "fast"}, "lora": {}}
     found = problems(json.dumps(body).encode())
     assert set(found) == {"method.lora.rank", "hyperparameters.learningRate", "lora"}
-    assert found["lora"] == "unknown field"
+    assert found["lora"] == "unknown field; did you mean method.lora?"
 
 
 @pytest.mark.parametrize(

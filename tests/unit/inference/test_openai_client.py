@@ -357,14 +357,17 @@ def test_a_prompt_that_is_too_long_says_by_how_much(client: openai.OpenAI) -> No
     client.completions.create(model="base", prompt=[5] * 500, max_tokens=12)
 
 
+ONLY_TEXT = "messages[0].content[0]: only text is supported, found image_url"
+
+
 @pytest.mark.parametrize(
     ("change", "param", "words"),
     [
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": [{"role": "robot", "content": "a"}]}, "messages", "role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", ONLY_TEXT),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, None, ""),
-        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"temperature": 3}, "temperature", "2 or less"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens: use 1 or more"),
         ({"max_tokens": 100_000}, "max_tokens", "4096 or less"),
         ({"n": 100}, "n", "32 answers"),
@@ -374,7 +377,7 @@ def test_a_prompt_that_is_too_long_says_by_how_much(client: openai.OpenAI) -> No
         ({"stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
         ({"logit_bias": {"100000": 1}}, "logit_bias", "does not exist"),
         ({"stop": [""]}, "stop", "at least 1 character"),
-        ({"seed": 2**63}, "seed", "less than or equal"),
+        ({"seed": 2**63}, "seed", "or less"),
     ],
 )
 def test_an_invalid_value_is_a_400_that_names_the_field(

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from finetune_api.contract import ExitCode
 from finetune_api.reasons import Reason
-from finetune_api.v1alpha1.job.method import Lora
+from finetune_api.v1alpha1 import Lora
 from finetune_trainer.__main__ import main
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.model.lora import adapter_shapes, build_lora_config, count_trainable
@@ -271,25 +271,25 @@ def test_an_adapter_that_is_larger_than_the_volume_will_not_fit(tiny_model: Path
 
 
 SPECS: list[tuple[dict[str, Any], str]] = [
-    ({"lora": {"rank": 0}}, "lora.rank: Input should be greater than or equal to 1 (found 0)"),
-    ({"lora": {"rank": 10**6}}, "lora.rank: Input should be less than or equal to 256"),
-    ({"lora": {"rnak": 8}}, "lora.rnak is not a known field"),
-    ({"lora": {"targetModules": []}}, "lora.targetModules: List should have at least 1 item"),
+    ({"lora": {"rank": 0}}, "lora.rank: expected 1 or more, found 0"),
+    ({"lora": {"rank": 10**6}}, "lora.rank: expected 256 or less, found 1000000"),
+    ({"lora": {"rnak": 8}}, "lora.rnak: unknown field; did you mean rank?"),
+    ({"lora": {"targetModules": []}}, "lora.targetModules: expected at least 1 item"),
     ({"hyperparameters": {"epochs": 1, "maxSteps": 1}}, "hyperparameters: set at most one of epochs and maxSteps"),
-    ({"hyperparameters": {"learningRate": "fast"}}, "hyperparameters.learningRate: Input should be a valid number"),
-    ({"hyperparameters": {"learningRate": -1}}, "hyperparameters.learningRate: Input should be greater than 0"),
-    ({"hyperparameters": {"maxLength": 4}}, "hyperparameters.maxLength: Input should be greater than or equal to 8"),
-    ({"hyperparameters": {"batchSize": 1e99}}, "hyperparameters.batchSize: Unable to parse input string as an integer"),
-    ({"hyperparameters": {"lossOn": "none"}}, "hyperparameters.lossOn: Input should be 'completion' or 'all'"),
-    ({"hyperparameters": {"precision": "int3"}}, "hyperparameters.precision: Input should be 'auto', 'float32' or"),
+    ({"hyperparameters": {"learningRate": "fast"}}, 'hyperparameters.learningRate: expected a number, found "fast"'),
+    ({"hyperparameters": {"learningRate": -1}}, "hyperparameters.learningRate: expected more than 0, found -1"),
+    ({"hyperparameters": {"maxLength": 4}}, "hyperparameters.maxLength: expected 8 or more, found 4"),
+    ({"hyperparameters": {"batchSize": 1e99}}, "hyperparameters.batchSize: expected an integer"),
+    ({"hyperparameters": {"lossOn": "none"}}, "hyperparameters.lossOn: expected completion or all"),
+    ({"hyperparameters": {"precision": "int3"}}, "hyperparameters.precision: expected auto, float32 or"),
     ({"dataset": {}}, "dataset: set exactly one of inline and path"),
     ({"dataset": {"inline": "a", "path": "b"}}, "dataset: set exactly one of inline and path"),
-    ({"dataset": {"inline": "a", "format": "alpaca"}}, "dataset.format: Input should be 'auto', 'messages'"),
-    ({"dataset": {"inline": "a", "evaluationFraction": 1}}, "dataset.evaluationFraction: Input should be less than"),
-    ({"model": {}}, "model.path is missing"),
-    ({"output": {"directory": "/out"}}, "output.adapterName is missing"),
-    ({"evaluationSettings": {"metrics": ["F1 score"]}}, "evaluationSettings.metrics.0: String should match pattern"),
-    ({"checkpoint": {"everySteps": 0}}, "checkpoint.everySteps: Input should be greater than or equal to 1"),
+    ({"dataset": {"inline": "a", "format": "alpaca"}}, "dataset.format: expected auto, messages"),
+    ({"dataset": {"inline": "a", "evaluationFraction": 1}}, "dataset.evaluationFraction: expected 0.5 or less"),
+    ({"model": {}}, "model.path: required, but missing"),
+    ({"output": {"directory": "/out"}}, "output.adapterName: required, but missing"),
+    ({"evaluationSettings": {"metrics": ["F1 score"]}}, "evaluationSettings.metrics[0]: expected text that matches"),
+    ({"checkpoint": {"everySteps": 0}}, "checkpoint.everySteps: expected 1 or more"),
 ]
 
 

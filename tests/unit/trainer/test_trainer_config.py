@@ -43,9 +43,9 @@ def test_all_problems_of_a_configuration_are_reported_at_once_by_field(tmp_path:
     assert caught.value.exit_code is ExitCode.CONFIG_INVALID
     for part in (
         "3 problems",
-        "model.path is missing",
-        "lora.rank: Input should be greater than or equal to 1 (found 0)",
-        "hyperparameters.learningRat is not a known field",
+        "model.path: required, but missing",
+        "lora.rank: expected 1 or more, found 0",
+        "hyperparameters.learningRat: unknown field; did you mean learningRate?",
     ):
         assert part in caught.value.message
 

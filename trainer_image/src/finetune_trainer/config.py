@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from finetune_api import contract as constants
 from finetune_api.reasons import Reason
 from finetune_api.training import JobIdentity, TrainingConfig
+from finetune_api.validation import problems_of
 from finetune_trainer.errors import TrainingError
 
 
@@ -110,9 +111,9 @@ def load_config(path: Path, *, model_name_or_path: str | None = None) -> Trainin
     try:
         return TrainingConfig.model_validate(document)
     except ValidationError as error:
-        problems = [_problem(dict(e)) for e in error.errors(include_url=False)]
+        problems = problems_of(error, document=document, model=TrainingConfig)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise TrainingError(Reason.SPEC_INVALID, f"{path} has {count}: " + "; ".join(problems)) from None
+        raise TrainingError(Reason.SPEC_INVALID, f"{path} has {count}: {'; '.join(map(str, problems))}") from None
 
 
 def load_pod_config(path: Path) -> tuple[TrainingConfig, JobIdentity]:
@@ -149,14 +150,3 @@ def _load_yaml(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
-
-
-def _problem(error: dict[str, Any]) -> str:
-    field = ".".join(str(part) for part in error["loc"]) or "the document"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        return f"{field} is missing"
-    if error["type"] == "extra_forbidden":
-        return f"{field} is not a known field"
-    found = error["input"]
-    return f"{field}: {message}" + (f" (found {found!r})" if isinstance(found, str | int | float | bool) else "")

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api.serving import AdapterList, ServedAdapter
+from finetune_api.validation import problems_of, summary
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +39,8 @@ def read_adapter_list(path: Path) -> list[ServedAdapter]:
     try:
         return AdapterList.model_validate_json(content).adapters
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise AdapterListError(f"{path} is no list of adapters: {where or 'document'}: {first['msg']}") from None
+        problems = problems_of(error, model=AdapterList)
+        raise AdapterListError(f"{path} is not a list of adapters: {summary(problems)}") from None
 
 
 class Watcher:

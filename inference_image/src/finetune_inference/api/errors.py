@@ -6,16 +6,16 @@ own errors (validation, unknown route) into the same shape.
 
 import json
 import logging
-from typing import Any
+import re
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from finetune_api.validation import problems_of, summary
 from finetune_inference.adapters.promotion import NotPromotedError, WrongTokenError
 from finetune_inference.adapters.registry import UnknownModelError
-from finetune_inference.api.schemas import FieldError
 from finetune_inference.engine.scheduler import QueueFullError
 from finetune_inference.inference import ContextLengthError, NotReadyError
 from finetune_inference.text.answer_decoder import AnswerRefusedError, AnswerTimeoutError, EngineFailedError
@@ -24,8 +24,6 @@ from finetune_inference.text.vocabulary import PromptError, PromptTooLongError
 
 log = logging.getLogger(__name__)
 
-MAX_PROBLEMS = 5
-"""Validation problems named in one message."""
 INVALID_REQUEST = "invalid_request_error"
 
 
@@ -197,10 +195,11 @@ async def _on_service_error(_: Request, error: Exception) -> Response:
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - Starlette's type of a handler is wider than its calls
-    problems = error.errors()
-    # A union reports one problem per member; the first few say enough.
-    message = "; ".join(list(dict.fromkeys(map(_sentence, problems)))[:MAX_PROBLEMS])
-    return invalid_value(message, _param(problems[0]), _code(problems[0]["type"])).response()
+    in_body = [{**e, "loc": e["loc"][1:] if e["loc"][:1] == ("body",) else e["loc"]} for e in error.errors()]
+    problems = problems_of(in_body, document=error.body)
+    # OpenAI's `param` is the field of the request at fault, without the path inside it.
+    param = re.split(r"[.\[]", problems[0].field)[0] or None
+    return invalid_value(summary(problems), param, _code(problems[0].kind)).response()
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:
@@ -217,20 +216,6 @@ async def _on_bug(request: Request, error: Exception) -> Response:
     return response
 
 
-def _sentence(problem: dict[str, Any]) -> str:
-    own = problem.get("ctx", {}).get("error")
-    if isinstance(own, FieldError):
-        return str(own)
-    field = _field_name(problem["loc"])
-    return f"{field}: {problem['msg']}" if field else str(problem["msg"])
-
-
-def _param(problem: dict[str, Any]) -> str | None:
-    """The field of the request at fault, as OpenAI's `param` has it."""
-    own = problem.get("ctx", {}).get("error")
-    return own.field if isinstance(own, FieldError) else _field_name(problem["loc"]).split(".")[0] or None
-
-
 def _code(kind: str) -> str | None:
     """OpenAI's code for a kind of pydantic's; None where the body could not be read at all."""
     if kind == "json_invalid":
@@ -238,9 +223,3 @@ def _code(kind: str) -> str | None:
     if kind == "missing":
         return "missing_required_parameter"
     return "invalid_type" if kind.endswith("_type") else "invalid_value"
-
-
-def _field_name(location: tuple[Any, ...]) -> str:
-    """`("body", "messages", 0, "role")` as `messages.0.role`; positions in a broken JSON text name no field."""
-    parts = [str(part) for part in location if part != "body"]
-    return "" if len(location) == 2 and isinstance(location[1], int) else ".".join(parts)

@@ -8,11 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
+from finetune_api.validation import FieldError
 from finetune_inference.engine.interface import MAX_TOP_LOGPROBS, FinishReason
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
 MAX_BIASES = 1024
+MAX_KIND = 32
+"""Characters of an unsupported part's type that are shown."""
 SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**63 - 1
 
 
@@ -21,14 +24,6 @@ def _bounded(value: Any) -> Any:
     if isinstance(value, dict) and len(value) > MAX_BIASES:
         raise ValueError(f"at most {MAX_BIASES} tokens can have a bias")
     return value
-
-
-class FieldError(ValueError):
-    """A field that is wrong by itself or beside another one. Pydantic's own errors name it only where it is checked alone."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
-        self.field = field
 
 
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -108,6 +103,13 @@ class TextPart(BaseModel):
 
     type: Literal["text"]
     text: StrictStr
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_types(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(kind := data.get("type"), str) and kind != "text":
+            raise ValueError(f"only text is supported, found {kind[:MAX_KIND]}")
+        return data
 
 
 class Message(BaseModel):

@@ -9,14 +9,13 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.validation import UNKNOWN, problems_of, summary
 from finetune_operator.errors import ClusterError
 from finetune_operator.io.cluster import FINETUNE_JOBS, Raw, Resource
 from finetune_operator.reconcile.context import Context
 
 logger = logging.getLogger(__name__)
 
-MAX_PROBLEMS = 5
-"""Problems named in the message; the first few say enough."""
 MAX_REMEMBERED = 10_000
 """Versions of malformed objects that are remembered; then the memory starts anew."""
 
@@ -30,7 +29,7 @@ async def report_malformed(context: Context, resource: Resource, raw: Raw, probl
     if len(context.reported) >= MAX_REMEMBERED:
         context.reported.clear()
     context.reported.add(version)
-    message = describe(problem)
+    message = describe(problem, raw)
     name = f"{resource.plural} {metadata['namespace']}/{metadata['name']}"
     logger.error("malformed object is ignored", extra={"object": name, "problem": message})
     status = build_malformed_status(resource, raw, message, datetime.now(UTC))
@@ -43,11 +42,9 @@ async def report_malformed(context: Context, resource: Resource, raw: Raw, probl
         logger.warning("malformed object was not told", extra={"object": name, "error": str(error)})
 
 
-def describe(problem: ValidationError) -> str:
-    """The first problems as field and message, without the values: they may be long or private."""
-    found = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in problem.errors(include_input=False)]
-    rest = f" (and {len(found) - MAX_PROBLEMS} more)" if len(found) > MAX_PROBLEMS else ""
-    return "; ".join(found[:MAX_PROBLEMS]) + rest
+def describe(problem: ValidationError, document: object = UNKNOWN) -> str:
+    """Return the first problems as field, expected and found."""
+    return summary(problems_of(problem, document=document))
 
 
 def build_malformed_status(resource: Resource, raw: Raw, message: str, now: datetime) -> Raw | None:
