@@ -1,97 +1,114 @@
-"""ServingConfig: everything a server pod needs to know, in one document (see `training` for how it gets there)."""
+"""ServingConfig: the whole configuration of a server pod, in one document (see `training` for how it reaches the pod)."""
 
 import hashlib
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from finetune_api.base import SpecModel
+from finetune_api.base import Rule, SpecModel
 
 
 class ServedModel(SpecModel):
-    """The base model."""
+    """Base model."""
 
-    name: Annotated[str, Field(description="name that clients put into `model` for the base.", min_length=1)]
-    path: Annotated[
-        str, Field(description="path of a local checkpoint folder, or ORG/NAME of a hub repository.", min_length=1)
+    name: Annotated[
+        str, Field(description="name is the name that clients use as `model` for the base model.", min_length=1)
     ]
-    revision: Annotated[str | None, Field(description="revision of a hub repository.")] = None
+    path: Annotated[
+        str,
+        Field(description="path is a local checkpoint folder, or ORG/NAME of a Hugging Face repository.", min_length=1),
+    ]
+    revision: Annotated[
+        str | None, Field(description="revision is the branch, tag or commit of a Hugging Face repository.")
+    ] = None
 
 
 class ServedAdapter(SpecModel):
-    """One adapter."""
+    """Adapter to serve."""
 
-    name: Annotated[str, Field(description="name that clients put into `model`.", min_length=1, max_length=80)]
-    path: Annotated[str, Field(description="path of the committed adapter folder.", min_length=1)]
-    digest: Annotated[str | None, Field(description="digest that the adapter's manifest must have, if known.")] = None
+    name: Annotated[
+        str, Field(description="name is the name that clients use as `model`.", min_length=1, max_length=80)
+    ]
+    path: Annotated[str, Field(description="path is the committed adapter folder.", min_length=1)]
+    digest: Annotated[
+        str | None, Field(description="digest is the digest that the adapter's manifest must have, if known.")
+    ] = None
     promotion: Annotated[
-        "Promotion | None", Field(description="promotion of a candidate: who may have clients get it by another name.")
+        "Promotion | None",
+        Field(description="promotion allows a candidate to be served under the name of its adapter."),
     ] = None
 
 
 class Promotion(SpecModel):
-    """How clients come to get a candidate by its adapter's own name before the next list says so."""
+    """Permission to serve a candidate under its adapter's name before the next list does."""
 
-    name: Annotated[str, Field(description="name that it gets then.", min_length=1, max_length=80)]
+    name: Annotated[
+        str,
+        Field(description="name is the adapter's name, which the candidate then gets.", min_length=1, max_length=80),
+    ]
     token_digest: Annotated[
         str,
         Field(
-            description="tokenDigest is the SHA-256 (hex) of the token that only whoever wrote the list knows.",
+            description="tokenDigest is the SHA-256 in hex of the token, which only the author of the list knows.",
             pattern="^[0-9a-f]{64}$",
         ),
     ]
 
 
 class PromotionRequest(SpecModel):
-    """Body of `POST /promote`: clients are to get a candidate of the list by its adapter's own name from now on."""
+    """Body of `POST /promote`: serve a candidate of the list under its adapter's name from now on."""
 
-    candidate: Annotated[str, Field(description="candidate is its name in the list.", min_length=1, max_length=80)]
-    token: Annotated[str, Field(description="token that was made for this candidate.", min_length=1, max_length=512)]
-    digest: Annotated[str | None, Field(description="digest of the version that was proven, if known.")] = None
+    candidate: Annotated[
+        str, Field(description="candidate is the candidate's name in the list.", min_length=1, max_length=80)
+    ]
+    token: Annotated[
+        str, Field(description="token is the token that was made for this candidate.", min_length=1, max_length=512)
+    ]
+    digest: Annotated[str | None, Field(description="digest is the digest of the verified version, if known.")] = None
 
 
 def token_digest(token: str) -> str:
-    """What the list says of a promotion's token."""
+    """Return the tokenDigest of a promotion's token."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 class AdapterList(SpecModel):
-    """Adapters that may change while the server runs: a file of its own, beside the ServingConfig."""
+    """Adapters that can change while the server runs, in a file of their own beside the ServingConfig."""
 
     adapters: Annotated[
         list[ServedAdapter],
         Field(
-            description="adapters that are served beside those of the ServingConfig; of two with one name, these count."
+            description="adapters lists the adapters to serve in addition to those of the ServingConfig. If a name is in both, this list wins."
         ),
     ] = Field(default_factory=list)
 
 
 class ServingConfig(SpecModel):
-    """One server pod."""
+    """Configuration of one server pod."""
 
-    model: Annotated[ServedModel, Field(description="model that is served.")]
-    adapters: Annotated[list[ServedAdapter], Field(description="adapters beside the base model.")] = Field(
-        default_factory=list
+    RULES = (
+        Rule(
+            "!has(self.mergeAdapter) || !self.mergeAdapter || has(self.adapters) && self.adapters.size() == 1",
+            lambda m: not m.merge_adapter or len(m.adapters) == 1,
+            "mergeAdapter needs exactly one adapter; list one in adapters, or set mergeAdapter to false",
+        ),
     )
+
+    model: Annotated[ServedModel, Field(description="model is the base model.")]
+    adapters: Annotated[
+        list[ServedAdapter], Field(description="adapters lists the adapters to serve beside the base model.")
+    ] = Field(default_factory=list)
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        Field(description="precision of the weights; auto is bfloat16 on GPUs, float32 on CPUs."),
+        Field(description="precision is the data type of the weights. auto is bfloat16 on GPUs, float32 on CPUs."),
     ] = "auto"
     max_model_length: Annotated[
-        int | None, Field(description="maxModelLength is the longest prompt plus answer in tokens.", ge=16)
+        int | None, Field(description="maxModelLength is the maximum length of prompt plus answer in tokens.", ge=16)
     ] = None
     merge_adapter: Annotated[
         bool | None,
         Field(
-            description="mergeAdapter makes the one adapter a part of the weights: it costs no time then, and the base model is "
-            "not served beside it. Unset is false, so that a pod's configuration is what it was before there was this field."
+            description="mergeAdapter merges the only adapter into the weights, which removes its runtime cost; the base model is not "
+            "served beside it then. Unset means false, so that pods of releases before this field keep their configuration."
         ),
     ] = None
-
-    @model_validator(mode="after")
-    def _check_merge(self) -> Self:
-        if self.merge_adapter and len(self.adapters) != 1:
-            raise ValueError(
-                f"mergeAdapter is true with {len(self.adapters)} adapters; it needs exactly one. List one, or set it to false."
-            )
-        return self

@@ -1,64 +1,74 @@
-"""TrainingConfig: everything the trainer needs to know, in one document.
+"""TrainingConfig: the whole configuration of a training run, in one document.
 
-The operator builds it from a FinetuneJob and mounts it into the pod (`constants.CONFIG_PATH`, JSON); a person writes it by
-hand for `python -m finetune_trainer train config.yaml`. Both are parsed by this class. Credentials are never part of it.
+The operator builds it from a FinetuneJob and mounts it into the pod (`contract.CONFIG_PATH`, JSON); people write it by
+hand for `python -m finetune_trainer train config.yaml`. Both are parsed by this class. It never contains credentials.
 """
 
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from finetune_api.base import SpecModel
+from finetune_api.base import SpecModel, exactly_one_of
 from finetune_api.sources import DOWNLOADED, parse_source
-from finetune_api.v1alpha1.job.dataset import Columns, DatasetFormat
-from finetune_api.v1alpha1.job.evaluation import EvaluationSettings
-from finetune_api.v1alpha1.job.hyperparameters import Checkpoint, Hyperparameters
-from finetune_api.v1alpha1.job.method import Dpo, Lora
-from finetune_api.v1alpha1.job.tracking import Tracking
+from finetune_api.v1alpha1 import (
+    Checkpoint,
+    Columns,
+    DatasetFormat,
+    Dpo,
+    EvaluationSettings,
+    Hyperparameters,
+    Lora,
+    Tracking,
+)
 
 
 class JobIdentity(SpecModel):
-    """Which attempt of which FinetuneJob this is; absent when a person runs the trainer by hand."""
+    """FinetuneJob and attempt that a run belongs to; absent when a person runs the trainer by hand."""
 
-    namespace: Annotated[str, Field(description="namespace of the FinetuneJob.")]
-    name: Annotated[str, Field(description="name of the FinetuneJob.")]
-    uid: Annotated[str, Field(description="uid of the FinetuneJob.")]
-    attempt: Annotated[int, Field(description="attempt number, from 1; with uid it is the fencing token.", ge=1)]
+    namespace: Annotated[str, Field(description="namespace is the namespace of the FinetuneJob.")]
+    name: Annotated[str, Field(description="name is the name of the FinetuneJob.")]
+    uid: Annotated[str, Field(description="uid is the uid of the FinetuneJob.")]
+    attempt: Annotated[
+        int,
+        Field(
+            description="attempt is the number of the attempt, counted from 1; together with uid it is the fencing token.",
+            ge=1,
+        ),
+    ]
 
 
 class ModelConfig(SpecModel):
-    """The base model."""
+    """Base model."""
 
     path: Annotated[
-        str, Field(description="path of a local checkpoint folder, or ORG/NAME of a hub repository.", min_length=1)
+        str,
+        Field(description="path is a local checkpoint folder, or ORG/NAME of a Hugging Face repository.", min_length=1),
     ]
     source: Annotated[
-        str | None, Field(description="source URI that users know the model by, for records and messages.")
+        str | None, Field(description="source is the URI by which users know the model, for records and messages.")
     ] = None
-    revision: Annotated[str | None, Field(description="revision of a hub repository.")] = None
+    revision: Annotated[
+        str | None, Field(description="revision is the branch, tag or commit of a Hugging Face repository.")
+    ] = None
 
 
 class RowsConfig(SpecModel):
-    """Where rows are: exactly one of inline text and a file, which may be elsewhere."""
+    """Rows: exactly one of inline text and a local or remote file."""
 
-    inline: Annotated[str | None, Field(description="inline rows as JSON Lines.")] = None
+    RULES = (exactly_one_of("inline", "path"),)
+
+    inline: Annotated[str | None, Field(description="inline holds the rows themselves as JSON Lines.")] = None
     path: Annotated[
         str | None,
-        Field(description="path of a .jsonl, .json, .csv or .parquet file, or its https://, s3:// or hf:// URI."),
+        Field(description="path is a .jsonl, .json, .csv or .parquet file, or its https://, s3:// or hf:// URI."),
     ] = None
     source: Annotated[
-        str | None, Field(description="source URI that users know the rows by, for records and messages.")
+        str | None, Field(description="source is the URI by which users know the rows, for records and messages.")
     ] = None
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if (self.inline is None) == (self.path is None):
-            raise ValueError("set exactly one of inline and path")
-        return self
 
     @model_validator(mode="after")
     def _known_source(self) -> Self:
-        # Of the whole and not of the field, whose value would be shown: it may hold a password or a signature.
+        # A check of the model, not of the field: the error would show the field's value, which may hold a password.
         if self.path and "://" in self.path:
             try:
                 parse_source(self.path, DOWNLOADED)
@@ -70,71 +80,92 @@ class RowsConfig(SpecModel):
 
 
 class DatasetConfig(RowsConfig):
-    """Training rows and how to read them."""
+    """Training rows and their format."""
 
-    format: Annotated[DatasetFormat, Field(description="format of a row, or auto.")] = "auto"
-    columns: Annotated[Columns | None, Field(description="columns of the dataset by their part.")] = None
+    format: Annotated[DatasetFormat, Field(description="format is the format of a row, or auto.")] = "auto"
+    columns: Annotated[
+        Columns | None, Field(description="columns maps the parts of the format to the dataset's own column names.")
+    ] = None
     evaluation_fraction: Annotated[
-        float | None, Field(description="evaluationFraction of the rows that is held out.", gt=0, le=0.5)
+        float | None, Field(description="evaluationFraction is the share of the rows that is held out.", gt=0, le=0.5)
     ] = None
 
 
 class InitialAdapterConfig(SpecModel):
-    """A committed adapter that training starts from."""
+    """Committed adapter that training starts from."""
 
-    path: Annotated[str, Field(description="path of the adapter's folder, with its manifest.", min_length=1)]
+    path: Annotated[str, Field(description="path is the adapter's folder, which has a manifest.", min_length=1)]
     digest: Annotated[
-        str | None, Field(description="digest that the adapter must have; the one it has if unset.", max_length=71)
+        str | None,
+        Field(description="digest is the digest that the adapter must have. If unset, any is accepted.", max_length=71),
     ] = None
     source: Annotated[
-        str | None, Field(description="source URI that users know the adapter by, for records and messages.")
+        str | None, Field(description="source is the URI by which users know the adapter, for records and messages.")
     ] = None
 
 
 class OutputConfig(SpecModel):
-    """Where the adapter goes."""
+    """Destination of the adapter."""
 
     directory: Annotated[
-        str, Field(description="directory (a volume's mount point) that holds adapters and checkpoints.", min_length=1)
+        str,
+        Field(
+            description="directory holds adapters and checkpoints; in a pod, the mount point of a volume.", min_length=1
+        ),
     ]
-    adapter_name: Annotated[str, Field(description="adapterName, also the folder's name.", min_length=1, max_length=63)]
+    adapter_name: Annotated[
+        str, Field(description="adapterName is the name of the adapter and of its folder.", min_length=1, max_length=63)
+    ]
     claim: Annotated[
-        str | None, Field(description="claim mounted at directory, for the adapter's URI; absent when run by hand.")
+        str | None,
+        Field(description="claim is the claim mounted at directory, for the adapter's URI; absent when run by hand."),
     ] = None
 
 
 class TrainingConfig(SpecModel):
     """One training run."""
 
-    job: Annotated[JobIdentity | None, Field(description="job that this run is an attempt of.")] = None
-    model: Annotated[ModelConfig, Field(description="model to tune.")]
-    dataset: Annotated[DatasetConfig, Field(description="dataset to train on.")]
-    evaluation: Annotated[RowsConfig | None, Field(description="evaluation rows, in the dataset's format.")] = None
+    job: Annotated[JobIdentity | None, Field(description="job is the FinetuneJob that this run is an attempt of.")] = (
+        None
+    )
+    model: Annotated[ModelConfig, Field(description="model is the base model to fine-tune.")]
+    dataset: Annotated[DatasetConfig, Field(description="dataset holds the training rows.")]
+    evaluation: Annotated[
+        RowsConfig | None, Field(description="evaluation holds the held-out rows, in the dataset's format.")
+    ] = None
     evaluation_settings: Annotated[
-        EvaluationSettings, Field(description="evaluationSettings say what is done with held-out rows.")
+        EvaluationSettings, Field(description="evaluationSettings says how held-out rows are used.")
     ] = Field(default_factory=EvaluationSettings)
     initial_adapter: Annotated[
         InitialAdapterConfig | None,
-        Field(description="initialAdapter whose weights training starts from; an untrained adapter if unset."),
+        Field(
+            description="initialAdapter is the adapter that training starts from. If unset, training starts from a new adapter."
+        ),
     ] = None
-    lora: Annotated[Lora, Field(description="lora hyperparameters.")] = Field(default_factory=Lora)
-    dpo: Annotated[Dpo | None, Field(description="dpo on preference pairs; supervised training if unset.")] = None
-    hyperparameters: Annotated[Hyperparameters, Field(description="hyperparameters of training.")] = Field(
+    lora: Annotated[Lora, Field(description="lora holds the LoRA hyperparameters.")] = Field(default_factory=Lora)
+    dpo: Annotated[
+        Dpo | None, Field(description="dpo trains on preference pairs. If unset, training is supervised.")
+    ] = None
+    hyperparameters: Annotated[Hyperparameters, Field(description="hyperparameters of the training.")] = Field(
         default_factory=Hyperparameters
     )
-    checkpoint: Annotated[Checkpoint, Field(description="checkpoint says when work is saved.")] = Field(
+    checkpoint: Annotated[Checkpoint, Field(description="checkpoint says how often checkpoints are saved.")] = Field(
         default_factory=Checkpoint
     )
     tracking: Annotated[
         Tracking | None,
         Field(
-            description="tracking says where figures go; credentials come from the trackers' own environment variables."
+            description="tracking names experiment trackers. Credentials come from the trackers' own environment variables."
         ),
     ] = None
-    output: Annotated[OutputConfig, Field(description="output says where the adapter goes.")]
+    output: Annotated[OutputConfig, Field(description="output says where the adapter is stored.")]
     processes: Annotated[
         int | None,
-        Field(description="processes that share each step on this machine, one a GPU; one if unset.", ge=1, le=64),
+        Field(
+            description="processes is the number of processes that share each step on this machine, one per GPU. Default: 1.",
+            ge=1,
+            le=64,
+        ),
     ] = None
 
     @model_validator(mode="after")

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from finetune_api.outcome import Outcome
 from finetune_api.reasons import ConditionType, Phase, Reason
-from finetune_api.v1alpha1 import Condition, FinetuneJob, FinetuneJobStatus
-from finetune_api.v1alpha1.job.status import FailureStatus
+from finetune_api.v1alpha1 import Condition, FailureStatus, FinetuneJob, FinetuneJobStatus
 from finetune_operator.reconcile.job.decide import decide
 from finetune_operator.reconcile.job.phase import is_terminal
 from finetune_operator.reconcile.plan import Observed

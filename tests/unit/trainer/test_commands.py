@@ -11,7 +11,7 @@ import yaml
 
 from finetune_api.contract import ExitCode
 from finetune_api.training import TrainingConfig
-from finetune_api.v1alpha1.job.hyperparameters import DEFAULT_EPOCHS
+from finetune_api.v1alpha1 import DEFAULT_EPOCHS
 from finetune_trainer.__main__ import EXAMPLE, main
 from finetune_trainer.data.formats import detect_format
 from finetune_trainer.data.rows import Row

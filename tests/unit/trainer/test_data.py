@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from finetune_api.reasons import Reason
 from finetune_api.training import RowsConfig
-from finetune_api.v1alpha1.job.dataset import Columns
+from finetune_api.v1alpha1 import Columns
 from finetune_trainer import data
 from finetune_trainer.data.problems import Problems
 from finetune_trainer.data.reading import read_rows

@@ -233,7 +233,7 @@ def test_held_out_rows_that_memory_does_not_suffice_for_are_measured_in_halves(
 def test_settings_that_have_nothing_to_work_on_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="evaluationSettings need held-out rows"):
         a_training_config(tiny_model, tmp_path, evaluationSettings={"evalSteps": 2})
-    with pytest.raises(ValidationError, match="earlyStoppingPatience counts evaluations; set evalSteps too"):
+    with pytest.raises(ValidationError, match="earlyStoppingPatience counts evaluations, so it needs evalSteps"):
         overfitting(tiny_model, tmp_path, evalSteps=None, earlyStoppingPatience=2)
 
 

@@ -201,5 +201,5 @@ def test_four_bits_are_what_the_estimate_counts(tiny_model: Path, tmp_path: Path
 
 
 def test_dora_is_not_for_quantized_layers() -> None:
-    with pytest.raises(ValueError, match="useDora needs whole weights"):
+    with pytest.raises(ValueError, match="useDora needs unquantized weights"):
         a_training_config(Path(), Path(), lora={"useDora": True, "quantization": "nf4"})

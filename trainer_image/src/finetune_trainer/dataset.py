@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from finetune_api.reasons import Reason
 from finetune_api.training import RowsConfig, TrainingConfig
-from finetune_api.v1alpha1.job.dataset import DatasetFormat
+from finetune_api.v1alpha1 import DatasetFormat
 from finetune_trainer import data
 from finetune_trainer.config import SourceSettings
 from finetune_trainer.data.report import DatasetReport, build_report, remarks

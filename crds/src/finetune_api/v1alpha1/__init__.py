@@ -1,4 +1,4 @@
-"""finetune.dev/v1alpha1: the two kinds that users write, typed spec and typed status."""
+"""finetune.dev/v1alpha1: the two kinds that users write, with typed spec and typed status."""
 
 from finetune_api.v1alpha1.common import (
     Condition,
@@ -20,11 +20,16 @@ from finetune_api.v1alpha1.inference_service import (
     ServedAdapterStatus,
     ServedVersion,
 )
-from finetune_api.v1alpha1.job.dataset import Dataset
-from finetune_api.v1alpha1.job.evaluation import Evaluation
-from finetune_api.v1alpha1.job.hyperparameters import Checkpoint, Hyperparameters
-from finetune_api.v1alpha1.job.kind import FinetuneJob, FinetuneJobSpec
-from finetune_api.v1alpha1.job.method import Lora, Method
+from finetune_api.v1alpha1.job.dataset import Columns, Dataset, DatasetFormat
+from finetune_api.v1alpha1.job.evaluation import Evaluation, EvaluationMetric, EvaluationSettings
+from finetune_api.v1alpha1.job.hyperparameters import (
+    DEFAULT_EPOCHS,
+    Checkpoint,
+    GradientCheckpointing,
+    Hyperparameters,
+)
+from finetune_api.v1alpha1.job.kind import MUTABLE_FIELDS, FinetuneJob, FinetuneJobSpec
+from finetune_api.v1alpha1.job.method import ContinueFrom, Dpo, Lora, Method, Quantization
 from finetune_api.v1alpha1.job.policy import Output, Policy
 from finetune_api.v1alpha1.job.serve import GateMetric, RegressionGate, Serve
 from finetune_api.v1alpha1.job.status import (
@@ -32,40 +37,55 @@ from finetune_api.v1alpha1.job.status import (
     CheckpointStatus,
     FailureStatus,
     FinetuneJobStatus,
+    InitialAdapterStatus,
     MetricStatus,
     ProgressStatus,
     ServingStatus,
+    Usage,
 )
+from finetune_api.v1alpha1.job.tracking import MlflowTracking, TensorBoardTracking, Tracking, WandbTracking
 
 __all__ = [
+    "DEFAULT_EPOCHS",
+    "MUTABLE_FIELDS",
     "AdapterReference",
     "AdapterStatus",
     "Autoscaling",
     "Checkpoint",
     "CheckpointStatus",
+    "Columns",
     "Condition",
+    "ContinueFrom",
     "Dataset",
+    "DatasetFormat",
+    "Dpo",
     "Evaluation",
+    "EvaluationMetric",
+    "EvaluationSettings",
     "FailureStatus",
     "FinetuneJob",
     "FinetuneJobSpec",
     "FinetuneJobStatus",
     "GateMetric",
+    "GradientCheckpointing",
     "Hyperparameters",
     "InferenceService",
     "InferenceServiceSpec",
     "InferenceServiceStatus",
+    "InitialAdapterStatus",
     "LocalSecretReference",
     "Lora",
     "Method",
     "Metric",
     "MetricStatus",
+    "MlflowTracking",
     "ModelReference",
     "ObjectMeta",
     "Output",
     "OwnerReference",
     "Policy",
     "ProgressStatus",
+    "Quantization",
     "RegressionGate",
     "ReplicaVerdict",
     "Resources",
@@ -74,4 +94,8 @@ __all__ = [
     "ServedAdapterStatus",
     "ServedVersion",
     "ServingStatus",
+    "TensorBoardTracking",
+    "Tracking",
+    "Usage",
+    "WandbTracking",
 ]

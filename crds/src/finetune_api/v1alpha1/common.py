@@ -1,7 +1,7 @@
 """Types that both kinds share: metadata, conditions, references, resources."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, Field, PlainSerializer
 
@@ -11,11 +11,11 @@ from finetune_api.sources import DATASET_SCHEMES, MAX_SOURCE_LENGTH, cel_rules, 
 DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 """RFC 1123 label."""
 SERVICE_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
-"""RFC 1035 label: what may become the name of a Service, as the names of both kinds do."""
+"""RFC 1035 label, as the name of a Service needs it; the names of both kinds become names of Services."""
 
 
 def _utc_seconds(moment: datetime) -> str:
-    """metav1.Time has no fractions: writing them would make each read differ from what was written."""
+    """Format as metav1.Time, which has no fractions: with them, each read would differ from what was written."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -60,7 +60,7 @@ Quantity = Annotated[
 
 
 class OwnerReference(StatusModel):
-    """metav1.OwnerReference, as far as we read it."""
+    """The fields of metav1.OwnerReference that the operator reads."""
 
     api_version: str
     kind: str
@@ -70,7 +70,7 @@ class OwnerReference(StatusModel):
 
 
 class ObjectMeta(StatusModel):
-    """metav1.ObjectMeta, as far as we read it."""
+    """The fields of metav1.ObjectMeta that the operator reads."""
 
     name: str = ""
     namespace: str = "default"
@@ -85,61 +85,74 @@ class ObjectMeta(StatusModel):
 
 
 class Condition(StatusModel):
-    """metav1.Condition."""
+    """metav1.Condition: one aspect of the object's state."""
 
-    type: Annotated[str, Field(description="type of the condition; see the glossary.", max_length=316)]
+    type: Annotated[str, Field(description="type of the condition, a CamelCase word.", max_length=316)]
     status: Annotated[
         Literal["True", "False", "Unknown"], Field(description="status of the condition: True, False or Unknown.")
     ]
     observed_generation: Annotated[
-        int, Field(description="observedGeneration is metadata.generation that the condition was computed from.", ge=0)
+        int,
+        Field(description="observedGeneration is the metadata.generation that the condition was computed from.", ge=0),
     ] = 0
-    last_transition_time: Annotated[Time, Field(description="lastTransitionTime is when status last changed.")]
-    reason: Annotated[str, Field(description="reason is one CamelCase word of the glossary.", max_length=1024)]
-    message: Annotated[str, Field(description="message is one plain sentence for people.", max_length=32768)] = ""
+    last_transition_time: Annotated[Time, Field(description="lastTransitionTime is when the status last changed.")]
+    reason: Annotated[
+        str,
+        Field(
+            description="reason is one CamelCase word for why the condition has this status, from the list of reasons of this API.",
+            max_length=1024,
+        ),
+    ]
+    message: Annotated[
+        str, Field(description="message is a sentence for people with the details.", max_length=32768)
+    ] = ""
 
 
 class LocalSecretReference(SpecModel):
-    """A Secret key in the object's own namespace."""
+    """Key of a Secret in the object's own namespace."""
 
-    name: Annotated[str, Field(description="name of the Secret in this namespace.", min_length=1, max_length=253)]
-    key: Annotated[str, Field(description="key of the Secret that holds the value.", min_length=1, max_length=253)] = (
-        "token"
-    )
+    name: Annotated[
+        str, Field(description="name is the name of the Secret in this namespace.", min_length=1, max_length=253)
+    ]
+    key: Annotated[
+        str, Field(description="key is the key of the Secret that holds the value.", min_length=1, max_length=253)
+    ] = "token"
 
 
 class ModelReference(SpecModel):
-    """A base model."""
+    """Base model."""
 
     source: Annotated[
         ModelSource,
         Field(
-            description="source of the base model: pvc://CLAIM/PATH for a checkpoint folder on a claim of this "
+            description="source is the URI of the base model: pvc://CLAIM/PATH for a checkpoint folder on a claim in this "
             "namespace, or hf://ORG/NAME for a Hugging Face repository."
         ),
     ]
     revision: Annotated[
         str | None,
         Field(
-            description="revision (branch, tag or commit) of an hf:// model; pin a commit to make runs repeatable.",
+            description="revision is the branch, tag or commit of an hf:// model. Pin a commit to make runs reproducible.",
             max_length=128,
             pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$",
         ),
     ] = None
     secret_ref: Annotated[
         LocalSecretReference | None,
-        Field(description="secretRef names the Secret with the hub token of a gated model."),
+        Field(description="secretRef names the Secret with the Hugging Face token for a gated model."),
     ] = None
 
 
 class Metric(SpecModel):
-    """One measured value that an adapter is compared by."""
+    """One metric by which versions of an adapter are compared."""
 
-    name: Annotated[str, Field(description="name of the metric, for example eval_loss.", min_length=1, max_length=128)]
+    name: Annotated[
+        str, Field(description="name is the name of the metric, for example eval_loss.", min_length=1, max_length=128)
+    ]
     value: Annotated[
         str,
         Field(
-            description="value as text, for example 0.25.",
+            description="value is the measured value as text, for example 0.25.",
             max_length=64,
             pattern=r"^-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$",
         ),
@@ -147,15 +160,10 @@ class Metric(SpecModel):
 
 
 class Resources(SpecModel):
-    """What each pod asks for. Memory is request and limit at once; CPU is a request only, so idle cores are usable."""
+    """Resources of each pod. Memory is both request and limit; CPU is only a request, so that a pod can use idle cores."""
 
-    cpu: Annotated[Quantity, Field(description="cpu that the pod requests, for example 2 or 500m.")] = "1"
-    memory: Annotated[
-        Quantity, Field(description="memory that the pod requests and may use at most, for example 4Gi.")
-    ] = "4Gi"
+    cpu: Annotated[
+        Quantity, Field(description="cpu is the CPU request, for example 2 or 500m. There is no CPU limit.")
+    ] = "1"
+    memory: Annotated[Quantity, Field(description="memory is the memory request and limit, for example 4Gi.")] = "4Gi"
     gpu: Annotated[int, Field(description="gpu is the number of whole GPUs (nvidia.com/gpu).", ge=0, le=16)] = 0
-
-
-def as_metadata(value: Any) -> ObjectMeta:
-    """Parse the `metadata` of a raw Kubernetes object."""
-    return ObjectMeta.model_validate(value or {})

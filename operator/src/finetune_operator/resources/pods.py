@@ -12,9 +12,8 @@ from finetune_api.contract import (
     DOWNLOADS_ENV,
 )
 from finetune_api.sources import MOUNTED, parse_source
-from finetune_api.v1alpha1 import ModelReference, Resources
+from finetune_api.v1alpha1 import ModelReference, Resources, Tracking
 from finetune_api.v1alpha1.common import LocalSecretReference
-from finetune_api.v1alpha1.job.tracking import Tracking
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.annotations import ANNOTATION_CONFIG
 from finetune_operator.resources.environment import MLFLOW_LOGIN_ENV, MLFLOW_TOKEN_ENV, OBJECT_STORE_ENV, WANDB_KEY_ENV

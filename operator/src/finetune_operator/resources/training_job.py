@@ -15,8 +15,7 @@ from finetune_api.training import (
     RowsConfig,
     TrainingConfig,
 )
-from finetune_api.v1alpha1 import Evaluation, FinetuneJob, Resources
-from finetune_api.v1alpha1.job.evaluation import EvaluationSettings
+from finetune_api.v1alpha1 import Evaluation, EvaluationSettings, FinetuneJob, Resources
 from finetune_operator.errors import StalledError
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.annotations import ANNOTATION_CONFIG, MAX_CONFIG_BYTES

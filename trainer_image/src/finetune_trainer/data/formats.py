@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.training import RowsConfig
-from finetune_api.v1alpha1.job.dataset import Columns, DatasetFormat
+from finetune_api.v1alpha1 import Columns, DatasetFormat
 from finetune_trainer.data.messages import is_learnt, joined_parts, problem_of_messages, problem_of_text
 from finetune_trainer.data.problems import Problems, invalid, kind, listed
 from finetune_trainer.data.reading import label_of, read_rows

@@ -18,7 +18,7 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from finetune_api.v1alpha1.job.evaluation import EvaluationMetric, EvaluationSettings
+from finetune_api.v1alpha1 import EvaluationMetric, EvaluationSettings
 from finetune_trainer.batches.batching import choose_micro_batch_size
 from finetune_trainer.batches.layout import BatchLayout
 from finetune_trainer.data import IGNORED, Tokenized, TokenRow

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from finetune_api.training import TrainingConfig
-from finetune_api.v1alpha1.job.method import Dpo
+from finetune_api.v1alpha1 import Dpo
 from finetune_trainer.batches.layout import BatchLayout
 from finetune_trainer.data.pairs import PreferencePairs
 from finetune_trainer.dataset import PreparedDataset

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from finetune_api.outcome import Progress
 from finetune_api.training import TrainingConfig
-from finetune_api.v1alpha1.job.hyperparameters import DEFAULT_EPOCHS
+from finetune_api.v1alpha1 import DEFAULT_EPOCHS
 from finetune_trainer.batches.batching import StepSampler
 from finetune_trainer.errors import is_out_of_memory
 from finetune_trainer.loop.checkpoints import CheckpointSaver, load_random_state

@@ -21,7 +21,7 @@ import torch
 from transformers import TrainerCallback
 
 from finetune_api.outcome import MicroBatching
-from finetune_api.v1alpha1.job.hyperparameters import GradientCheckpointing
+from finetune_api.v1alpha1 import GradientCheckpointing
 from finetune_model.process import memory_limit
 from finetune_trainer.errors import as_training_error, is_out_of_memory, one_line
 from finetune_trainer.runtime import distributed

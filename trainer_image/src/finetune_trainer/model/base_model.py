@@ -16,7 +16,7 @@ from typing import Any, Final
 from finetune_api.artifacts import sha256_of
 from finetune_api.reasons import Reason
 from finetune_api.training import ModelConfig
-from finetune_api.v1alpha1.job.method import Quantization
+from finetune_api.v1alpha1 import Quantization
 from finetune_model.model_files import load_tokenizer, resolve_precision
 from finetune_trainer.errors import TrainingError, is_storage_full, on_scratch, one_line
 from finetune_trainer.model.loaded import BaseModel

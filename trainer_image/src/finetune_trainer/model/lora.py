@@ -4,7 +4,7 @@ import math
 from typing import Any, Final
 
 from finetune_api.reasons import Reason
-from finetune_api.v1alpha1.job.method import Lora
+from finetune_api.v1alpha1 import Lora
 from finetune_trainer.errors import TrainingError
 
 ALL_LINEAR: Final = "all-linear"

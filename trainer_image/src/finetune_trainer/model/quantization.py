@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from finetune_api.reasons import Reason
-from finetune_api.v1alpha1.job.method import Quantization
+from finetune_api.v1alpha1 import Quantization
 from finetune_model.model_files import quantization_of
 from finetune_trainer.errors import TrainingError
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from finetune_api.outcome import Outcome, Progress, Result
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
-from finetune_api.v1alpha1.job.tracking import MlflowTracking, Tracking, WandbTracking
+from finetune_api.v1alpha1 import MlflowTracking, Tracking, WandbTracking
 from finetune_trainer.config import SourceSettings
 from finetune_trainer.errors import TrainingError, one_line
 from finetune_trainer.reporting.progress import Reporter

@@ -1,1 +1,1 @@
-"""FinetuneJob: one fine-tuning, from model and dataset to an adapter, optionally served and verified."""
+"""Parts of the FinetuneJob kind, one module per part of its spec, and its status. Import them from `finetune_api.v1alpha1`."""

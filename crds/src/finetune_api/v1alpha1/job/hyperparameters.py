@@ -1,36 +1,30 @@
 """Hyperparameters and checkpoints of a FinetuneJob."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field
 
-from finetune_api.base import CEL, SpecModel
+from finetune_api.base import SpecModel, at_most_one_of
 
 GradientCheckpointing = Literal["auto", "enabled", "disabled"]
+"""Whether activations are recomputed in the backward pass; `auto` decides by the memory available."""
 
 
 DEFAULT_EPOCHS = 3.0
-"""Passes over the dataset when a job names neither epochs nor maxSteps; OpenAI's `auto` gives 3 for small sets too."""
+"""Passes over the dataset when a job sets neither epochs nor maxSteps; OpenAI's `auto` gives 3 for small sets too."""
 
 
 class Hyperparameters(SpecModel):
-    """How training proceeds."""
+    """Hyperparameters of training."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            CEL: [
-                {
-                    "rule": "!(has(self.epochs) && has(self.maxSteps))",
-                    "message": "set at most one of epochs and maxSteps",
-                }
-            ]
-        }
-    )
+    RULES = (at_most_one_of("epochs", "maxSteps"),)
 
     epochs: Annotated[
         float | None,
         Field(
-            description="epochs is the number of passes over the dataset; 3 if maxSteps is unset too.", gt=0, le=1000
+            description="epochs is the number of passes over the dataset. Default: 3, unless maxSteps is set.",
+            gt=0,
+            le=1000,
         ),
     ] = None
     max_steps: Annotated[
@@ -42,8 +36,8 @@ class Hyperparameters(SpecModel):
     micro_batch_size: Annotated[
         int | None,
         Field(
-            description="microBatchSize is the number of rows per forward pass; unset lets the trainer choose. It never "
-            "changes the result of a step, only its memory and speed, and is halved where memory runs out.",
+            description="microBatchSize is the number of rows per forward pass. If unset, the trainer chooses it. It affects "
+            "memory and speed, never the result of a step, and is halved when memory runs out.",
             ge=1,
             le=4096,
         ),
@@ -51,8 +45,9 @@ class Hyperparameters(SpecModel):
     gradient_checkpointing: Annotated[
         GradientCheckpointing,
         Field(
-            description="gradientCheckpointing computes activations again instead of keeping them: a step takes about a third "
-            "longer and much less memory, with the same result. auto enables it if memory would not suffice otherwise."
+            description="gradientCheckpointing recomputes activations in the backward pass instead of storing them: a step takes "
+            "about a third longer and needs much less memory, with the same result. auto enables it only if memory would not "
+            "suffice otherwise."
         ),
     ] = "auto"
     learning_rate: Annotated[
@@ -60,37 +55,40 @@ class Hyperparameters(SpecModel):
     ] = 2e-4
     schedule: Annotated[
         Literal["linear", "cosine", "constant"],
-        Field(description="schedule of the learning rate after warm-up."),
+        Field(description="schedule is the learning rate schedule after warmup."),
     ] = "linear"
     warmup_ratio: Annotated[
-        float, Field(description="warmupRatio is the share of all steps used for warm-up.", ge=0, le=0.5)
+        float, Field(description="warmupRatio is the share of all steps used for warmup.", ge=0, le=0.5)
     ] = 0.03
-    weight_decay: Annotated[float, Field(description="weightDecay of AdamW.", ge=0, le=1)] = 0.0
+    weight_decay: Annotated[float, Field(description="weightDecay is the weight decay of AdamW.", ge=0, le=1)] = 0.0
     max_length: Annotated[
         int,
-        Field(description="maxLength is the longest row in tokens; longer rows are cut at the end.", ge=8, le=131_072),
+        Field(
+            description="maxLength is the maximum length of a row in tokens; longer rows are truncated at the end.",
+            ge=8,
+            le=131_072,
+        ),
     ] = 1024
     loss_on: Annotated[
         Literal["completion", "all"],
         Field(
-            description="lossOn says which tokens carry loss: completion (the assistant's turns, or the completion) or all."
+            description="lossOn selects the tokens that contribute to the loss: completion (the assistant's turns, or the "
+            "completion) or all."
         ),
     ] = "completion"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        Field(description="precision of the weights and the arithmetic; auto is bfloat16 on GPUs, float32 on CPUs."),
+        Field(
+            description="precision is the data type of weights and arithmetic. auto is bfloat16 on GPUs, float32 on CPUs."
+        ),
     ] = "auto"
-    seed: Annotated[int, Field(description="seed of everything random.", ge=0, le=4_294_967_295)] = 42
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if self.epochs is not None and self.max_steps is not None:
-            raise ValueError("set at most one of epochs and maxSteps")
-        return self
+    seed: Annotated[
+        int, Field(description="seed initializes every random number generator.", ge=0, le=4_294_967_295)
+    ] = 42
 
 
 class Checkpoint(SpecModel):
-    """When work is saved while training runs."""
+    """Frequency and number of checkpoints during training."""
 
     every_steps: Annotated[
         int, Field(description="everySteps is the number of optimizer steps between checkpoints.", ge=1, le=1_000_000)
@@ -98,9 +96,9 @@ class Checkpoint(SpecModel):
     every_minutes: Annotated[
         int,
         Field(
-            description="everyMinutes is the longest time without a checkpoint, for steps that take long.",
+            description="everyMinutes is the longest time in minutes between checkpoints, for jobs with slow steps.",
             ge=1,
             le=10_080,
         ),
     ] = 10
-    keep: Annotated[int, Field(description="keep is how many checkpoints stay on the volume.", ge=1, le=20)] = 2
+    keep: Annotated[int, Field(description="keep is the number of checkpoints kept on the volume.", ge=1, le=20)] = 2

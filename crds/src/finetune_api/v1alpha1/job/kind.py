@@ -1,10 +1,10 @@
-"""FinetuneJob: one fine-tuning, from model and dataset to an adapter, optionally served and verified."""
+"""FinetuneJob: one fine-tuning run, from model and dataset to an adapter that is optionally served and verified."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
-from finetune_api.base import CEL, SpecModel, StatusModel
+from finetune_api.base import CEL, Rule, SpecModel, StatusModel
 from finetune_api.contract import API_VERSION
 from finetune_api.v1alpha1.common import (
     DNS_LABEL_PATTERN,
@@ -22,25 +22,17 @@ from finetune_api.v1alpha1.job.status import FinetuneJobStatus
 from finetune_api.v1alpha1.job.tracking import Tracking
 
 MUTABLE_FIELDS = ("suspend", "cancel", "ttlSecondsAfterFinished")
-"""Fields of spec that may change after creation; `crd` makes CEL transition rules for all others. What is immutable is
-what the adapter's record says it was made from."""
+"""Fields of spec that may change after creation; `crd` makes CEL transition rules for all others. The rest is immutable because
+the adapter's record refers to it."""
 
 
 class FinetuneJobSpec(SpecModel):
-    """Desired state of a FinetuneJob. Immutable but for suspend, cancel and ttlSecondsAfterFinished."""
+    """Desired state of a FinetuneJob. Immutable except for suspend, cancel and ttlSecondsAfterFinished."""
 
+    # A transition rule has no twin in Python: only the API server has the old object.
     model_config = ConfigDict(
         json_schema_extra={
             CEL: [
-                {
-                    "rule": "!(has(self.serve) && !has(self.serve.into) && has(self.ttlSecondsAfterFinished))",
-                    "message": "ttlSecondsAfterFinished would remove the endpoint together with the job that owns it; "
-                    "remove serve, or serve the adapter with an InferenceService of your own",
-                },
-                {
-                    "rule": "!has(self.serve) || !has(self.serve.gate) || has(self.evaluation)",
-                    "message": "serve.gate compares evaluations, so it needs evaluation",
-                },
                 {
                     "rule": "!oldSelf.cancel || self.cancel",
                     "message": "cancel cannot be taken back; create a new FinetuneJob instead",
@@ -48,68 +40,81 @@ class FinetuneJobSpec(SpecModel):
             ]
         }
     )
+    RULES = (
+        Rule(
+            "!(has(self.serve) && !has(self.serve.into) && has(self.ttlSecondsAfterFinished))",
+            lambda m: m.serve is None or m.serve.into is not None or m.ttl_seconds_after_finished is None,
+            "ttlSecondsAfterFinished would remove the endpoint together with the job that owns it; "
+            "remove serve, or serve the adapter with an InferenceService of your own",
+        ),
+        Rule(
+            "!has(self.serve) || !has(self.serve.gate) || has(self.evaluation)",
+            lambda m: m.serve is None or m.serve.gate is None or m.evaluation is not None,
+            "serve.gate compares evaluations, so it needs evaluation",
+        ),
+    )
 
-    model: Annotated[ModelReference, Field(description="model is the base model to tune.")]
+    model: Annotated[ModelReference, Field(description="model is the base model to fine-tune.")]
     dataset: Annotated[Dataset, Field(description="dataset holds the training rows.")]
     evaluation: Annotated[
-        Evaluation | None, Field(description="evaluation holds the held-out rows; none by default.")
+        Evaluation | None, Field(description="evaluation holds the held-out rows. If unset, nothing is evaluated.")
     ] = None
     continue_from: Annotated[
         ContinueFrom | None,
         Field(
-            description="continueFrom is an earlier adapter that training starts from, with the same model and method.lora (but "
-            "for dropout); an untrained one by default."
+            description="continueFrom is an existing adapter that training starts from. It needs the same model and method.lora "
+            "(except for dropout). If unset, training starts from a new adapter."
         ),
     ] = None
-    method: Annotated[Method, Field(description="method of tuning.")] = Field(default_factory=Method)
-    hyperparameters: Annotated[Hyperparameters, Field(description="hyperparameters of training.")] = Field(
+    method: Annotated[Method, Field(description="method says how the model is tuned.")] = Field(default_factory=Method)
+    hyperparameters: Annotated[Hyperparameters, Field(description="hyperparameters of the training.")] = Field(
         default_factory=Hyperparameters
     )
-    checkpoint: Annotated[Checkpoint, Field(description="checkpoint says when work is saved.")] = Field(
+    checkpoint: Annotated[Checkpoint, Field(description="checkpoint says how often checkpoints are saved.")] = Field(
         default_factory=Checkpoint
     )
     tracking: Annotated[
-        Tracking | None, Field(description="tracking says where figures go beside the status; nowhere by default.")
+        Tracking | None, Field(description="tracking names experiment trackers that receive the metrics of each step.")
     ] = None
     resources: Annotated[Resources, Field(description="resources of the training pod.")] = Field(
         default_factory=Resources
     )
-    policy: Annotated[Policy, Field(description="policy for attempts and deadlines.")] = Field(default_factory=Policy)
-    output: Annotated[Output, Field(description="output says where the adapter goes.")] = Field(default_factory=Output)
+    policy: Annotated[Policy, Field(description="policy sets the number of attempts and the deadlines.")] = Field(
+        default_factory=Policy
+    )
+    output: Annotated[Output, Field(description="output says where the adapter is stored.")] = Field(
+        default_factory=Output
+    )
     serve: Annotated[
-        Serve | None, Field(description="serve rolls the adapter out; without it the job ends with the adapter.")
+        Serve | None,
+        Field(description="serve serves the adapter and verifies it. If unset, the job ends with the stored adapter."),
     ] = None
     queue_name: Annotated[
         str | None,
         Field(
-            description="queueName of Kueue's LocalQueue; the training Job then waits for Kueue's admission.",
+            description="queueName is the name of a Kueue LocalQueue. The training Job then waits for Kueue to admit it.",
             min_length=1,
             max_length=63,
             pattern=DNS_LABEL_PATTERN,
         ),
     ] = None
     suspend: Annotated[
-        bool, Field(description="suspend stops training after a checkpoint, until it is false again.")
+        bool,
+        Field(description="suspend stops training after saving a checkpoint; training resumes when it is false again."),
     ] = False
-    cancel: Annotated[bool, Field(description="cancel ends the job for good; it cannot be taken back.")] = False
+    cancel: Annotated[bool, Field(description="cancel ends the job. It cannot be taken back.")] = False
     ttl_seconds_after_finished: Annotated[
         int | None,
         Field(
-            description="ttlSecondsAfterFinished is how long the finished object is kept; for ever if unset.",
+            description="ttlSecondsAfterFinished is the time after which a finished job is deleted. If unset, it is kept.",
             ge=0,
             le=31_536_000,
         ),
     ] = None
 
-    @model_validator(mode="after")
-    def _ttl_without_endpoint(self) -> Self:
-        if self.serve is not None and self.serve.into is None and self.ttl_seconds_after_finished is not None:
-            raise ValueError("ttlSecondsAfterFinished would remove the endpoint together with the job; remove serve")
-        return self
-
 
 class FinetuneJob(StatusModel):
-    """FinetuneJob tunes a base model on a dataset with LoRA and yields one adapter, optionally served and verified."""
+    """FinetuneJob fine-tunes a base model on a dataset with LoRA. The result is one adapter, which can be served and verified."""
 
     api_version: str = API_VERSION
     kind: str = "FinetuneJob"
@@ -119,18 +124,18 @@ class FinetuneJob(StatusModel):
 
     @property
     def adapter_name(self) -> str:
-        """Name of the adapter this job makes."""
+        """Name of the adapter that this job produces."""
         return self.spec.output.adapter_name or self.metadata.name
 
     @property
     def initial_adapter_uri(self) -> str | None:
-        """Where the adapter is that training starts from; None without one, or as long as its job has not published it."""
+        """URI of the adapter that training starts from; None without one, or until its job has published it."""
         if self.status.initial_adapter is not None:
             return self.status.initial_adapter.uri
         return self.spec.continue_from.source if self.spec.continue_from else None
 
     @property
     def service_name(self) -> str:
-        """Name of the InferenceService that the adapter is served by, if it is: one of the job's own, or one that exists."""
+        """Name of the InferenceService that serves the adapter if spec.serve is set: one that the job owns, or an existing one."""
         serve = self.spec.serve
         return (serve.into or serve.name if serve else None) or self.metadata.name

@@ -1,36 +1,28 @@
-"""How a FinetuneJob trains: LoRA and its variants, DPO, and the adapter it continues from."""
+"""Method of a FinetuneJob: LoRA and its variants, DPO, and the adapter that training continues from."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field
 
-from finetune_api.base import CEL, SpecModel
+from finetune_api.base import Rule, SpecModel, exactly_one_of
 from finetune_api.v1alpha1.common import (
     SERVICE_NAME_PATTERN,
     AdapterSource,
 )
 
 Quantization = Literal["none", "nf4"]
+"""Quantization of the frozen weights during training."""
 
 
 class ContinueFrom(SpecModel):
-    """An earlier adapter that training starts from: exactly one of `finetuneJob` and `source`."""
+    """Existing adapter that training starts from: exactly one of `finetuneJob` and `source`."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            CEL: [
-                {
-                    "rule": "has(self.finetuneJob) != has(self.source)",
-                    "message": "set exactly one of finetuneJob and source",
-                }
-            ]
-        }
-    )
+    RULES = (exactly_one_of("finetuneJob", "source"),)
 
     finetune_job: Annotated[
         str | None,
         Field(
-            description="finetuneJob is the name of a FinetuneJob of this namespace; training waits until its adapter is "
+            description="finetuneJob is the name of a FinetuneJob in this namespace. Training waits until its adapter is "
             "published.",
             min_length=1,
             max_length=50,
@@ -38,36 +30,30 @@ class ContinueFrom(SpecModel):
         ),
     ] = None
     source: Annotated[
-        AdapterSource | None, Field(description="source of the adapter: pvc://CLAIM/PATH of its folder.")
+        AdapterSource | None,
+        Field(description="source is the URI of the adapter's folder: pvc://CLAIM/PATH."),
     ] = None
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if (self.finetune_job is None) == (self.source is None):
-            raise ValueError("set exactly one of finetuneJob and source")
-        return self
 
 
 class Lora(SpecModel):
-    """LoRA (Hu et al. 2021, arXiv 2106.09685): the frozen weights get a trainable product of two thin matrices."""
+    """LoRA (Hu et al. 2021, arXiv 2106.09685): trains a product of two thin matrices beside the frozen weights."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            CEL: [
-                {
-                    "rule": "!(has(self.useDora) && self.useDora && has(self.quantization) && self.quantization != 'none')",
-                    "message": "useDora needs whole weights in each step; leave quantization at none, or useDora unset",
-                }
-            ]
-        }
+    RULES = (
+        Rule(
+            "!(has(self.useDora) && self.useDora && has(self.quantization) && self.quantization != 'none')",
+            lambda m: not m.use_dora or m.quantization == "none",
+            "useDora needs unquantized weights; set quantization to none, or useDora to false",
+        ),
     )
 
-    rank: Annotated[int, Field(description="rank of the update matrices.", ge=1, le=256)] = 8
+    rank: Annotated[int, Field(description="rank is the rank of the update matrices.", ge=1, le=256)] = 8
     alpha: Annotated[
         float,
-        Field(description="alpha scales the update by alpha / rank; twice the rank is a common choice.", gt=0, le=4096),
+        Field(description="alpha scales the update by alpha / rank. Twice the rank is a common choice.", gt=0, le=4096),
     ] = 16
-    dropout: Annotated[float, Field(description="dropout on the adapter's input.", ge=0, lt=1)] = 0.0
+    dropout: Annotated[
+        float, Field(description="dropout is the dropout probability of the adapter's input.", ge=0, lt=1)
+    ] = 0.0
     use_rslora: Annotated[
         bool,
         Field(
@@ -78,15 +64,15 @@ class Lora(SpecModel):
     use_dora: Annotated[
         bool,
         Field(
-            description="useDora learns a magnitude for each output beside the direction (DoRA, arXiv 2402.09353): often "
-            "better at low ranks, and slower to train."
+            description="useDora also learns a magnitude for each output (DoRA, arXiv 2402.09353): often "
+            "better at low ranks, but slower to train."
         ),
     ] = False
     target_modules: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]],
         Field(
-            description="targetModules are the module names that get an adapter, for example q_proj; all-linear means "
-            "every linear layer but the head.",
+            description="targetModules lists the modules that get an adapter, for example q_proj. all-linear selects "
+            "every linear layer except the output head.",
             min_length=1,
             max_length=64,
             json_schema_extra={"default": ["all-linear"]},
@@ -95,25 +81,20 @@ class Lora(SpecModel):
     quantization: Annotated[
         Quantization,
         Field(
-            description="quantization of the frozen linear layers while training runs: nf4 (QLoRA, arXiv 2305.14314) takes about a "
-            "quarter of the memory of bfloat16, and somewhat longer. The adapter is for the model as it is, and proven there."
+            description="quantization is the quantization of the frozen linear layers during training. nf4 (QLoRA, arXiv "
+            "2305.14314) needs about a quarter of the memory of bfloat16 and is somewhat slower. The adapter is for the "
+            "unquantized model and is verified with it."
         ),
     ] = "none"
 
-    @model_validator(mode="after")
-    def _dora_needs_whole_weights(self) -> Self:
-        if self.use_dora and self.quantization != "none":
-            raise ValueError("useDora needs whole weights in each step; leave quantization at none, or useDora unset")
-        return self
-
 
 class Dpo(SpecModel):
-    """DPO (Rafailov et al. 2023, arXiv 2305.18290): learning from pairs of a better and a worse answer."""
+    """DPO (Rafailov et al. 2023, arXiv 2305.18290): learns from pairs of a preferred and a rejected answer."""
 
     beta: Annotated[
         float,
         Field(
-            description="beta of the implicit reward; the larger, the closer the model stays to where it started.",
+            description="beta scales the implicit reward. Higher values keep the model closer to where training started.",
             gt=0,
             le=10,
         ),
@@ -121,13 +102,13 @@ class Dpo(SpecModel):
 
 
 class Method(SpecModel):
-    """How the model is tuned: which weights, and on what objective."""
+    """Method of tuning: the weights that are trained, and the objective."""
 
-    lora: Annotated[Lora, Field(description="lora hyperparameters.")] = Field(default_factory=Lora)
+    lora: Annotated[Lora, Field(description="lora holds the LoRA hyperparameters.")] = Field(default_factory=Lora)
     dpo: Annotated[
         Dpo | None,
         Field(
-            description="dpo learns from preference pairs (dataset.format preference); unset, the wanted answers are learnt "
-            "(supervised)."
+            description="dpo trains on preference pairs (dataset.format preference). If unset, training is supervised: it "
+            "learns the expected answers."
         ),
     ] = None

@@ -1,4 +1,4 @@
-"""Attempts, deadlines, suspension and output of a FinetuneJob."""
+"""Attempts, deadlines and output of a FinetuneJob."""
 
 from typing import Annotated
 
@@ -17,8 +17,8 @@ class Policy(SpecModel):
     max_attempts: Annotated[
         int,
         Field(
-            description="maxAttempts is how many failed attempts end the job; an interruption (eviction, preemption, "
-            "deleted pod) is not a failed attempt.",
+            description="maxAttempts is the number of failed attempts after which the job fails. An interruption (eviction, "
+            "preemption, deleted pod, lost node) does not count as a failed attempt.",
             ge=1,
             le=20,
         ),
@@ -26,7 +26,8 @@ class Policy(SpecModel):
     start_deadline_seconds: Annotated[
         int,
         Field(
-            description="startDeadlineSeconds is how long an attempt's pod may take to start (scheduling, images).",
+            description="startDeadlineSeconds is the time that the pod of an attempt may take to start: to be scheduled and to "
+            "pull its images.",
             ge=10,
             le=604_800,
         ),
@@ -34,7 +35,8 @@ class Policy(SpecModel):
     active_deadline_seconds: Annotated[
         int | None,
         Field(
-            description="activeDeadlineSeconds is how long the job may take in all, from its creation to the adapter.",
+            description="activeDeadlineSeconds is the time that the job may take from its creation to the adapter, over all "
+            "attempts. If unset, there is no limit.",
             ge=10,
             le=31_536_000,
         ),
@@ -42,13 +44,13 @@ class Policy(SpecModel):
 
 
 class Output(SpecModel):
-    """Where the adapter goes."""
+    """Destination of the adapter."""
 
     claim: Annotated[
         str,
         Field(
-            description="claim is the PersistentVolumeClaim that receives adapter and checkpoints; the default claim is "
-            "created if the namespace has none.",
+            description="claim is the PersistentVolumeClaim that receives the adapter and the checkpoints. The default claim is "
+            "created if the namespace has none of that name.",
             min_length=1,
             max_length=63,
             pattern=DNS_LABEL_PATTERN,
@@ -57,7 +59,7 @@ class Output(SpecModel):
     adapter_name: Annotated[
         str | None,
         Field(
-            description="adapterName is the adapter's name, also as `model` at the endpoint; the job's name if unset.",
+            description="adapterName is the name of the adapter, which clients also use as `model`. Default: the job's name.",
             min_length=1,
             max_length=63,
             pattern=DNS_LABEL_PATTERN,

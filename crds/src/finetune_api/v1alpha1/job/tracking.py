@@ -1,4 +1,4 @@
-"""Where the figures of a FinetuneJob go beside its status."""
+"""Experiment trackers that receive the metrics of a FinetuneJob."""
 
 from typing import Annotated
 
@@ -10,20 +10,20 @@ from finetune_api.v1alpha1.common import (
 )
 
 WANDB_NAME = r"^[A-Za-z0-9_.-]+$"
-"""Names that Weights & Biases accepts everywhere."""
+"""Pattern of names that Weights & Biases accepts everywhere."""
 
 
 class TensorBoardTracking(SpecModel):
-    """TensorBoard's event files."""
+    """Event files for TensorBoard."""
 
 
 class MlflowTracking(SpecModel):
-    """A run of an MLflow server."""
+    """A run on an MLflow server."""
 
     uri: Annotated[
         str,
         Field(
-            description="uri of the tracking server: http(s)://HOST[:PORT][/PATH], or file:///PATH of a folder.",
+            description="uri is the URI of the tracking server: http(s)://HOST[:PORT][/PATH], or file:///PATH for a folder.",
             max_length=512,
             pattern=r"^(https?|file)://[^\s?#@]+$",
         ),
@@ -31,7 +31,7 @@ class MlflowTracking(SpecModel):
     experiment: Annotated[
         str,
         Field(
-            description="experiment that the run belongs to; it is made if there is none of this name.",
+            description="experiment is the name of the experiment that the run belongs to. It is created if it does not exist.",
             min_length=1,
             max_length=250,
         ),
@@ -39,22 +39,28 @@ class MlflowTracking(SpecModel):
     secret_ref: Annotated[
         LocalSecretReference | None,
         Field(
-            description="secretRef names the Secret with the server's credentials: its key is MLFLOW_TRACKING_TOKEN, or it has "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            description="secretRef names the Secret with the server's credentials: its key holds MLFLOW_TRACKING_TOKEN, or it "
+            "has the keys MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
         ),
     ] = None
 
 
 class WandbTracking(SpecModel):
-    """A run of Weights & Biases."""
+    """A run on Weights & Biases."""
 
     project: Annotated[
-        str, Field(description="project that the run belongs to.", min_length=1, max_length=128, pattern=WANDB_NAME)
+        str,
+        Field(
+            description="project is the project that the run belongs to.",
+            min_length=1,
+            max_length=128,
+            pattern=WANDB_NAME,
+        ),
     ] = "finetune"
     entity: Annotated[
         str | None,
         Field(
-            description="entity (user or team) of the project; the API key's default if unset.",
+            description="entity is the user or team that owns the project. Default: that of the API key.",
             min_length=1,
             max_length=128,
             pattern=WANDB_NAME,
@@ -63,25 +69,25 @@ class WandbTracking(SpecModel):
     base_url: Annotated[
         str | None,
         Field(
-            description="baseUrl of a server of your own: http(s)://HOST[:PORT]; the public one if unset.",
+            description="baseUrl is the URL of a self-hosted server: http(s)://HOST[:PORT]. Default: the public one.",
             max_length=512,
             pattern=r"^https?://[^\s?#@]+$",
         ),
     ] = None
     secret_ref: Annotated[
-        LocalSecretReference | None, Field(description="secretRef names the Secret whose key is the API key.")
+        LocalSecretReference | None, Field(description="secretRef names the Secret whose key holds the API key.")
     ] = None
 
 
 class Tracking(SpecModel):
-    """Where the figures of each step go beside the job's own status. A tracker that fails never ends a training."""
+    """Experiment trackers that receive the metrics of each step. A tracker that fails never ends the training."""
 
     tensorboard: Annotated[
         TensorBoardTracking | None,
         Field(
-            description="tensorboard writes event files to the output claim, in ADAPTER_NAME/tensorboard/JOB_UID; write {} to "
-            "ask for it."
+            description="tensorboard writes event files to the output claim, in ADAPTER_NAME/tensorboard/JOB_UID. Set it to {} to "
+            "enable it."
         ),
     ] = None
-    mlflow: Annotated[MlflowTracking | None, Field(description="mlflow keeps a run at an MLflow server.")] = None
-    wandb: Annotated[WandbTracking | None, Field(description="wandb keeps a run at Weights & Biases.")] = None
+    mlflow: Annotated[MlflowTracking | None, Field(description="mlflow logs a run to an MLflow server.")] = None
+    wandb: Annotated[WandbTracking | None, Field(description="wandb logs a run to Weights & Biases.")] = None

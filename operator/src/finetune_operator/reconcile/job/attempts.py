@@ -16,8 +16,8 @@ from finetune_api.v1alpha1 import (
     FinetuneJob,
     FinetuneJobStatus,
     MetricStatus,
+    Usage,
 )
-from finetune_api.v1alpha1.job.status import Usage
 from finetune_operator.reconcile.conditions import is_true
 from finetune_operator.reconcile.job.attempt_outcome import AttemptEnd, find_end
 from finetune_operator.reconcile.job.draft import MAX_MESSAGE

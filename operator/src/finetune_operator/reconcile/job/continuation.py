@@ -7,8 +7,7 @@ becomes of the other job meanwhile.
 from typing import Final
 
 from finetune_api.reasons import ConditionType, Reason
-from finetune_api.v1alpha1 import FinetuneJob
-from finetune_api.v1alpha1.job.status import InitialAdapterStatus
+from finetune_api.v1alpha1 import FinetuneJob, InitialAdapterStatus
 from finetune_operator.reconcile.job.draft import Draft
 from finetune_operator.reconcile.job.phase import is_terminal
 from finetune_operator.reconcile.plan import Observed, Plan
