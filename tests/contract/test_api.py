@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune_api import reference
+from finetune_api import glossary, reference
 from finetune_api.__main__ import WRITE_COMMAND, stale_files
 from finetune_api.crd import Schema, build_crds
 from finetune_api.reasons import ConditionType, Phase, Reason
@@ -80,14 +80,41 @@ def test_the_job_page_explains_every_phase_and_condition() -> None:
     text = (PAGES / "finetunejob.md").read_text()
     of_services = {ConditionType.READY, ConditionType.PROGRESSING}
     for word in [*Phase, *(set(ConditionType) - of_services)]:
-        assert re.search(rf"^\| .*`{word}`", text, re.MULTILINE), f"{word} is not on the page"
+        assert f"\n| `{word}` |" in text, f"{word} is not on the page"
     service = (PAGES / "inferenceservice.md").read_text()
-    assert all(f"| `{word}` |" in service for word in of_services)
+    assert all(f"\n| `{word}` |" in service for word in [*of_services, ConditionType.ADAPTER_VERIFIED])
 
 
-def test_the_glossary_has_every_reason_with_a_meaning() -> None:
-    glossary = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", reference.reason_tables(), re.MULTILINE))
-    assert set(glossary) == {str(reason) for reason in Reason}
+def test_every_condition_says_when_it_is_true_and_which_kind_has_it() -> None:
+    entries = {entry.name: entry for kind in KINDS for entry in glossary.conditions(kind)}
+    assert set(entries) == set(ConditionType)
+    for entry in entries.values():
+        assert entry.meaning.endswith(".")
+        assert entry.set_by.endswith(".")
+        assert set(entry.kinds) <= set(KINDS)
+        assert "True" in entry.when
+
+
+def test_every_reason_has_a_meaning_and_something_to_do() -> None:
+    entries = {entry.name: entry for entry in glossary.reasons()}
+    assert set(entries) == set(Reason)
+    page = reference.reasons_page()
+    for entry in entries.values():
+        assert entry.meaning.endswith(".")
+        assert entry.to_do.endswith(".")
+        assert f"\n### {entry.name}\n" in page
+
+
+def test_every_phase_has_a_meaning() -> None:
+    assert set(glossary.phases()) == set(Phase)
+
+
+def test_kubectl_explain_has_the_meaning_of_every_condition() -> None:
+    for crd in build_crds().values():
+        status = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+        text = status["properties"]["conditions"]["description"]
+        for entry in glossary.conditions(crd["spec"]["names"]["kind"]):
+            assert f"\n{entry.name}: True when: {entry.when['True']}" in text
 
 
 def test_every_word_of_the_glossary_is_one_camel_case_word() -> None:

@@ -1,13 +1,14 @@
-"""CustomResourceDefinitions from the pydantic models: the models are the one source, the YAML is generated.
+"""CustomResourceDefinitions, generated from the pydantic models.
 
-pydantic's JSON Schema is not a Kubernetes structural schema; `structural_schema` says how the two differ. What cannot be
-translated (tuples, unions of objects) is refused rather than guessed.
+pydantic's JSON Schema is not a Kubernetes structural schema; `structural_schema` converts it. Types without a structural
+schema (tuples, unions of objects) raise an error.
 """
 
 from typing import Any
 
 from pydantic import BaseModel
 
+from finetune_api import glossary
 from finetune_api.base import CEL
 from finetune_api.contract import (
     FINETUNE_JOB_KIND,
@@ -45,21 +46,21 @@ KEPT_KEYS = (
     "x-kubernetes-list-map-keys",
     CEL,
 )
-"""JSON Schema keys that mean the same in a structural schema."""
+"""JSON Schema keys that have the same meaning in a structural schema."""
 
 
 def build_crds() -> dict[str, Schema]:
-    """All CRD manifests by file name."""
+    """Return all CRD manifests by file name."""
     finetune_job = _crd(
         kind=FINETUNE_JOB_KIND,
         plural=FINETUNE_JOB_PLURAL,
         short_names=["ftj"],
         description=_sentence(FinetuneJob),
         spec=structural_schema(FinetuneJobSpec),
-        status=structural_schema(FinetuneJobStatus),
+        status=_explained(structural_schema(FinetuneJobStatus), FINETUNE_JOB_KIND),
         columns=[
             _column("Phase", "string", ".status.phase"),
-            _column("Progress", "integer", ".status.progress.percent", "Percent of the training steps that is done."),
+            _column("Progress", "integer", ".status.progress.percent", "Finished training steps in percent."),
             _column("Step", "integer", ".status.progress.step"),
             _column("Loss", "string", ".status.progress.loss"),
             _column("ETA", "string", ".status.progress.eta"),
@@ -77,11 +78,11 @@ def build_crds() -> dict[str, Schema]:
         short_names=["ftsvc"],
         description=_sentence(InferenceService),
         spec=structural_schema(InferenceServiceSpec),
-        status=structural_schema(InferenceServiceStatus),
+        status=_explained(structural_schema(InferenceServiceStatus), INFERENCE_SERVICE_KIND),
         columns=[
             _column("Phase", "string", ".status.phase"),
             _column("Ready", "integer", ".status.readyReplicas"),
-            _column("Verified", "string", ".status.adaptersSummary", "Verified adapters of all adapters."),
+            _column("Verified", "string", ".status.adaptersSummary", "Verified adapters / all adapters."),
             _column("URL", "string", ".status.url"),
             _column("Age", "date", ".metadata.creationTimestamp"),
             _column("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
@@ -91,13 +92,13 @@ def build_crds() -> dict[str, Schema]:
 
 
 def structural_schema(model: type[BaseModel]) -> Schema:
-    """Structural schema of a model: `$ref` inlined, Optional unwrapped, titles dropped, empty objects defaulted."""
+    """Convert a model to a structural schema: inline `$ref`, unwrap Optional, drop titles, default empty objects."""
     document = model.model_json_schema(by_alias=True, mode="validation")
     return _convert(document, document.get("$defs", {}), model.__name__)
 
 
 def immutability_rules(spec: type[BaseModel], mutable: tuple[str, ...]) -> list[dict[str, str]]:
-    """CEL transition rules on spec: a rule on an optional field itself would not see it being added or removed."""
+    """Return CEL transition rules for spec. A rule on an optional field itself would not see it being added or removed."""
     rules = []
     for name, field in spec.model_fields.items():
         alias = field.alias or name
@@ -108,6 +109,20 @@ def immutability_rules(spec: type[BaseModel], mutable: tuple[str, ...]) -> list[
             rule = f"has(self.{alias}) == has(oldSelf.{alias}) && (!has(self.{alias}) || {rule})"
         rules.append({"rule": rule, "message": f"spec.{alias} is immutable; create a new {FINETUNE_JOB_KIND} instead"})
     return rules
+
+
+def _explained(status: Schema, kind: str) -> Schema:
+    """Add the meaning of each condition, and of each phase of a job, for `kubectl explain`."""
+    properties = status["properties"]
+    texts = [
+        f"{entry.name}: {' '.join(f'{status} when: {text}' for status, text in entry.when.items())}"
+        for entry in glossary.conditions(kind)
+    ]
+    properties["conditions"]["description"] += "\n" + "\n".join(texts)
+    if kind == FINETUNE_JOB_KIND:
+        phases = [f"{name}: {meaning}" for name, meaning in glossary.phases().items()]
+        properties["phase"]["description"] += "\n" + "\n".join(phases)
+    return status
 
 
 def _convert(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:
@@ -129,7 +144,7 @@ def _convert(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:
         out["properties"] = {k: _convert(v, definitions, f"{path}.{k}") for k, v in node["properties"].items()}
         for name, child in out["properties"].items():
             if name not in required and not _is_optional(node["properties"][name]) and _has_only_defaults(child):
-                # `{}` lets the API server fill in the defaults below, so that users see them in the object.
+                # `{}` makes the API server fill in the defaults below it, so that users see them in the object.
                 child["default"] = {}
         if required:
             out["required"] = required
@@ -159,7 +174,7 @@ def _dereference(node: Schema, definitions: dict[str, Schema]) -> Schema:
 
 
 def _unwrap_optional(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:
-    """`X | None` becomes X: absent is how Kubernetes says None."""
+    """Convert `X | None` to X, because Kubernetes leaves absent fields out."""
     options = [o for o in node["anyOf"] if o.get("type") != "null"]
     if len(options) != 1:
         raise ValueError(f"{path}: a union of {len(options)} types has no structural schema")

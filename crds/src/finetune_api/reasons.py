@@ -1,25 +1,44 @@
-"""The finite glossary of condition types, reasons and phases. A reason that is not here does not reach a user."""
+"""Phases, condition types and reasons: the words of `status`. A reason that is not listed here never reaches a user.
+
+The docstring of a member is its entry in the generated reference, so it has a fixed form. A phase: its meaning. A condition
+type: its meaning, the kinds that have it, then when it is True, False and Unknown, and which component sets it. A reason: its meaning, then
+"To do:" and what its reader should do. `glossary` reads them.
+"""
 
 from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """One word for people, derived from the conditions; programs should read the conditions."""
+    """Summary of the conditions in one word for people. Programs should read the conditions."""
 
     PENDING = "Pending"
+    """Nothing has started yet."""
     VALIDATING = "Validating"
+    """The first container of the training pod is checking spec, model and dataset."""
     QUEUED = "Queued"
+    """Kueue has not admitted the job, or a quota or policy does not allow its pod."""
     SCHEDULING = "Scheduling"
+    """The training pod is waiting for a node, an image or a volume."""
     RUNNING = "Running"
+    """The model is being trained."""
     SUSPENDING = "Suspending"
+    """The training pod is saving a checkpoint before it stops."""
     SUSPENDED = "Suspended"
+    """No training pod is left. Training resumes when spec.suspend is false."""
     RETRYING = "Retrying"
+    """An attempt failed or was interrupted, and the next one starts soon."""
     PUBLISHING = "Publishing"
+    """The adapter is committed, and the endpoint is about to be created."""
     DEPLOYING = "Deploying"
+    """The endpoint is being rolled out."""
     VERIFYING = "Verifying"
+    """The fingerprint is being replayed against the endpoint."""
     SUCCEEDED = "Succeeded"
+    """Everything that the spec asks for is done. Final."""
     FAILED = "Failed"
+    """The job has ended without success; status.message says why. Final."""
     CANCELLED = "Cancelled"
+    """The job was cancelled with spec.cancel. Final."""
 
 
 TERMINAL_PHASES = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
@@ -30,134 +49,375 @@ class ConditionType(StrEnum):
     """Condition types of both kinds."""
 
     VALIDATED = "Validated"
+    """Result of the checks before training.
+
+    Kinds: FinetuneJob.
+    True: The first container of the training pod, `validate`, accepted spec, model, dataset, memory and disk. The message has the number of rows and tokens, and warnings.
+    False: One of these checks failed, or the operator found a claim or an adapter missing. The reason says which.
+    Unknown: The checks are running, or the job waits for the adapter that spec.continueFrom names.
+    Set by: The operator, from the outcome that `validate` reports.
+    """
     SCHEDULED = "Scheduled"
+    """Placement of the training pod.
+
+    Kinds: FinetuneJob.
+    True: The training pod has a node.
+    False: The pod does not exist yet, has no node, or waits for Kueue or a quota. The message is that of the scheduler or the API server.
+    Set by: The operator, from the training Job and its pod.
+    """
     RUNNING = "Running"
+    """Activity of the trainer.
+
+    Kinds: FinetuneJob.
+    True: The trainer is running.
+    False: The trainer has not started, has ended, or is about to be retried. The reason says which.
+    Unknown: The node of the training pod stopped reporting.
+    Set by: The operator, from the training pod.
+    """
     SUSPENDED = "Suspended"
+    """Suspension with spec.suspend.
+
+    Kinds: FinetuneJob.
+    True: spec.suspend is true and no training pod is left.
+    False: The training pod is still saving a checkpoint, or the job was resumed.
+    Set by: The operator, from spec.suspend and the training pod.
+    """
     CHECKPOINT_AVAILABLE = "CheckpointAvailable"
+    """Availability of a checkpoint.
+
+    Kinds: FinetuneJob.
+    True: A checkpoint is on the output claim; the next attempt resumes from it.
+    False: Training ended, and the checkpoints were removed.
+    Set by: The operator, from the trainer's progress and outcome.
+    """
     ADAPTER_PUBLISHED = "AdapterPublished"
+    """Availability of the adapter.
+
+    Kinds: FinetuneJob.
+    True: The adapter is committed to the output claim, and status.adapter has its URI and digest.
+    Set by: The operator, from the trainer's outcome.
+    """
     SERVING_READY = "ServingReady"
+    """Readiness of the endpoint that serves the job's adapter.
+
+    Kinds: FinetuneJob.
+    True: The endpoint answers.
+    False: The endpoint is being deployed, was deleted, was refused, or serves another version of the adapter.
+    Set by: The operator, from the condition Ready of the InferenceService.
+    """
     ADAPTER_VERIFIED = "AdapterVerified"
+    """Proof that the endpoint answers with the tuned weights.
+
+    Kinds: FinetuneJob, InferenceService.
+    True: The fingerprint of each adapter (of a FinetuneJob: of its adapter) was replayed, and the answers match the tuned weights.
+    False: The answers do not match, or a server refused an adapter. The reason says how.
+    Unknown: The fingerprint was not replayed yet, or the adapter has none.
+    Set by: The operator, from what each server pod answers.
+    """
     SUCCEEDED = "Succeeded"
+    """End of the job with success.
+
+    Kinds: FinetuneJob.
+    True: Everything that the spec asks for is done. It stays True.
+    Set by: The operator.
+    """
     FAILED = "Failed"
+    """End of the job without success, cancellation included.
+
+    Kinds: FinetuneJob.
+    True: The job has ended without success. It stays True; the message says what to change.
+    Set by: The operator.
+    """
     READY = "Ready"
-    """InferenceService: at least one replica of the current generation answers."""
+    """Readiness of the endpoint.
+
+    Kinds: InferenceService.
+    True: At least one server pod answers: one of the current configuration, or during a rollout one of the previous.
+    False: No server pod answers. The message says what the rollout waits for, or what only a person can change.
+    Set by: The operator, from the Deployment and its pods.
+    """
     PROGRESSING = "Progressing"
-    """InferenceService: a rollout is under way."""
+    """Progress of a rollout.
+
+    Kinds: InferenceService.
+    True: A rollout of the server pods is in progress.
+    False: The rollout is complete, or it stopped because a new version of an adapter failed verification.
+    Set by: The operator, from the Deployment and its pods.
+    """
 
 
 class Reason(StrEnum):
-    """Why a condition is what it is. Each member's docstring is its entry in the user-facing glossary."""
+    """Why a condition has its status. One CamelCase word, with details in the condition's message."""
 
-    # Ordinary course
+    # Normal operation
     VALIDATING = "Validating"
-    """The training pod checks spec, model and dataset before the trainer starts."""
-    ACCEPTED = "Accepted"
-    """The spec is valid and the inputs it names were resolved."""
-    SCHEDULED = "Scheduled"
-    """The training pod has a node."""
-    WAITING_FOR_ADAPTER = "WaitingForAdapter"
-    """The FinetuneJob that spec.continueFrom names has no adapter yet."""
-    WAITING_FOR_POD = "WaitingForPod"
-    """The training Job exists; its pod has not started yet."""
-    TRAINING = "Training"
-    """The training pod is running."""
-    TRAINED = "Trained"
-    """Training ended and the adapter was committed to its volume."""
-    SUSPENDED = "Suspended"
-    """spec.suspend is true and no training pod is left."""
-    SUSPENDING = "Suspending"
-    """spec.suspend is true; the pod is saving a checkpoint."""
-    RESUMED = "Resumed"
-    """spec.suspend is false again."""
-    QUOTA_PENDING = "QuotaPending"
-    """Kueue has not admitted the Job yet, or a quota or policy forbids it; the message has the API server's words."""
-    RETRYING = "Retrying"
-    """An attempt failed in a way that another attempt can mend; the next one starts soon."""
-    ROLLING_OUT = "RollingOut"
-    """The endpoint is being deployed."""
-    ENDPOINT_READY = "EndpointReady"
-    """The endpoint answers."""
-    LOADING = "Loading"
-    """The servers were told of the adapter and have not loaded it yet."""
-    VERIFYING = "Verifying"
-    """The fingerprint is being replayed against the endpoint."""
-    FINGERPRINT_MATCHED = "FingerprintMatched"
-    """The endpoint answers with the tuned weights: log-probabilities match those recorded at the end of training."""
-    NO_FINGERPRINT = "NoFingerprint"
-    """The adapter carries no fingerprint, so nothing can be proven about it."""
-    COMPLETED = "Completed"
-    """Everything the spec asks for is done."""
+    """The first container of the training pod is checking spec, model and dataset.
 
-    # The user must change something
+    To do: Nothing; this usually takes seconds.
+    """
+    ACCEPTED = "Accepted"
+    """Spec, model and dataset passed all checks.
+
+    To do: Nothing. Read the warnings in the message of the condition Validated, if there are any.
+    """
+    SCHEDULED = "Scheduled"
+    """The training pod has a node.
+
+    To do: Nothing.
+    """
+    WAITING_FOR_ADAPTER = "WaitingForAdapter"
+    """The FinetuneJob that spec.continueFrom names has not published its adapter yet.
+
+    To do: Wait for that job. If it is suspended, resume it.
+    """
+    WAITING_FOR_POD = "WaitingForPod"
+    """The training Job exists, but its pod has not started.
+
+    To do: Wait. If it lasts, read the message, and `kubectl describe pod` for the events of the pod.
+    """
+    TRAINING = "Training"
+    """The trainer is running.
+
+    To do: Nothing. Follow status.progress.
+    """
+    TRAINED = "Trained"
+    """Training ended, and the adapter is committed to its claim.
+
+    To do: Nothing.
+    """
+    SUSPENDED = "Suspended"
+    """spec.suspend is true, and no training pod is left.
+
+    To do: Set spec.suspend to false to resume from the last checkpoint.
+    """
+    SUSPENDING = "Suspending"
+    """spec.suspend is true, and the training pod is saving a checkpoint.
+
+    To do: Wait until the pod is gone.
+    """
+    RESUMED = "Resumed"
+    """The job is no longer suspended.
+
+    To do: Nothing.
+    """
+    QUOTA_PENDING = "QuotaPending"
+    """Kueue has not admitted the Job, or a quota or policy of the cluster does not allow it yet.
+
+    To do: Read the API server's own message. Free quota, ask for more, or lower spec.resources in a new job.
+    """
+    RETRYING = "Retrying"
+    """An attempt failed in a way that another attempt may fix, or it was interrupted. The next one starts soon.
+
+    To do: Nothing. status.lastFailure says what happened.
+    """
+    ROLLING_OUT = "RollingOut"
+    """The server pods are starting.
+
+    To do: Wait while the model loads. If it lasts, read the message and the log of the server pod.
+    """
+    ENDPOINT_READY = "EndpointReady"
+    """The endpoint answers.
+
+    To do: Nothing. status.url is its address.
+    """
+    LOADING = "Loading"
+    """The servers have been configured with the adapter and have not loaded it yet.
+
+    To do: Wait; the kubelet delivers a changed list within about a minute.
+    """
+    VERIFYING = "Verifying"
+    """The fingerprint is being replayed against the endpoint.
+
+    To do: Wait.
+    """
+    FINGERPRINT_MATCHED = "FingerprintMatched"
+    """The endpoint answers with the tuned weights: its log-probabilities match those recorded at the end of training.
+
+    To do: Nothing.
+    """
+    NO_FINGERPRINT = "NoFingerprint"
+    """The adapter has no fingerprint, so nothing can be proven about it.
+
+    To do: Copy the fingerprint from status.adapter of the FinetuneJob into spec.adapters, or train the adapter again.
+    """
+    COMPLETED = "Completed"
+    """Everything that the spec asks for is done, or a rollout is complete.
+
+    To do: Nothing.
+    """
+
+    # The spec, the data or the model must change
     SPEC_INVALID = "SpecInvalid"
-    """The spec contradicts itself or exceeds a limit that the schema cannot express."""
+    """The spec contradicts itself, or the API server or the trainer refuses a value in it.
+
+    To do: Correct the field that the message names. A FinetuneJob is immutable, so create a new one.
+    """
     ENGINE_NOT_AVAILABLE = "EngineNotAvailable"
-    """spec.engine asks for an engine that the operator has no image of; the message says what to set."""
+    """spec.engine names an engine for which the operator has no image.
+
+    To do: Use the engine Transformers, or ask the administrator to set the image that the message names.
+    """
     DATASET_INVALID = "DatasetInvalid"
-    """A row or the whole file cannot be used; the message names the row."""
+    """A row, or the whole file, cannot be used.
+
+    To do: Correct the rows that the message names, and create the job again.
+    """
     DATASET_NOT_FOUND = "DatasetNotFound"
-    """The dataset's ConfigMap, key, claim or file does not exist."""
+    """The ConfigMap, key, claim, file or URL of the dataset does not exist.
+
+    To do: Correct dataset.source or evaluation.source, or create what it names.
+    """
     MODEL_NOT_FOUND = "ModelNotFound"
-    """There is no model at model.source."""
+    """There is no model at model.source.
+
+    To do: Correct model.source, or copy the model to the claim.
+    """
     MODEL_INVALID = "ModelInvalid"
-    """What is at model.source is not a causal language model that transformers can load."""
+    """model.source does not contain a causal language model that transformers can load.
+
+    To do: Use the checkpoint folder of a causal language model, with its configuration, weights and tokenizer.
+    """
     ADAPTER_NOT_FOUND = "AdapterNotFound"
-    """There is no whole adapter at continueFrom: the FinetuneJob does not exist or ended without one, or the folder is none."""
+    """There is no complete adapter at spec.continueFrom: the FinetuneJob does not exist or ended without one, or the folder is not an adapter.
+
+    To do: Name a job that has succeeded, or the folder of a committed adapter.
+    """
     MODEL_ACCESS_DENIED = "ModelAccessDenied"
-    """The hub refused the model: a token is missing or not entitled."""
+    """The hub refused access to the model, or the Secret with the token does not exist.
+
+    To do: Accept the model's license on the hub, and name a Secret with a valid token in model.secretRef.
+    """
     TARGET_MODULES_NOT_FOUND = "TargetModulesNotFound"
-    """method.lora.targetModules names modules that this model does not have."""
+    """method.lora.targetModules names modules that this model does not have.
+
+    To do: Use one of the module names that the message lists, or all-linear.
+    """
     WONT_FIT_GPU = "WontFitGPU"
-    """The model and its batch do not fit the accelerator's memory."""
+    """The model and its activations do not fit into the memory of the GPU.
+
+    To do: Lower hyperparameters.maxLength, set method.lora.quantization to nf4, or use a larger GPU.
+    """
     HOST_OUT_OF_MEMORY = "HostOutOfMemory"
-    """Not even the smallest passes fit the memory limit, or the kernel killed the trainer there; raise resources.memory."""
+    """Even the smallest micro-batch does not fit into resources.memory, or the kernel killed the container for memory.
+
+    To do: Raise resources.memory, or lower hyperparameters.maxLength.
+    """
     CUDA_OUT_OF_MEMORY = "CUDAOutOfMemory"
-    """The accelerator ran out of memory, even in the smallest passes and with gradient checkpointing."""
+    """The GPU ran out of memory, even with the smallest micro-batch and gradient checkpointing.
+
+    To do: Lower hyperparameters.maxLength, set method.lora.quantization to nf4, or use a larger GPU.
+    """
     LOSS_DIVERGED = "LossDiverged"
-    """The loss became NaN or infinite, or stayed far above its start; lower hyperparameters.learningRate."""
+    """The loss became NaN or infinite, or stayed far above its initial value.
+
+    To do: Lower hyperparameters.learningRate, or raise hyperparameters.warmupRatio.
+    """
     STORAGE_FULL = "StorageFull"
-    """The output claim has no space left or is read-only; the next attempt goes on from the last checkpoint."""
+    """The output claim is full or read-only, or the pod was evicted because it used too much local disk.
+
+    To do: Free space on the claim or enlarge it. The next attempt, or a new job, resumes from the last checkpoint it finds.
+    """
     CANCELLED_BY_USER = "CancelledByUser"
-    """spec.cancel was set."""
+    """spec.cancel is true.
+
+    To do: Nothing. Create a new job to train again.
+    """
 
     # The cluster
     UNSCHEDULABLE = "Unschedulable"
-    """No node can take the pod; the message is the scheduler's."""
+    """No node can take the pod; the message is that of the scheduler.
+
+    To do: Lower spec.resources, or add or free a node. The pod keeps waiting until then.
+    """
     IMAGE_PULL_FAILED = "ImagePullFailed"
-    """The node cannot pull the image; the message is the kubelet's."""
+    """The node cannot pull the image; the message is that of the kubelet.
+
+    To do: Check the image name and the pull secret in the chart's values.
+    """
     START_DEADLINE_EXCEEDED = "StartDeadlineExceeded"
-    """The pod did not start within policy.startDeadlineSeconds."""
+    """The pod did not start within policy.startDeadlineSeconds; the message says what it was waiting for.
+
+    To do: Remove that cause, or raise policy.startDeadlineSeconds, and create the job again.
+    """
     DEADLINE_EXCEEDED = "DeadlineExceeded"
-    """The job ran longer than policy.activeDeadlineSeconds."""
+    """There was no adapter within policy.activeDeadlineSeconds.
+
+    To do: Raise policy.activeDeadlineSeconds, or train for fewer steps.
+    """
     ATTEMPTS_EXHAUSTED = "AttemptsExhausted"
-    """Every one of policy.maxAttempts attempts failed; the message has the last failure."""
+    """All of policy.maxAttempts attempts failed; the message has the last failure.
+
+    To do: Fix the cause in status.lastFailure, and create the job again.
+    """
     PREEMPTED = "Preempted"
-    """The pod was evicted or preempted."""
+    """The pod was evicted or preempted, or the node refused it.
+
+    To do: Nothing; the next attempt resumes from the last checkpoint and does not count as a failure.
+    """
     POD_DELETED = "PodDeleted"
-    """The training pod or its Job was deleted from outside."""
+    """The training pod or its Job was deleted from outside.
+
+    To do: Nothing; the next attempt resumes from the last checkpoint. Use spec.suspend or spec.cancel to stop a job.
+    """
     NODE_LOST = "NodeLost"
-    """The node stopped reporting."""
+    """The node of the pod stopped reporting.
+
+    To do: Wait for the node, or delete it from the cluster if it is gone for good. No other pod starts while this one may be running.
+    """
     INTERRUPTED = "Interrupted"
-    """The trainer received SIGTERM and saved what it had."""
+    """The trainer received SIGTERM and saved a checkpoint.
+
+    To do: Nothing; the next attempt resumes from the last checkpoint.
+    """
     FENCED = "Fenced"
-    """An older attempt noticed a newer one and stopped without writing."""
+    """An older attempt detected a newer one and stopped without writing.
+
+    To do: Nothing.
+    """
     TRAINER_CRASHED = "TrainerCrashed"
-    """The trainer ended without saying why; see status.lastFailure."""
+    """The trainer ended without an outcome.
+
+    To do: Read status.lastFailure.logTail. If the message asks for it, report a bug.
+    """
     CHILD_CONFLICT = "ChildConflict"
-    """An object of the name that a child needs belongs to somebody else."""
+    """An object with the name that a child needs exists and belongs to someone else, or the InferenceService in serve.into cannot take the adapter.
+
+    To do: Rename or remove that object, or do what the message says.
+    """
 
     # The endpoint
     ADAPTER_HAS_NO_EFFECT = "AdapterHasNoEffect"
-    """The endpoint answers like the base model: the adapter is not applied, or training changed nothing."""
+    """The endpoint answers like the base model: the adapter is not applied, or training changed nothing measurable.
+
+    To do: If training changed nothing, use more steps or a higher hyperparameters.learningRate. Otherwise check the server's log.
+    """
     CHAT_TEMPLATE_DIFFERS = "ChatTemplateDiffers"
-    """The endpoint has the tuned weights, but renders chats with another template or tokenizer than the training run."""
+    """The endpoint has the tuned weights but renders chats with another template or tokenizer than the training run.
+
+    To do: Serve the base model and revision that the adapter was trained on. The message names the first token that differs.
+    """
     ADAPTER_INCOMPATIBLE = "AdapterIncompatible"
-    """The endpoint matches neither tuned nor base model of the run, or refused the adapter; or no run can continue from it."""
+    """The endpoint matches neither the tuned nor the base model, a server refused the adapter, or training cannot continue from it.
+
+    To do: Use the model, revision and adapter digest of the training run. The message says what differs.
+    """
     EVAL_REGRESSION = "EvalRegression"
-    """The adapter is worse than the served one by more than serve.gate allows: it is stored, and the served one stays."""
+    """The adapter is worse than the served version by more than serve.gate allows. It is stored, and the served version stays.
+
+    To do: Improve the training data or hyperparameters, or raise serve.gate.maxRegression in a new job.
+    """
     ROLLOUT_TIMEOUT = "RolloutTimeout"
-    """The endpoint did not become ready in time."""
+    """The endpoint was not ready and verified within serve.timeoutSeconds; the message says what was missing.
+
+    To do: Remove that cause. Raise serve.timeoutSeconds if the model is large.
+    """
     ADAPTER_SWITCHED = "AdapterSwitched"
-    """Clients get another version of the adapter than before."""
+    """Clients get another version of the adapter than before.
+
+    To do: Nothing, if that is the version you expect. status.adapters[].served of the InferenceService names it.
+    """
     ENDPOINT_UNREACHABLE = "EndpointUnreachable"
-    """The endpoint did not answer the probe."""
+    """The endpoint did not answer the operator's probe, or it was deleted.
+
+    To do: Check the server pods, and NetworkPolicies between the operator and the pods.
+    """
