@@ -1,5 +1,5 @@
-"""The types that operator, gateway, trainer and server agree on. pydantic and the standard library only.
+"""The types that operator, gateway, trainer and server share. Depends on pydantic and the standard library only.
 
-Read in this order: `v1alpha1` (what users write and read), `training` and `serving` (what the operator hands to a pod),
-`outcome` (what a trainer pod hands back), `fingerprint` and `artifacts` (the proof that travels with an adapter).
+Read in this order: `v1alpha1` (the two kinds), `training` and `serving` (configuration of the pods), `outcome` (reports of a
+training pod), `fingerprint` and `artifacts` (the proof stored with an adapter), `reasons` (the words of `status`).
 """

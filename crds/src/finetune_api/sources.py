@@ -1,12 +1,12 @@
-"""Source URIs: the one grammar for where models, datasets and adapters live.
+"""Source URIs: the grammar of references to models, datasets and adapters.
 
-    pvc://CLAIM/PATH          a file or folder on a PersistentVolumeClaim of the job's own namespace
-    configmap://NAME/KEY      a ConfigMap key of the job's own namespace (datasets only)
-    hf://ORG/NAME             a Hugging Face repository; of datasets also hf://ORG/NAME@REVISION
+    pvc://CLAIM/PATH          a file or folder on a PersistentVolumeClaim in the job's namespace
+    configmap://NAME/KEY      a ConfigMap key in the job's namespace (datasets only)
+    hf://ORG/NAME             a Hugging Face repository; for datasets also hf://ORG/NAME@REVISION
     https://HOST/PATH         a file on a public web server (datasets only)
     s3://BUCKET/KEY           an object of an S3-compatible store (datasets only)
 
-There is no namespace and no host path in the grammar, on purpose: references never leave the job's namespace.
+The grammar has no namespace and no host path, so that references never leave the job's namespace.
 """
 
 import re
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_SOURCE_LENGTH: Final = 512
-"""Characters; also bounds the cost of the CEL rules on the field."""
+"""Length in characters; it also bounds the cost of the CEL rules on the field."""
 
 _DNS_LABEL = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 _HUB_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -24,7 +24,7 @@ _GRAMMAR: Final = {
     "pvc": re.compile(rf"pvc://(?P<name>{_DNS_LABEL})/(?P<path>{_SEGMENT}(/{_SEGMENT})*)"),
     "configmap": re.compile(rf"configmap://(?P<name>{_DNS_LABEL})/(?P<path>[A-Za-z0-9_.-]+)"),
     "hf": re.compile(rf"hf://(?P<name>{_HUB_NAME})/(?P<path>{_HUB_NAME}(@{_SEGMENT})?)"),
-    # No query and no user: both often hold a credential, and a spec is no place for one.
+    # No query and no user: both often contain a credential, which does not belong into a spec.
     "https": re.compile(rf"https://(?P<name>[A-Za-z0-9][A-Za-z0-9.-]*(:{_PORT})?)/(?P<path>[A-Za-z0-9_.~%+=@,/-]+)"),
     "s3": re.compile(rf"s3://(?P<name>[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9])/(?P<path>{_SEGMENT}(/{_SEGMENT})*)"),
 }
@@ -38,9 +38,9 @@ _EXAMPLES: Final = {
 
 
 MOUNTED: Final = ("pvc", "configmap")
-"""Schemes of what a pod finds on a volume; whatever is elsewhere is downloaded by the trainer."""
+"""Schemes of sources that are mounted as a volume."""
 DOWNLOADED: Final = ("hf", "https", "s3")
-"""Schemes of rows that the trainer downloads."""
+"""Schemes of sources that the trainer downloads."""
 DATASET_SCHEMES: Final = (*MOUNTED, *DOWNLOADED)
 
 
@@ -57,7 +57,7 @@ class Source:
 
     @property
     def basename(self) -> str:
-        """Last path component: what people call the thing."""
+        """Last component of the path, which people use as a name."""
         return self.path.rsplit("/", 1)[-1]
 
 
@@ -76,7 +76,7 @@ def parse_source(uri: str, allowed: tuple[str, ...] = tuple(_GRAMMAR)) -> Source
 
 
 def cel_rules(allowed: tuple[str, ...]) -> list[dict[str, str]]:
-    """CEL rules that say the same as `parse_source`, for the field that holds such a URI."""
+    """Return CEL rules equivalent to `parse_source`, for a field that holds such a URI."""
     expected = " or ".join(_EXAMPLES[s] for s in allowed)
     scheme_rule = " || ".join(f"self.startsWith('{s}://')" for s in allowed)
     grammar = " || ".join(

@@ -1,7 +1,7 @@
-"""The REST face of finetune.dev: HTTP in, custom resource out, always as the caller and never as ourselves.
+"""The REST API of finetune.dev: HTTP in, custom resource out, always with the caller's rights.
 
-Read in this order: `app` (what is put together), `routes/` (the calls), `schemas` (what goes over the wire), `translate`
-(request to object and object to answer, pure), `cluster` (the one door to the API server), `errors` (one shape for all),
-`access` (one log line for each request).
-The custom resource is the only store: a restart loses nothing, and a job made with kubectl is visible here.
+Read in this order: `app` (assembly), `routes/` (the endpoints), `schemas` (requests and responses), `translate`
+(request to object and object to response, pure), `cluster` (client of the API server), `errors` (one format for all errors),
+`access` (one log line per request).
+The custom resource is the only store: a restart loses nothing, and jobs created with kubectl are visible here.
 """

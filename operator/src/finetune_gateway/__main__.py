@@ -1,4 +1,4 @@
-"""`python -m finetune_gateway`: serve HTTP until SIGTERM. TLS is the ingress's or the mesh's."""
+"""`python -m finetune_gateway`: serve HTTP until SIGTERM. TLS is left to the ingress or the mesh."""
 
 import uvicorn
 
@@ -7,11 +7,11 @@ from finetune_gateway.app import create_app
 from finetune_gateway.settings import Settings
 
 SHUTDOWN_SECONDS = 10
-"""Time for running requests after SIGTERM: as long as one request to the API server may take."""
+"""Seconds for running requests after SIGTERM: as long as one request to the API server may take."""
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the gateway."""
     settings = Settings()
     configure_logging(settings.log_level)
     uvicorn.run(
@@ -22,7 +22,7 @@ def main() -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        # The client's address as the proxy tells it would be a claim, and nothing here depends on it.
+        # Proxy headers are unverified claims about the client's address, and nothing here needs it.
         proxy_headers=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )

@@ -1,4 +1,4 @@
-"""One line of JSON for each request: who is slow, what is refused. Never a header, a query or a body; never a probe."""
+"""Access log: one line of JSON per request, without headers, query and body. Probes are not logged."""
 
 import logging
 import sys
@@ -12,9 +12,9 @@ from finetune_api.json_logs import JsonFormatter
 logger = logging.getLogger("finetune_gateway.access")
 
 UNLOGGED: Final = frozenset({"/healthz", "/readyz"})
-"""The kubelet asks every few seconds and remembers the answers itself."""
+"""Paths of probes, which the kubelet calls every few seconds."""
 MAX_PATH: Final = 200
-"""Characters of a path that are logged: anybody can send any path."""
+"""Characters of a path that are logged, because anyone can send any path."""
 
 
 class AccessLog:
@@ -24,7 +24,7 @@ class AccessLog:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on, and log what was answered. 499 is nginx's number for a caller who has left."""
+        """Forward the request and log its status. 499 is nginx's code for a client that has disconnected."""
         if scope["type"] != "http" or scope["path"] in UNLOGGED:
             await self._app(scope, receive, send)
             return
@@ -39,7 +39,7 @@ class AccessLog:
         try:
             await self._app(scope, receive, watch)
         except Exception:
-            # Answered further out, by the handler of last resort.
+            # The outermost exception handler answers it.
             status = 500
             raise
         finally:
@@ -55,9 +55,9 @@ class AccessLog:
 
 
 def configure_logging(level: str) -> None:
-    """Everything as JSON to standard error; uvicorn's own loggers too. Called by the process, not by the application."""
+    """Log everything as JSON to standard error, including uvicorn's loggers. The process calls it, not the application."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # It logs each request to the API server with its URL; ours says enough.
+    # httpx logs every request to the API server with its URL; the access log suffices.
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""`create_app`: settings in, ASGI application out."""
+"""Assembly of the ASGI application from the settings."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,13 +17,13 @@ from finetune_gateway.settings import Settings
 
 DESCRIPTION = """Fine-tuning as an object on Kubernetes, over HTTP.
 
-A task is a `FinetuneJob` object and its `task_id` is the object's name: what is started here is visible to kubectl, and
-the other way round. Requests are made with your own Kubernetes bearer token; you may do here what you may do there.
+A task is a `FinetuneJob` object, and its `task_id` is the object's name: tasks started here are visible to kubectl, and
+vice versa. Every request uses your own Kubernetes bearer token, with the same rights as in kubectl.
 """
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application. Opens no connection before the first request; raises OSError if the CA file cannot be read."""
+    """Create the application. It connects on the first request; raises OSError if the CA file cannot be read."""
     cluster = Cluster(settings)
 
     @asynccontextmanager

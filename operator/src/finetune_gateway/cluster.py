@@ -1,7 +1,7 @@
-"""The only module that talks to the API server, always with the caller's token.
+"""Client of the API server, and the only module that talks to it, always with the caller's token.
 
-There is no credential here, no kubeconfig and no cache of objects: the API server authenticates, authorizes and audits
-every request as the person who made it, and what they may not see never enters this process.
+There are no credentials, no kubeconfig and no cached objects here: the API server authenticates, authorizes and audits
+every request as the person who made it, and objects that they may not read never enter this process.
 """
 
 import ssl
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 Raw = dict[str, Any]
 
 FIELD_MANAGER: Final = "finetune-gateway"
-"""Shows in managedFields which door an object came through."""
+"""Field manager of objects created through the gateway."""
 MERGE_PATCH: Final = {"Content-Type": "application/merge-patch+json"}
 
 
 class Cluster:
-    """The API server, seen by many callers."""
+    """Client of the API server for many callers."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        """Reads the certificate authority; raises OSError if the file is missing. Connects on first use."""
-        # Not at the top: where rich and pygments are installed, httpx loads its command line with them, which takes longer
-        # than everything else of this package.
+        """Read the certificate authority; raises OSError if the file is missing. Connects on first use."""
+        # Not imported at the top: where rich and pygments are installed, httpx also imports its command line, which takes longer
+        # than the rest of this package.
         import httpx
 
         context = ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)
@@ -38,7 +38,7 @@ class Cluster:
             base_url=settings.api_url,
             verify=context,
             timeout=settings.request_seconds,
-            # Proxies and .netrc of the environment must not decide where a caller's token goes.
+            # Proxies and .netrc of the environment must not receive a caller's token.
             trust_env=False,
             headers={"User-Agent": FIELD_MANAGER, "Accept": "application/json"},
         )
@@ -60,23 +60,23 @@ class Cluster:
         return await self._call("GET", "get", token, namespace, name)
 
     async def list_page(self, token: str, namespace: str, limit: int, cursor: str | None) -> Raw:
-        """One page of FinetuneJobs. Raises GatewayError."""
+        """List one page of FinetuneJobs. Raises GatewayError."""
         parameters = {"limit": str(limit)} | ({"continue": cursor} if cursor else {})
         return await self._call("GET", "list", token, namespace, None, parameters=parameters)
 
     async def cancel(self, token: str, namespace: str, name: str) -> Raw:
-        """Set spec.cancel; answers with the object as it is then. Raises GatewayError."""
+        """Set spec.cancel and return the changed object. Raises GatewayError."""
         return await self._call("PATCH", "patch", token, namespace, name, body={"spec": {"cancel": True}})
 
     async def is_ready(self) -> bool:
-        """Whether the API server answers. Anonymous; a good answer is reused for some seconds."""
+        """Return whether the API server answers. The request is anonymous; a positive answer is reused for some seconds."""
         if self._clock() < self._ready_until:
             return True
         try:
             response = await self._send("GET", "/readyz")
         except UnavailableError:
             return False
-        # 401 and 403 mean that anonymous requests are switched off: it answers, and that is the question.
+        # 401 and 403 mean that anonymous requests are disabled: the API server answers, which is enough.
         if ready := response.status_code < 500:
             self._ready_until = self._clock() + self._ready_seconds
         return ready
@@ -101,25 +101,27 @@ class Cluster:
         try:
             answer: Raw = response.json()
         except ValueError:
-            # A proxy's log-in page, for example.
-            raise UnavailableError("What answers at the API server's address is not an API server.") from None
+            # For example a proxy's login page.
+            raise UnavailableError(
+                "The API server's address answers with something that is not JSON; is there a proxy in between?"
+            ) from None
         return answer
 
     async def _send(self, method: str, path: str, **options: Any) -> "httpx.Response":
-        """One request, never repeated: only the caller knows whether that would be safe. Raises UnavailableError."""
+        """Send one request. It is never retried, because only the caller knows whether that is safe. Raises UnavailableError."""
         import httpx
 
         try:
             return await self._client.request(method, path, **options)
         except httpx.TimeoutException:
             raise UnavailableError(
-                "The API server did not answer in time; what became of the request is unknown."
+                "The API server did not answer in time. Whether the request took effect is unknown."
             ) from None
         except httpx.HTTPError as error:
             raise UnavailableError(f"The API server cannot be reached ({type(error).__name__}).") from None
 
 
 def _path(namespace: str, name: str | None) -> str:
-    """Path of the collection, or of one object. Both names were validated; quoting is the second lock on the same door."""
+    """Return the path of the collection, or of one object. Names are already validated; quoting is a second safeguard."""
     collection = f"/apis/{GROUP}/{VERSION}/namespaces/{quote(namespace, safe='')}/{FINETUNE_JOB_PLURAL}"
     return collection if name is None else f"{collection}/{quote(name, safe='')}"

@@ -1,7 +1,7 @@
-"""Errors in one shape, `{"error": {...}}`, whoever found the problem: this process, pydantic, or the API server.
+"""Errors in one format, `{"error": {...}}`, whether the gateway, pydantic or the API server found the problem.
 
-A caller's mistake is 4xx and names the object, the field, what was found and what is expected. 503 means that the API
-server is away and always says when to come back. Nothing of the API server's insides is passed on with a 5xx.
+A caller's mistake is 4xx and names the object, the field, the value found and the value expected. 503 means that the API
+server is not available and always has a Retry-After. A 5xx reveals no internals of the API server.
 """
 
 import json
@@ -21,15 +21,15 @@ from finetune_api.validation import UNKNOWN, problems_of
 from finetune_gateway.schemas import ErrorBody, ErrorDetail, FinetuneRequest, Problem
 
 RETRY_AFTER_SECONDS: Final = 5
-"""What callers are told when the API server is away: about as long as it needs to restart."""
+"""Retry-After in seconds while the API server is not available: about as long as it needs to restart."""
 MAX_MESSAGE: Final = 1000
-"""Characters of the API server's own message that are passed on: admission policies and quotas explain themselves there."""
+"""Characters of the API server's own message that are forwarded; admission policies and quotas explain themselves there."""
 MAX_PROBLEMS: Final = 50
-"""Problems that are listed: a body can have as many wrong keys as bytes."""
+"""Problems that are listed, because a body can have as many wrong keys as bytes."""
 
 
 class GatewayError(Exception):
-    """Base of everything that is raised on purpose; becomes the response."""
+    """Base of all errors that become a response."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class UnauthenticatedError(GatewayError):
 
 
 class InvalidRequestError(GatewayError):
-    """422: the request contradicts the API. All problems at once: people fix requests, not lines."""
+    """422: the request is invalid. It lists all problems at once."""
 
     def __init__(self, problems: list[Problem], *, object_name: str | None = None) -> None:
         shown = problems[:MAX_PROBLEMS]
@@ -73,14 +73,14 @@ class InvalidRequestError(GatewayError):
 
 
 class ConflictError(GatewayError):
-    """409: the object's state or name forbids it."""
+    """409: the object's state or name does not allow the request."""
 
     def __init__(self, code: str, message: str, object_name: str) -> None:
         super().__init__(409, code, message, object_name=object_name)
 
 
 class UnavailableError(GatewayError):
-    """503: the API server cannot answer now; the same request may succeed later."""
+    """503: the API server is not available; the same request may succeed later."""
 
     def __init__(self, message: str) -> None:
         super().__init__(503, "Unavailable", message, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
@@ -96,7 +96,7 @@ def request_problems(error: ValidationError, body: bytes) -> list[Problem]:
 
 
 def error_from_api_server(status: int, body: bytes, verb: str, namespace: str, name: str | None) -> GatewayError:
-    """What a refusal of the API server means to the caller. `body` is a metav1.Status if the server is healthy."""
+    """Convert an error of the API server. `body` is a metav1.Status unless a proxy answered."""
     answer = _parse_status(body)
     details = answer.get("details") or {}
     said = str(answer.get("message") or "")[:MAX_MESSAGE]
@@ -104,35 +104,37 @@ def error_from_api_server(status: int, body: bytes, verb: str, namespace: str, n
     match status:
         case 400 if verb == "list":
             return InvalidRequestError(
-                [Problem(field="continue", message=said or "malformed cursor; start again without it")]
+                [Problem(field="continue", message=said or "malformed cursor; leave it out to start again")]
             )
         case 400 | 422:
             return InvalidRequestError(_problems_from_causes(details.get("causes"), said), object_name=what)
         case 401:
             return UnauthenticatedError(
-                "The API server does not accept this token; get a new one.", error="invalid_token"
+                "The API server does not accept this token. Get a new one.", error="invalid_token"
             )
         case 403:
             return GatewayError(403, "Forbidden", f"You may not {verb} {what}: {said}", object_name=what)
         case 404:
             return _not_found(details, what, namespace)
         case 409 if verb == "create":
-            return ConflictError("AlreadyExists", f"{what} exists already; use another name.", what)
+            return ConflictError("AlreadyExists", f"{what} already exists. Use another name.", what)
         case 409:
-            return ConflictError("Conflict", f"{what} was changed by somebody else at the same time; try again.", what)
+            return ConflictError("Conflict", f"{what} was changed at the same time. Try again.", what)
         case 410:
-            return GatewayError(410, "CursorExpired", "The cursor has expired; start again without `continue`.")
+            return GatewayError(410, "CursorExpired", "The cursor has expired. Start again without `continue`.")
         case 413:
             return GatewayError(413, "TooLarge", f"{what} is too large for the API server.", object_name=what)
         case 429:
             headers = {"Retry-After": str(_retry_seconds(details))}
-            return GatewayError(429, "TooManyRequests", "The API server asks to slow down.", headers=headers)
+            return GatewayError(
+                429, "TooManyRequests", "The API server is busy. Try again after Retry-After seconds.", headers=headers
+            )
         case _:
             return UnavailableError(f"The API server could not {verb} {what} now (HTTP {status}).")
 
 
 async def respond(_: Request, error: Exception) -> JSONResponse:
-    """Turn any exception that reached the border into the one shape. Registered for all kinds by `app`."""
+    """Convert any exception to the error format. `app` registers it for all kinds."""
     match error:
         case GatewayError():
             return _response(error.status, error.detail, error.headers)
@@ -146,8 +148,10 @@ async def respond(_: Request, error: Exception) -> JSONResponse:
             detail = ErrorDetail(code=code, message=str(error.detail))
             return _response(error.status_code, detail, dict(error.headers or {}))
         case _:
-            # The server logs the exception itself; its text may quote what the caller sent.
-            return _response(500, ErrorDetail(code="Bug", message="This is a bug of the gateway; see its log."), {})
+            # The exception is logged but not shown, because its text may quote the request.
+            return _response(
+                500, ErrorDetail(code="Bug", message="This is a bug in the gateway. Its log has the details."), {}
+            )
 
 
 def _response(status: int, detail: ErrorDetail, headers: Mapping[str, str]) -> JSONResponse:
@@ -164,7 +168,7 @@ def _sentence(problem: Problem) -> str:
 
 
 def _parse_status(body: bytes) -> dict[str, Any]:
-    """The metav1.Status of an answer, or nothing: a proxy in between answers in HTML."""
+    """Parse the metav1.Status of an answer; empty if a proxy answered in HTML."""
     try:
         parsed = json.loads(body)
     except ValueError:
@@ -173,12 +177,12 @@ def _parse_status(body: bytes) -> dict[str, Any]:
 
 
 def _problems_from_causes(causes: Any, said: str) -> list[Problem]:
-    """Field causes of the API server, with field names as they are in a request."""
+    """Convert field causes of the API server, with the field names of a request."""
     problems = [
         Problem(field=_request_field(str(c.get("field") or "")), message=str(c.get("message") or said)[:MAX_MESSAGE])
         for c in causes or []
     ]
-    # An admission policy refuses without a field.
+    # A refusal by an admission policy names no field.
     return problems or [Problem(field="body", message=said or "refused by the API server")]
 
 
@@ -191,12 +195,12 @@ def _request_field(path: str) -> str:
 
 def _not_found(details: Mapping[str, Any], what: str, namespace: str) -> GatewayError:
     if details.get("kind") == "namespaces":
-        return GatewayError(404, "NamespaceNotFound", f"There is no namespace {namespace}.", object_name=what)
+        return GatewayError(404, "NamespaceNotFound", f"Namespace {namespace} does not exist.", object_name=what)
     if details.get("name"):
-        return GatewayError(404, "NotFound", f"There is no {what}.", object_name=what)
-    # The kind itself is unknown: not the caller's fault, and mended by installing the CRDs.
+        return GatewayError(404, "NotFound", f"{what} does not exist.", object_name=what)
+    # The kind itself is unknown, which is not the caller's mistake: the CRDs must be installed.
     return UnavailableError(
-        f"The API server does not know {API_VERSION}: its CustomResourceDefinitions are not installed."
+        f"The CustomResourceDefinitions of {API_VERSION} are not installed. Ask the administrator to install them."
     )
 
 

@@ -1,4 +1,4 @@
-"""Examples of the API page. A test sends the requests and reads the answers with the schemas, so they stay true."""
+"""Examples for the OpenAPI document. A test sends the requests and parses the answers, so that they stay valid."""
 
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ REQUESTS: Final[dict[str, Example]] = {
         },
     },
     "served": {
-        "summary": "A gated model of the hub, rows in a ConfigMap, an endpoint in the end",
+        "summary": "A gated model from the hub, rows in a ConfigMap, served at an endpoint",
         "value": {
             "namespace": "support",
             "model": {"source": "hf://meta-llama/Llama-3.2-1B-Instruct", "secretRef": {"name": "hub-token"}},
@@ -68,15 +68,18 @@ CANCELLING: Final[Example] = {**RUNNING, "state": "cancelling"}
 PAGE: Final[Example] = {"items": [RUNNING], "continue": "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MTIzfQ"}
 
 ERROR_MESSAGES: Final[dict[int, Example]] = {
-    401: {"code": "Unauthenticated", "message": "Send your Kubernetes token as `Authorization: Bearer TOKEN`."},
+    401: {
+        "code": "Unauthenticated",
+        "message": "There is no token. Send your Kubernetes token as `Authorization: Bearer TOKEN`.",
+    },
     403: {
         "code": "Forbidden",
         "message": 'You may not create FinetuneJob ml/support-tickets: User "ann" cannot create …',
     },
-    404: {"code": "NotFound", "message": "There is no FinetuneJob default/support-tickets."},
-    409: {"code": "AlreadyExists", "message": "FinetuneJob default/support-tickets exists already; use another name."},
-    410: {"code": "CursorExpired", "message": "The cursor has expired; start again without `continue`."},
-    413: {"code": "TooLarge", "message": "The body has more than 262144 bytes; put the rows into a ConfigMap …"},
+    404: {"code": "NotFound", "message": "FinetuneJob default/support-tickets does not exist."},
+    409: {"code": "AlreadyExists", "message": "FinetuneJob default/support-tickets already exists. Use another name."},
+    410: {"code": "CursorExpired", "message": "The cursor has expired. Start again without `continue`."},
+    413: {"code": "TooLarge", "message": "The body has more than 262144 bytes. Put the rows into a ConfigMap …"},
     422: {
         "code": "Invalid",
         "message": "method.lora.rank: expected 1 or more, found 0",
@@ -89,6 +92,6 @@ ERROR_MESSAGES: Final[dict[int, Example]] = {
             }
         ],
     },
-    429: {"code": "TooManyRequests", "message": "The API server asks to slow down."},
+    429: {"code": "TooManyRequests", "message": "The API server is busy. Try again after Retry-After seconds."},
     503: {"code": "Unavailable", "message": "The API server cannot be reached (ConnectError)."},
 }

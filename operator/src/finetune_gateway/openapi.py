@@ -1,7 +1,7 @@
-"""The parts of the API description that FastAPI cannot derive: the body, which routes parse themselves, and refusals.
+"""The parts of the OpenAPI document that FastAPI cannot derive: request bodies and errors.
 
-Routes parse the body, because only then comes the token first, the size limit second, and pydantic's strict JSON parser
-(one error for a lone surrogate, a NaN or a thousand brackets) third.
+Routes parse the body themselves, so that the token is checked first, the size limit second, and the JSON third, by pydantic's
+strict parser (one error for a lone surrogate, a NaN or a thousand brackets).
 """
 
 from typing import Any, Final
@@ -15,20 +15,20 @@ from finetune_gateway.schemas import ErrorBody, FinetuneRequest
 REF: Final = "#/components/schemas/{model}"
 
 DESCRIPTIONS: Final[dict[int, str]] = {
-    401: "No token, or one that the API server does not accept.",
-    403: "The caller's own rights do not allow it.",
-    404: "No such task or namespace.",
-    409: "The name is taken, the Idempotency-Key was used for something else, or the task is over.",
+    401: "There is no token, or the API server does not accept it.",
+    403: "The caller does not have the right.",
+    404: "The task or the namespace does not exist.",
+    409: "The name is taken, the Idempotency-Key was used for another request, or the task has ended.",
     410: "The cursor has expired.",
     413: "The body is too large.",
-    422: "The request is invalid; all problems are listed.",
-    429: "The API server asks to slow down; see Retry-After.",
-    503: "The API server is away; see Retry-After.",
+    422: "The request is invalid. `problems` lists everything that is wrong.",
+    429: "The API server is busy. See Retry-After.",
+    503: "The API server is not available. See Retry-After.",
 }
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route for these statuses."""
+    """Return the `responses` of a route for these error statuses."""
     return {
         status: {
             "model": ErrorBody,
@@ -40,7 +40,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def request_body(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, Any]:
-    """`openapi_extra` of a route that parses its body itself."""
+    """Return the `openapi_extra` of a route that parses its body itself."""
     schema = {"$ref": REF.format(model=model.__name__)}
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}
@@ -48,7 +48,7 @@ def request_body(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, 
 
 
 def complete(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document with the schemas of bodies that it did not see. Made once, on first request."""
+    """Return FastAPI's document with the schemas of the bodies added. It is built once, on first request."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
         schema = FinetuneRequest.model_json_schema(by_alias=True, ref_template=REF)

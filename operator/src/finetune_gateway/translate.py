@@ -1,4 +1,4 @@
-"""Request to custom resource, custom resource to answer. Pure: random suffixes come in as parameters."""
+"""Translation of requests to custom resources and back. Pure: random suffixes are parameters."""
 
 import hashlib
 import json
@@ -18,15 +18,15 @@ from finetune_gateway.schemas import Endpoint, FinetuneRequest, Problem, State, 
 Raw = dict[str, Any]
 
 ANNOTATION_REQUEST_DIGEST: Final = f"{GROUP}/request-digest"
-"""Digest of the request that made an object with an Idempotency-Key: a repeat is told from a different request by it."""
+"""Annotation with the digest of the request of an Idempotency-Key, which tells a repeat from a different request."""
 NAME_PREFIX: Final = "ft"
-"""Generated names begin with it, because the name of a Service must begin with a letter."""
+"""Prefix of generated names, because the name of a Service must begin with a letter."""
 SUFFIX_ALPHABET: Final = "bcdfghjklmnpqrstvwxz2456789"
-"""Kubernetes' own alphabet for generated names: no vowels, so no words, and nothing that looks like something else."""
+"""Characters of generated suffixes, as in Kubernetes: no vowels, so no words, and no lookalikes."""
 SUFFIX_LENGTH: Final = 8
 STEM_LENGTH: Final = 30
 KEY_DIGEST_LENGTH: Final = 20
-"""Hex characters (80 bits) of an Idempotency-Key's digest: nobody meets another key's task by accident."""
+"""Hex characters of an Idempotency-Key's digest: 80 bits rule out accidental collisions."""
 
 STATE_BY_PHASE: Final[Mapping[str, State]] = {
     Phase.PENDING: State.PENDING,
@@ -44,14 +44,14 @@ STATE_BY_PHASE: Final[Mapping[str, State]] = {
     Phase.FAILED: State.FAILED,
     Phase.CANCELLED: State.CANCELLED,
 }
-"""Total over Phase; a test says so."""
+"""State of every phase; a test checks that none is missing."""
 ENDED: Final = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 
 def parse_request(body: bytes) -> FinetuneRequest:
-    """The request in a body, or InvalidRequestError with every problem.
+    """Parse a body; raises InvalidRequestError with every problem.
 
-    Strict, because the API server is: it refuses "8" for a number, and so do we, before it is asked.
+    Parsing is strict, as in the API server, which refuses "8" for a number.
     """
     try:
         return FinetuneRequest.model_validate_json(body, strict=True, by_alias=True, by_name=False)
@@ -60,7 +60,7 @@ def parse_request(body: bytes) -> FinetuneRequest:
 
 
 def chosen_namespace(in_query: str | None, in_body: str | None, default: str) -> str:
-    """The namespace of a request; naming two is a mistake that nobody should have to debug."""
+    """Return the namespace of a request; raises InvalidRequestError if query and body name different ones."""
     if in_query and in_body and in_query != in_body:
         raise InvalidRequestError(
             [Problem(field="namespace", message=f"must be {in_query}, as in the query, or absent", found=in_body)]
@@ -69,25 +69,25 @@ def chosen_namespace(in_query: str | None, in_body: str | None, default: str) ->
 
 
 def generated_name(request: FinetuneRequest, suffix: str) -> str:
-    """A readable name: what is tuned, and a random suffix."""
+    """Return a readable name: the adapter or model, and a random suffix."""
     stem = request.output.adapter_name or request.model.source.rsplit("/", 1)[-1]
     readable = re.sub(r"[^a-z0-9]+", "-", stem.lower())[:STEM_LENGTH].strip("-")
     return "-".join(part for part in (NAME_PREFIX, readable, suffix) if part)
 
 
 def idempotent_name(key: str) -> str:
-    """The name that belongs to an Idempotency-Key in a namespace, whatever the body says."""
+    """Return the name for an Idempotency-Key, which does not depend on the body."""
     return f"{NAME_PREFIX}-{hashlib.sha256(key.encode()).hexdigest()[:KEY_DIGEST_LENGTH]}"
 
 
 def request_digest(request: FinetuneRequest) -> str:
-    """Digest of what was asked for; two spellings of the same JSON are the same request."""
+    """Return the digest of a request, which does not depend on the spelling of its JSON."""
     canonical = json.dumps(_as_written(request), sort_keys=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
 def build_manifest(request: FinetuneRequest, namespace: str, name: str, digest: str | None) -> Raw:
-    """The FinetuneJob of a request. Only what was written: defaults are the API server's to fill in."""
+    """Build the FinetuneJob of a request, without defaults, which the API server fills in."""
     metadata: Raw = {"name": name, "namespace": namespace}
     if digest is not None:
         metadata["annotations"] = {ANNOTATION_REQUEST_DIGEST: digest}
@@ -96,13 +96,13 @@ def build_manifest(request: FinetuneRequest, namespace: str, name: str, digest: 
 
 
 def is_repeat(existing: Raw, digest: str) -> bool:
-    """Whether an existing object was made by the same request with the same key."""
+    """Return whether an existing object was created by the same request with the same key."""
     annotations = existing["metadata"].get("annotations") or {}
     return bool(annotations.get(ANNOTATION_REQUEST_DIGEST) == digest)
 
 
 def task_from(raw: Raw) -> Task:
-    """The answer for an object. Its status was written by somebody else: what cannot be read is said, never raised."""
+    """Convert an object to a task. A status that cannot be read is reported in the task, not raised."""
     metadata = raw["metadata"]
     spec = raw.get("spec") or {}
     common = {
@@ -134,7 +134,7 @@ def task_from(raw: Raw) -> Task:
 
 
 def page_from(raw: Raw) -> TaskPage:
-    """The answer for a list."""
+    """Convert a list of objects to a page of tasks."""
     return TaskPage(
         items=[task_from(item) for item in raw["items"]],
         next=(raw.get("metadata") or {}).get("continue") or None,
@@ -142,7 +142,7 @@ def page_from(raw: Raw) -> TaskPage:
 
 
 def state_from(phase: str | None, *, cancel: bool) -> State:
-    """State of a phase. An unknown phase is one of a newer operator: the job exists and is not known to be over."""
+    """Return the state of a phase. An unknown phase comes from a newer operator, so the job counts as running."""
     state = STATE_BY_PHASE.get(phase or Phase.PENDING, State.RUNNING)
     return State.CANCELLING if cancel and state not in ENDED else state
 

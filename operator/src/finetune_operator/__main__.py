@@ -1,4 +1,4 @@
-"""`python -m finetune_operator`."""
+"""Entry point of `python -m finetune_operator`."""
 
 import sys
 

@@ -1,17 +1,17 @@
-"""Errors say what happens next. The core raises them; only the controller turns them into a retry or a condition.
+"""Errors, named by what happens next. The core raises them; only the controller turns them into a retry or a condition.
 
-`kubernetes.aio`'s ApiException is converted once, in `cluster`, always with verb, kind, namespace and name.
+`kubernetes.aio`'s ApiException is converted once, in `io.cluster`, with verb, kind, namespace and name.
 """
 
 from finetune_api.reasons import Reason
 
 
 class OperatorError(Exception):
-    """Base of everything that is raised on purpose."""
+    """Base of all errors that the operator raises."""
 
 
 class StalledError(OperatorError):
-    """The user must change something; trying again with the same input is pointless."""
+    """The user must change something; a retry with the same input would fail again."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -29,20 +29,20 @@ class ClusterError(OperatorError):
 
     @property
     def is_conflict(self) -> bool:
-        """Somebody else wrote first, or the object exists already."""
+        """Whether another client wrote first, or the object exists already."""
         return self.status == 409
 
     @property
     def is_invalid(self) -> bool:
-        """The object can never be stored as it is: schema or validation."""
+        """Whether schema or validation reject the object, so that it can never be stored as it is."""
         return self.status in (400, 422)
 
     @property
     def is_refusal(self) -> bool:
-        """The API server understood and said no: invalid, or forbidden by a quota or a policy."""
+        """Whether the API server rejected the object: as invalid, or by a quota or a policy."""
         return self.is_invalid or self.status == 403
 
     @property
     def is_outage(self) -> bool:
-        """The API server is down, restarting or overloaded: nothing that we could change."""
+        """Whether the API server is down, restarting or overloaded."""
         return self.status in (0, 429) or self.status >= 500

@@ -1,7 +1,7 @@
-"""The rights that the code needs, declared next to it. The chart renders the same rules; a test compares the two.
+"""RBAC rules that the operator needs. The chart renders the same rules; a test compares the two.
 
-No wildcard, no secrets, no nodes, no service accounts, no roles. Each verb is used by a line of `cluster`, `handlers` or
-kopf: the API server tests run with exactly these rules and fail if one is missing or never used.
+No wildcards, secrets, nodes, service accounts or roles. Each verb is used by `io.cluster`, `handlers` or
+kopf: the API server tests run with exactly these rules and fail if one is missing or unused.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ class Rule:
 
 
 FRAMEWORK: Final = (
-    Rule(GROUP, FINETUNE_JOB_PLURAL, ("list", "watch"), "kopf's watch and our own resync"),
-    Rule(GROUP, INFERENCE_SERVICE_PLURAL, ("list", "watch"), "kopf's watch and our own resync"),
+    Rule(GROUP, FINETUNE_JOB_PLURAL, ("list", "watch"), "kopf's watch and the operator's resync"),
+    Rule(GROUP, INFERENCE_SERVICE_PLURAL, ("list", "watch"), "kopf's watch and the operator's resync"),
     Rule("batch", "jobs", ("list", "watch"), "kopf's watch; the children of a job at decision time"),
     Rule("", "pods", ("list", "watch"), "kopf's watch; the pods of a job at decision time"),
     Rule("apps", "deployments", ("list", "watch"), "kopf's watch"),
 )
-"""What watching needs. kopf's discovery is open to every authenticated user."""
+"""Rules for watching. kopf's discovery is open to every authenticated user."""
 
 APPLICATION: Final = (
-    Rule(GROUP, FINETUNE_JOB_PLURAL, ("get", "delete"), "fresh state; ttlSecondsAfterFinished"),
+    Rule(GROUP, FINETUNE_JOB_PLURAL, ("get", "delete"), "state at decision time; ttlSecondsAfterFinished"),
     Rule(GROUP, f"{FINETUNE_JOB_PLURAL}/status", ("patch",), "status"),
     Rule(GROUP, INFERENCE_SERVICE_PLURAL, ("get", "create", "patch", "delete"), "the endpoint of a job with serve"),
     Rule(GROUP, f"{INFERENCE_SERVICE_PLURAL}/status", ("patch",), "status"),
@@ -38,18 +38,23 @@ APPLICATION: Final = (
     Rule("apps", "deployments", ("get", "create", "patch"), "server pods"),
     Rule("", "services", ("get", "create", "patch"), "the endpoint's address"),
     Rule("", "configmaps", ("get", "create", "patch"), "the list of an endpoint's adapters"),
-    Rule("", "pods", ("patch",), "an annotation on server pods, so that they see a new list at once"),
-    Rule("", "pods/status", ("patch",), "the readiness gate of server pods that are proven before they get traffic"),
+    Rule(
+        "",
+        "pods",
+        ("patch",),
+        "an annotation on server pods, which makes the kubelet refresh the list of adapters at once",
+    ),
+    Rule("", "pods/status", ("patch",), "the readiness gate of server pods that are verified before they get traffic"),
     Rule("policy", "poddisruptionbudgets", ("get", "create", "patch", "delete"), "endpoints with several replicas"),
-    Rule("autoscaling", "horizontalpodautoscalers", ("get", "create", "patch", "delete"), "endpoints that scale"),
-    Rule("", "persistentvolumeclaims", ("get", "create"), "missing claims are reported; the default one is made"),
-    Rule("events.k8s.io", "events", ("create",), "what happened, for kubectl describe"),
+    Rule("autoscaling", "horizontalpodautoscalers", ("get", "create", "patch", "delete"), "endpoints with autoscaling"),
+    Rule("", "persistentvolumeclaims", ("get", "create"), "missing claims are reported; the default one is created"),
+    Rule("events.k8s.io", "events", ("create",), "events for kubectl describe"),
 )
-"""What the reconcilers do."""
+"""Rules for the reconcilers."""
 
 
 def rules() -> list[Rule]:
-    """All rules, one per group and resource, verbs sorted."""
+    """Return all rules, one per group and resource, with sorted verbs."""
     verbs: dict[tuple[str, str], set[str]] = {}
     reasons: dict[tuple[str, str], list[str]] = {}
     for rule in (*FRAMEWORK, *APPLICATION):

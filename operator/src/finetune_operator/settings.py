@@ -1,4 +1,4 @@
-"""What the administrator decides: images, nodes, storage, intervals. Read once at start from FINETUNE_OPERATOR_* variables.
+"""Settings of the operator: images, nodes, storage, intervals. Read once at start from FINETUNE_OPERATOR_* variables.
 
 Builders and `decide` receive the frozen object as a parameter; nothing else reads the environment.
 """
@@ -12,14 +12,14 @@ from finetune_api.contract import BROKER_URL_ENV
 
 
 def parse_namespaces(value: object) -> object:
-    """Namespaces from a comma-separated list; anything else is left to pydantic."""
+    """Parse namespaces from a comma-separated list; leave anything else to pydantic."""
     if not isinstance(value, str):
         return value
     return frozenset(part.strip() for part in value.split(",") if part.strip())
 
 
 def parse_key(value: object) -> object:
-    """None for an empty text, which everybody knows; anything else is left to pydantic."""
+    """Convert an empty key to None, because it would be no secret; leave anything else to pydantic."""
     return None if value == "" else value
 
 
@@ -28,23 +28,23 @@ GPU_MEMORY_PATTERN: Final = "^[0-9]+(Mi|Gi|Ti)$"
 
 
 class Settings(BaseSettings):
-    """All settings of the operator. Lists and maps are written as JSON, `namespaces` as comma-separated names."""
+    """Settings of the operator. Lists and maps are written as JSON, `namespaces` as comma-separated names."""
 
     model_config = SettingsConfigDict(env_prefix="FINETUNE_OPERATOR_", frozen=True, extra="ignore")
 
     namespaces: Annotated[frozenset[str], NoDecode, BeforeValidator(parse_namespaces)] = frozenset()
-    """Namespaces that are served; empty means the whole cluster."""
+    """Namespaces that the operator watches; empty means the whole cluster."""
     kubeconfig: str | None = None
     """Path of a kubeconfig; unset means the pod's own service account."""
 
     trainer_image: str = "ghcr.io/finetune-operator/trainer:0.1.0"
-    """Image of training pods. Users cannot choose one: whoever chooses the image chooses the code."""
+    """Image of training pods. Users cannot choose it, because the image decides what code runs."""
     inference_image: str = "ghcr.io/finetune-operator/inference:0.1.0"
     """Image of server pods."""
     inference_vllm_image: str | None = None
-    """Image of server pods with spec.engine VLLM; without it there are none."""
+    """Image of server pods with spec.engine VLLM; unset means that this engine is not available."""
     image_pull_policy: str = "IfNotPresent"
-    """imagePullPolicy of all of them."""
+    """imagePullPolicy of all these images."""
     image_pull_secrets: tuple[str, ...] = ()
     """Names of pull secrets, which must exist in the namespace of the pod."""
     service_account: str = "default"
@@ -57,61 +57,61 @@ class Settings(BaseSettings):
     """runtimeClassName of both kinds of pods, for example nvidia."""
 
     gpu_memory: Annotated[str | None, Field(pattern=GPU_MEMORY_PATTERN)] = None
-    """Memory of one GPU of the training nodes, such as 80Gi: `validate` then refuses what cannot fit (WontFitGPU). Unset
-    means that only the trainer finds out."""
+    """Memory of one GPU of the training nodes, such as 80Gi. `validate` then refuses jobs that cannot fit (WontFitGPU). If unset,
+    only the trainer can detect that."""
 
     broker_secret_name: str = "finetune-broker"  # noqa: S105 - a name, not a secret
-    """Secret in the job's namespace with the Redis URL. Optional there: without it training runs without progress."""
+    """Secret in the job's namespace with the Redis URL. It is optional: without it there is no live progress."""
     broker_secret_key: str = "url"  # noqa: S105 - a key, not a secret
     """Key of that Secret."""
     broker_url: Annotated[SecretStr | None, Field(validation_alias=AliasChoices(BROKER_URL_ENV))] = None
-    """Redis URL for reading progress; unset means that status shows no progress."""
+    """Redis URL for reading progress; if unset, status has no live progress."""
 
     adapters_size: str = "10Gi"
-    """Size of the output claim that the operator creates where a namespace has none."""
+    """Size of the default output claim that the operator creates."""
     adapters_storage_class: str | None = None
-    """Its storage class; unset means the cluster's default."""
+    """Storage class of the default output claim; unset means the cluster's default."""
     adapters_access_mode: str = "ReadWriteOnce"
-    """Its access mode. ReadWriteMany lets training and serving use different nodes."""
+    """Access mode of the default output claim. ReadWriteMany allows training and serving on different nodes."""
     allow_private_sources: bool = False
-    """Whether datasets may be fetched from addresses that are not public, such as an object store inside the cluster."""
+    """Whether datasets may come from addresses that are not public, such as an object store inside the cluster."""
     scratch_size: str = "10Gi"
     """Limit of each pod's scratch volume (caches, temporary files)."""
 
     cluster_domain: str = "cluster.local"
     """DNS domain of the cluster, for the URL in status."""
     server_url_template: str | None = None
-    """URL of a server pod instead of its own address, with {pod} and {namespace}: for an operator outside the cluster."""
+    """Template of a server pod's URL, with {pod} and {namespace}, for an operator outside the cluster; unset means the pod's address."""
 
     promotion_key: Annotated[SecretStr | None, BeforeValidator(parse_key)] = None
-    """Key of the tokens by which proven versions of adapters get their traffic at once. Unset or empty, each process makes one
-    of its own: what is on the way while it restarts then comes with the kubelet, a second later."""
+    """Key of the tokens with which verified versions of adapters are promoted at once. If unset or empty, each process makes its
+    own: promotions during its restart then arrive through the kubelet, about a second later."""
 
     resync_seconds: float = 15.0
-    """Seconds between two LISTs of our kinds. A lost event is made good within this time."""
+    """Seconds between two resyncs (LISTs of both kinds), within which a lost event is recovered."""
     progress_seconds: float = 5.0
-    """Shortest time between two progress updates of one job's status."""
+    """Minimum seconds between two progress updates of one job's status."""
     settle_seconds: float = 0.7
-    """Pause after something was created: the first transitions of a fast pod then cost one status write, not three."""
+    """Seconds of pause after creating a child, so that the first transitions of a fast pod cost one status write, not three."""
     retry_seconds: float = 5.0
-    """Delay before the second attempt of a job; doubles with each failure."""
+    """Seconds before the second attempt of a job; doubled with each failure."""
     probe_timeout_seconds: float = 20.0
-    """Longest time per prompt of the fingerprint probe; a CPU server may take seconds for a first one."""
+    """Timeout in seconds per sequence of the fingerprint probe; a CPU server may need seconds for the first one."""
     probe_retry_seconds: float = 5.0
-    """Pause after a probe that got no answer."""
+    """Seconds of pause after a probe without an answer."""
     workers: int = 16
-    """Objects that are reconciled at the same time. Reconciles wait for the network, so this is not about cores."""
+    """Number of objects that are reconciled concurrently. It can exceed the number of cores, because reconciles wait for the network."""
 
     health_port: int = 8080
     """Port of /healthz, /readyz and /metrics."""
     health_host: str = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus come from outside the pod
-    """Address of that port."""
+    """Address on which that port listens."""
     log_level: str = "INFO"
-    """Lowest level that is logged."""
+    """Minimum level that is logged."""
 
     @property
     def gpu_memory_bytes(self) -> int:
-        """`gpu_memory` in bytes; 0 if nobody said it."""
+        """`gpu_memory` in bytes; 0 if it is not set."""
         if self.gpu_memory is None:
             return 0
         return int(self.gpu_memory[:-2]) * BINARY_UNITS[self.gpu_memory[-2:]]

@@ -63,7 +63,7 @@ class Clock:
 def test_an_outage_makes_unready_and_never_unhealthy() -> None:
     clock = Clock()
     health = Health(clock)
-    assert health.unready_reason() == "nothing was listed yet"
+    assert health.unready_reason() == "the first resync is not complete"
     health.watch_started()
     health.resync_succeeded()
     assert (health.problem(), health.unready_reason()) == (None, None)
@@ -82,7 +82,7 @@ def test_a_refusal_that_lasts_a_stuck_loop_and_a_lost_watch_are_unhealthy() -> N
     clock.now += STALE_SECONDS + 1
     assert health.problem() == "the resync is stuck"
     health.resync_failed(is_outage=False)
-    assert health.problem() == "the API server refuses us"
+    assert health.problem() == "the API server refuses the operator"
     health.resync_succeeded()
     health.watch_lost()
     assert (health.problem(), health.unready_reason()) == (None, "the watch is not running")
@@ -91,7 +91,7 @@ def test_a_refusal_that_lasts_a_stuck_loop_and_a_lost_watch_are_unhealthy() -> N
         health.watch_started()
         health.watch_lost()
         health.resync_succeeded()
-    assert health.problem() == "the watch does not come up"
+    assert health.problem() == "the watch does not start"
     health.watch_started()
     clock.now += 30
     assert health.problem() is None

@@ -1,1 +1,1 @@
-"""The calls, one module for each family."""
+"""Routes, one module per group."""

@@ -1,4 +1,4 @@
-"""`/llm/finetune`: start, look at, list and cancel fine-tunings. A task is a FinetuneJob, its id is the object's name."""
+"""`/llm/finetune`: start, read, list and cancel fine-tuning tasks. A task is a FinetuneJob; its id is the object's name."""
 
 import secrets
 from typing import Annotated
@@ -20,7 +20,7 @@ router = APIRouter(prefix=PREFIX, tags=["fine-tuning"])
 TaskId = Annotated[
     str,
     Path(
-        description="task_id: the name of the FinetuneJob.",
+        description="task_id is the name of the FinetuneJob.",
         min_length=1,
         max_length=MAX_TASK_NAME,
         pattern=TASK_ID_PATTERN,
@@ -33,11 +33,11 @@ TaskId = Annotated[
     status_code=202,
     response_model=Task,
     response_model_exclude_none=True,
-    summary="Start a fine-tuning",
+    summary="Start a fine-tuning task",
     responses={
         202: {
-            "description": "The FinetuneJob exists; follow it at `Location`.",
-            "headers": {"Location": {"description": "Where to follow the task.", "schema": {"type": "string"}}},
+            "description": "The FinetuneJob was created. Follow it at `Location`.",
+            "headers": {"Location": {"description": "Path of the task.", "schema": {"type": "string"}}},
             "content": {"application/json": {"example": examples.STARTED}},
         },
         **refusals(401, 403, 404, 409, 413, 422, 429, 503),
@@ -54,15 +54,18 @@ async def start(
     idempotency_key: Annotated[
         str | None,
         Header(
-            description="Makes retries safe: the same key and body give the same task, another body gives 409. "
-            "Keys are per namespace.",
+            description="Idempotency-Key makes retries safe: the same key and body return the same task; another body is a 409. "
+            "Keys belong to a namespace.",
             min_length=1,
             max_length=255,
             pattern=r"^[\x21-\x7e]+$",
         ),
     ] = None,
 ) -> Task:
-    """Create a FinetuneJob from its spec. One write, no read; a repeat with an Idempotency-Key costs one read more."""
+    """Create a FinetuneJob from its spec.
+
+    With an Idempotency-Key, a repeated request returns the existing task.
+    """
     wanted = translate.parse_request(await limited_body(request))
     where = translate.chosen_namespace(namespace, wanted.namespace, settings.default_namespace)
     if idempotency_key is None:
@@ -79,7 +82,7 @@ async def start(
     "",
     response_model=TaskPage,
     response_model_exclude_none=True,
-    summary="List fine-tunings",
+    summary="List fine-tuning tasks",
     responses={
         200: {"content": {"application/json": {"example": examples.PAGE}}},
         **refusals(401, 403, 410, 422, 429, 503),
@@ -90,13 +93,16 @@ async def list_tasks(
     cluster: TheCluster,
     settings: TheSettings,
     namespace: NamespaceQuery = None,
-    limit: Annotated[int, Query(description="limit of items per page.", ge=1, le=500)] = 50,
+    limit: Annotated[int, Query(description="limit is the maximum number of items per page.", ge=1, le=500)] = 50,
     cursor: Annotated[
         str | None,
-        Query(alias="continue", description="continue of the page before; opaque, and gone after a few minutes."),
+        Query(
+            alias="continue",
+            description="continue is the cursor from the previous page. It is opaque and expires after a few minutes.",
+        ),
     ] = None,
 ) -> TaskPage:
-    """All tasks of a namespace, those made with kubectl included."""
+    """List all tasks of a namespace, including those created with kubectl."""
     where = translate.chosen_namespace(namespace, None, settings.default_namespace)
     return translate.page_from(await cluster.list_page(token, where, limit, cursor))
 
@@ -105,7 +111,7 @@ async def list_tasks(
     "/{task_id}",
     response_model=Task,
     response_model_exclude_none=True,
-    summary="Look at a fine-tuning",
+    summary="Read a fine-tuning task",
     responses={
         200: {"content": {"application/json": {"example": examples.RUNNING}}},
         **refusals(401, 403, 404, 422, 429, 503),
@@ -118,7 +124,7 @@ async def read(
     settings: TheSettings,
     namespace: NamespaceQuery = None,
 ) -> Task:
-    """State, progress, metrics, adapter and endpoint, as the object's status says now."""
+    """Return state, progress, metrics, adapter and endpoint from the object's status."""
     where = translate.chosen_namespace(namespace, None, settings.default_namespace)
     return translate.task_from(await cluster.read(token, where, task_id))
 
@@ -128,7 +134,7 @@ async def read(
     status_code=202,
     response_model=Task,
     response_model_exclude_none=True,
-    summary="Cancel a fine-tuning",
+    summary="Cancel a fine-tuning task",
     responses={
         202: {"content": {"application/json": {"example": examples.CANCELLING}}},
         **refusals(401, 403, 404, 409, 422, 429, 503),
@@ -141,27 +147,27 @@ async def cancel(
     settings: TheSettings,
     namespace: NamespaceQuery = None,
 ) -> Task:
-    """Set spec.cancel. The object stays, with its record; remove it with kubectl.
+    """Set spec.cancel. The object remains as a record; delete it with kubectl.
 
-    Cancelling twice is fine. A task that succeeded or failed cannot be cancelled any more: 409.
+    Cancelling twice is allowed. A task that has succeeded or failed cannot be cancelled: 409.
     """
     where = translate.chosen_namespace(namespace, None, settings.default_namespace)
     task = _unless_over(translate.task_from(await cluster.read(token, where, task_id)))
     if task.state in (State.CANCELLING, State.CANCELLED):
         return task
-    # It may have ended since it was read: then the operator ignores the wish, and the caller should know.
+    # The task may have ended since it was read; the operator then ignores spec.cancel, and the caller gets a 409.
     return _unless_over(translate.task_from(await cluster.cancel(token, where, task_id)))
 
 
 def random_suffix() -> str:
-    """What makes a generated name unique."""
+    """Return the random suffix of a generated name."""
     return "".join(secrets.choice(translate.SUFFIX_ALPHABET) for _ in range(translate.SUFFIX_LENGTH))
 
 
 async def _create_once(
     cluster: Cluster, token: str, wanted: FinetuneRequest, namespace: str, name: str
 ) -> translate.Raw:
-    """Create the object of an Idempotency-Key, or find the one that an earlier try has made."""
+    """Create the object of an Idempotency-Key, or return the one that an earlier request created."""
     digest = translate.request_digest(wanted)
     try:
         return await cluster.create(token, translate.build_manifest(wanted, namespace, name, digest))
@@ -170,7 +176,7 @@ async def _create_once(
             raise
     existing = await cluster.read(token, namespace, name)
     if not translate.is_repeat(existing, digest):
-        message = f"FinetuneJob {namespace}/{name} was made by another request; use a new Idempotency-Key or name."
+        message = f"FinetuneJob {namespace}/{name} was created by another request. Use a new Idempotency-Key or name."
         raise ConflictError("IdempotencyKeyReused", message, f"FinetuneJob {namespace}/{name}")
     return existing
 

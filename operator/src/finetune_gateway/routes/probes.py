@@ -1,4 +1,4 @@
-"""`/healthz` and `/readyz` for the kubelet. No token, no information beyond yes and no."""
+"""`/healthz` and `/readyz` for the kubelet. They need no token and reveal nothing else."""
 
 from fastapi import APIRouter
 
@@ -12,13 +12,13 @@ router = APIRouter(tags=["probes"])
 
 @router.get("/healthz", response_model=Health, summary="The process answers")
 async def healthz() -> Health:
-    """Alive. Says nothing about the API server: restarting the gateway would not bring that back."""
+    """Report that the process is alive. The API server does not matter, because a restart of the gateway would not help it."""
     return Health()
 
 
 @router.get("/readyz", response_model=Health, summary="The API server answers", responses=refusals(503))
 async def readyz(cluster: TheCluster) -> Health:
-    """Whether requests can be served; remembered for a few seconds."""
+    """Report whether requests can be served. The answer is reused for a few seconds."""
     if not await cluster.is_ready():
         raise UnavailableError("The API server cannot be reached.")
     return Health()

@@ -1,1 +1,1 @@
-"""Everything that leaves the process: the API server, the endpoints that are probed, Redis."""
+"""Clients of everything outside the process: the API server, the probed endpoints, Redis."""

@@ -1,6 +1,6 @@
-"""The only module that talks to the API server: a few typed verbs over `kubernetes.aio`, plain dicts in and out.
+"""Client of the API server, and the only module that talks to it: a few verbs over `kubernetes.aio`, with plain dicts.
 
-Dicts, because our own kinds have no generated models and because what we send is what the golden files show. Every
+Plain dicts because our own kinds have no generated models, and so that requests look like the golden files. Every
 failure is a ClusterError; "not found" on a read is None.
 """
 
@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 Raw = dict[str, Any]
 
 FIELD_MANAGER: Final = "finetune-operator"
-"""Owner of the fields that we apply."""
+"""Field manager of the operator's server-side applies."""
 PAGE_SIZE: Final = 500
-"""Objects per page of a LIST: a namespace with thousands of jobs must not make one huge answer."""
+"""Objects per page of a LIST, so that thousands of jobs do not make one huge answer."""
 REQUEST_SECONDS: Final = 20.0
-"""Longest time for one request. An API server that needs longer is overloaded; waiting on would stall the worker."""
+"""Timeout of one request in seconds. An API server that needs longer is overloaded, and waiting would stall the worker."""
 
 
 @dataclass(frozen=True)
 class Resource:
-    """A kind of object, by its place in the API."""
+    """Resource of the API: group, version and plural."""
 
     group: str
     version: str
@@ -70,17 +70,17 @@ BY_KIND: Final[Mapping[str, Resource]] = {
     "ConfigMap": CONFIG_MAPS,
     "PersistentVolumeClaim": CLAIMS,
 }
-"""Where manifests go, by their kind. Knative and KServe have kinds of the same names; ours are the only ones made here."""
+"""Resource by kind of manifest. Knative and KServe have kinds of the same names; the operator creates only those here."""
 
 
 async def load_configuration(kubeconfig: str | None) -> Configuration:
-    """Server address and credentials, freshly read: tokens are replaced on disk while we run."""
+    """Read server address and credentials from disk, where tokens are replaced while the operator runs."""
     configuration = Configuration()
     if kubeconfig is not None:
         await asyncio.to_thread(_load_kubeconfig, kubeconfig, configuration)
     else:
         load_incluster_config(client_configuration=configuration)
-    # Retries are ours: a worker that hangs in a client's own retries cannot be told that its object has changed.
+    # No retries in the client: the work queue retries, with the object's new state.
     configuration.retries = None
     configuration.connection_pool_maxsize = 64
     return configuration
@@ -90,9 +90,10 @@ _KUBECONFIG_LOCK: Final = threading.Lock()
 
 
 def _load_kubeconfig(path: str, configuration: Configuration) -> None:
-    """The client unpacks certificates into files that it shares between calls, and names them before they are written.
+    """Load a kubeconfig, one thread at a time.
 
-    Two threads (kopf's and ours) must therefore take turns.
+    The client unpacks certificates into files that it shares between calls, and names them before they are written. kopf's
+    thread and ours would read half-written ones.
     """
     with _KUBECONFIG_LOCK:
         asyncio.run(load_kube_config(config_file=path, client_configuration=configuration))
@@ -100,7 +101,7 @@ def _load_kubeconfig(path: str, configuration: Configuration) -> None:
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a second client (kopf's) needs to reach the same server as the same user."""
+    """Address and credentials for a second client (kopf's) of the same server."""
 
     server: str
     ca_path: str | None
@@ -110,7 +111,7 @@ class Credentials:
 
 
 async def read_credentials(kubeconfig: str | None) -> Credentials:
-    """Credentials as they are on disk now."""
+    """Read the current credentials from disk."""
     configuration = await load_configuration(kubeconfig)
     header = configuration.api_key.get("BearerToken") or ""
     return Credentials(
@@ -123,7 +124,7 @@ async def read_credentials(kubeconfig: str | None) -> Credentials:
 
 
 class Cluster:
-    """The API server. Use as an async context manager."""
+    """Client of the API server. Use it as an async context manager."""
 
     def __init__(self, kubeconfig: str | None = None) -> None:
         self._kubeconfig = kubeconfig
@@ -137,11 +138,11 @@ class Cluster:
         await self._client.close()
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Raw | None:
-        """One object, or None if there is none."""
+        """Get one object; None if it does not exist."""
         return await self._request("get", resource, namespace, name, may_miss=True)
 
     async def list(self, resource: Resource, namespace: str | None, selector: str = "") -> list[Raw]:
-        """All objects that match a label selector, in one namespace or in all."""
+        """List all objects that match a label selector, in one namespace or in all."""
         items: list[Raw] = []
         query = {"limit": str(PAGE_SIZE), **({"labelSelector": selector} if selector else {})}
         while True:
@@ -153,7 +154,7 @@ class Cluster:
             query["continue"] = following
 
     async def create(self, manifest: Raw) -> Raw | None:
-        """Create an object. None if one of its name exists already."""
+        """Create an object; None if one of that name exists already."""
         resource, metadata = BY_KIND[manifest["kind"]], manifest["metadata"]
         try:
             query = {"fieldManager": FIELD_MANAGER}
@@ -166,9 +167,9 @@ class Cluster:
             raise
 
     async def apply(self, manifest: Raw, manager: str = FIELD_MANAGER) -> Raw:
-        """Server-side apply: create the object, or take over the fields that the manifest names.
+        """Apply a manifest on the server: create the object, or take over the fields that the manifest names.
 
-        What the same `manager` applied before and does not name any more is removed.
+        Fields that the same `manager` applied earlier and no longer names are removed.
         """
         resource, metadata = BY_KIND[manifest["kind"]], manifest["metadata"]
         query = {"fieldManager": manager, "force": "true"}
@@ -178,9 +179,9 @@ class Cluster:
         return done or {}
 
     async def patch_status(self, resource: Resource, metadata: Raw, status: Raw) -> bool:
-        """Merge a status. False if the object is gone; a ClusterError with `is_conflict` if somebody wrote meanwhile.
+        """Merge a status. False if the object is gone; a ClusterError with `is_conflict` if it has changed meanwhile.
 
-        uid and resourceVersion are preconditions: a status that was decided on an older object is never written.
+        uid and resourceVersion are preconditions, so that a status computed from an older object is never written.
         """
         name, namespace = metadata["name"], metadata["namespace"]
         precondition = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
@@ -191,32 +192,32 @@ class Cluster:
     async def annotate(
         self, resource: Resource, namespace: str, name: str, uid: str, annotations: Mapping[str, str]
     ) -> None:
-        """Set annotations of this very object. One that is gone is fine."""
+        """Set annotations of the object with this uid. Does nothing if it is gone."""
         body = {"metadata": {"uid": uid, "annotations": dict(annotations)}}
         try:
             await self._request("annotate", resource, namespace, name, body=body, may_miss=True)
         except ClusterError as error:
-            # Conflict: the name belongs to another object by now, so ours is gone.
+            # Conflict: another object has the name by now, so ours is gone.
             if not error.is_conflict:
                 raise
 
     async def patch_condition(
         self, resource: Resource, namespace: str, name: str, uid: str, resource_version: str, condition: Raw
     ) -> None:
-        """Set one condition of this very object as it was read. One that changed meanwhile, or is gone, is left as it is.
+        """Set one condition of the object as it was read. Does nothing if the object has changed or is gone.
 
-        A strategic merge, so that conditions of others stay what they are; only kinds of Kubernetes itself know it.
+        A strategic merge keeps the other conditions; only Kubernetes' own kinds support it.
         """
         body = {"metadata": {"uid": uid, "resourceVersion": resource_version}, "status": {"conditions": [condition]}}
         try:
             await self._request("patch condition of", resource, namespace, name, body=body, may_miss=True)
         except ClusterError as error:
-            # Conflict: whoever changed it has it looked at again.
+            # Conflict: the change that caused it triggers another reconcile.
             if not error.is_conflict:
                 raise
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        """Delete this very object and, in the background, what it owns. One that is gone is fine."""
+        """Delete the object with this uid and, in the background, its children. Does nothing if it is gone."""
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -226,12 +227,12 @@ class Cluster:
         try:
             await self._request("delete", resource, namespace, name, body=body, may_miss=True)
         except ClusterError as error:
-            # Conflict: the name belongs to another object by now, so ours is gone.
+            # Conflict: another object has the name by now, so ours is gone.
             if not error.is_conflict:
                 raise
 
     async def create_event(self, namespace: str, event: Raw) -> None:
-        """Post an Event; one that exists already was posted before a restart."""
+        """Create an Event. If it exists already, it was created before a restart."""
         try:
             await self._request("create", EVENTS, namespace, event["metadata"]["name"], body=event)
         except ClusterError as error:
@@ -276,7 +277,7 @@ class Cluster:
         except (aiohttp.ClientError, TimeoutError, OSError, ApiException) as error:
             raise ClusterError(verb, what, 0, f"{type(error).__name__}: {error}") from error
         if response.status == 401:
-            # The token may have been replaced on disk; the next request uses that one.
+            # The token may have been replaced on disk: the next request uses the new one.
             client.configuration.api_key = (await load_configuration(self._kubeconfig)).api_key
         return response.status, text
 
@@ -297,7 +298,7 @@ _METHODS: Final = {
     "patch condition of": ("PATCH", "application/strategic-merge-patch+json"),
     "delete": ("DELETE", "application/json"),
 }
-"""HTTP method and content type by verb. JSON is YAML, so an apply may be sent as JSON."""
+"""HTTP method and content type by verb. An apply may be sent as JSON because JSON is YAML."""
 
 
 def _path(verb: str, resource: Resource, namespace: str | None, name: str) -> str:
@@ -311,7 +312,7 @@ def _path(verb: str, resource: Resource, namespace: str | None, name: str) -> st
 
 
 def _message(text: bytes) -> str:
-    """The `message` of a metav1.Status, or the beginning of whatever a proxy answered."""
+    """Return the `message` of a metav1.Status, or the beginning of a proxy's answer."""
     try:
         return str(json.loads(text)["message"])
     except (ValueError, KeyError, TypeError):

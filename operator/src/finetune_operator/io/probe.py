@@ -1,9 +1,9 @@
-"""The proof that a server answers with the tuned weights: the adapter's fingerprint, replayed over the public HTTP API.
+"""Proof that a server answers with the tuned weights: the adapter's fingerprint, replayed over the public HTTP API.
 
 OpenAI's legacy completions score a given text: `echo` returns the prompt's own log-probabilities and `max_tokens: 0`
-generates nothing. Any server that speaks them can be probed; nothing here knows which engine answers. What is loaded is read
-from /v1/models, and why something is not from our own server's /readyz, where there is one. Scores need no chat template, so
-that one is compared by itself, with vLLM's /tokenize, which our own server has too.
+generates nothing. Any server with that API can be probed, whatever its engine. Loaded models come from /v1/models; the reasons
+for refused adapters come from /readyz of our own server. Scores do not depend on the chat template, so the template is compared
+separately, with vLLM's /tokenize, which our own server has too.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ from finetune_operator.process import metrics
 Truth = Literal["True", "False", "Unknown"]
 
 MAX_ERROR_CHARACTERS: Final = 300
-"""Of a server's error message in ours."""
+"""Characters of a server's error message that are quoted."""
 MAX_REFUSAL_CHARACTERS: Final = 600
-"""Of a server's reason for refusing an adapter."""
+"""Characters of a server's reason for refusing an adapter that are quoted."""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe showed; `verified` is Unknown when it showed nothing and should be repeated."""
+    """Result of a probe. `verified` is Unknown if the probe was inconclusive and should be repeated."""
 
     verified: Truth
     reason: Reason
@@ -42,36 +42,36 @@ class ProbeResult:
 
     @property
     def is_final(self) -> bool:
-        """Asking the same process again would show the same."""
+        """Whether another probe of the same process would have the same result."""
         return self.loaded and (self.verified != "Unknown" or self.reason == Reason.NO_FINGERPRINT)
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a server says it serves."""
+    """Models and adapters that a server reports."""
 
     digests: Mapping[str, str | None]
-    """By name, those in use; None where the server knows no digests."""
+    """Digests of the served versions by name; None if the server reports no digests."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Why others are not, by name."""
+    """Reasons for refused adapters by name."""
     problem: str | None = None
-    """Why it cannot use the list that it was given; it serves what it had before."""
+    """Reason why the server cannot use its list of adapters; it keeps serving the previous one."""
 
     def lacks(self, name: str, digest: str | None) -> bool:
-        """Whether it neither has this version under this name nor says why: its list may still be on the way."""
+        """Return whether the version is neither served under this name nor refused: the list may still be on its way."""
         return not self.has(name, digest) and name not in self.refused
 
     def has(self, name: str, digest: str | None) -> bool:
-        """Whether it has this version under this name. Without digests, a name has to do."""
+        """Return whether the version is served under this name. Without digests, the name alone decides."""
         return name in self.digests and (None in (digest, self.digests[name]) or self.digests[name] == digest)
 
 
 class _NoAnswerError(Exception):
-    """The endpoint cannot be judged now: unreachable, overloaded, still loading."""
+    """The endpoint cannot be probed now: unreachable, overloaded or loading."""
 
 
 class _RefusedError(Exception):
-    """The endpoint answers, and does not serve this adapter."""
+    """The endpoint answers but does not serve this adapter."""
 
 
 class _UnknownModelError(_RefusedError):
@@ -86,7 +86,7 @@ RESULTS: dict[Verdict, tuple[Truth, Reason]] = {
 
 
 async def ask_served(url: str, timeout_seconds: float) -> Served | None:
-    """What the server at `url` serves; None if it does not say. Never raises for what the server does."""
+    """Ask the server at `url` for its models; None if it does not answer properly. Never raises for a server's behavior."""
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_seconds)) as session:
             models = await _get(session, f"{url}/v1/models")
@@ -100,7 +100,10 @@ async def ask_served(url: str, timeout_seconds: float) -> Served | None:
 
 
 async def promote(url: str, request: PromotionRequest, timeout_seconds: float) -> str | None:
-    """Have the server at `url` give a candidate its adapter's name; why it did not. Never raises for what the server does."""
+    """Ask the server at `url` to serve a candidate under its adapter's name. Return why it did not, or None.
+
+    Never raises for a server's behavior.
+    """
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_seconds)) as session,
@@ -118,9 +121,9 @@ async def _get(session: aiohttp.ClientSession, url: str) -> Any:
 
 
 def not_loaded(served: Served | None, name: str) -> ProbeResult:
-    """The result for a server that does not have the version."""
+    """Return the result for a server that has not loaded the version."""
     if served is None:
-        return _result("Unknown", Reason.ENDPOINT_UNREACHABLE, "The server does not say what it serves.", loaded=False)
+        return _result("Unknown", Reason.ENDPOINT_UNREACHABLE, "The server does not answer /v1/models.", loaded=False)
     if name in served.refused:
         reason = served.refused[name][:MAX_REFUSAL_CHARACTERS]
         return _result("False", Reason.ADAPTER_INCOMPATIBLE, f"The server refused the adapter: {reason}", loaded=False)
@@ -133,14 +136,14 @@ def not_loaded(served: Served | None, name: str) -> ProbeResult:
 async def probe_adapter(
     url: str, adapter: str, base: str, fingerprint: Fingerprint, timeout_seconds: float
 ) -> ProbeResult:
-    """Replay a fingerprint against the server at `url`. Never raises for what the server does."""
-    # All sequences are sent at once, so each may have to wait for all others.
+    """Replay a fingerprint against the server at `url`. Never raises for a server's behavior."""
+    # All sequences are sent at once, so each may wait for all others.
     timeout = aiohttp.ClientTimeout(total=timeout_seconds * len(fingerprint.probes))
     try:
         async with aiohttp.ClientSession(timeout=timeout) as session:
             tuned, scored_base, rendered = await asyncio.gather(
                 asyncio.gather(*(_score(session, url, adapter, probe) for probe in fingerprint.probes)),
-                # One tells another base model, or one that the adapter has got into; each costs clients time.
+                # One sequence suffices to detect another base model; each one more would cost clients time.
                 _score_base(session, url, base, fingerprint.probes[0]),
                 _rendered(session, url, adapter, fingerprint.chat),
             )
@@ -161,13 +164,13 @@ async def probe_adapter(
 
 
 async def _score(session: aiohttp.ClientSession, url: str, model: str, probe: Probe) -> list[float]:
-    """Log-probabilities of the continuation tokens of one probe."""
+    """Score one probe: return the log-probabilities of its continuation tokens."""
     request = {"model": model, "prompt": probe.token_ids, "echo": True, "logprobs": 1, "max_tokens": 0}
     return _scored_tokens(await _post(session, f"{url}/v1/completions", model, request), probe)
 
 
 async def _score_base(session: aiohttp.ClientSession, url: str, model: str, probe: Probe) -> list[float] | None:
-    """The same for the base model; None if it is not served, because the adapter is merged into its weights."""
+    """Score one probe with the base model; None if it is not served because the adapter is merged into its weights."""
     try:
         return await _score(session, url, model, probe)
     except _UnknownModelError:
@@ -175,25 +178,25 @@ async def _score_base(session: aiohttp.ClientSession, url: str, model: str, prob
 
 
 async def _rendered(session: aiohttp.ClientSession, url: str, model: str, chat: str | None) -> list[int] | None:
-    """Token ids that the endpoint makes of a user's message; None if there is no message, or no route that shows them."""
+    """Return the token ids of a user's message as the endpoint renders it; None without a message or without /tokenize."""
     if chat is None:
         return None
     request = {"model": model, "messages": [{"role": "user", "content": chat}]}
     try:
         answer = await _post(session, f"{url}/tokenize", model, request)
     except _UnknownModelError:
-        # The scores say whether the model is known; the route need not be.
+        # The scores show whether the model is known, and this route is optional.
         return None
     tokens = answer.get("tokens") if isinstance(answer, dict) else None
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise _RefusedError(
-            "The endpoint's answer to /tokenize carries no token ids; its chat template cannot be compared."
+            "The endpoint's answer to /tokenize has no token ids, so its chat template cannot be compared."
         )
     return tokens
 
 
 async def _post(session: aiohttp.ClientSession, url: str, model: str, request: dict[str, Any]) -> Any:
-    """The document of an answer."""
+    """Post a request and return the JSON of the answer. Raises _NoAnswerError or _RefusedError."""
     try:
         async with session.post(url, json=request) as response:
             if response.status >= 300:
@@ -202,7 +205,7 @@ async def _post(session: aiohttp.ClientSession, url: str, model: str, request: d
     except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError) as error:
         raise _NoAnswerError(f"The endpoint did not answer the probe: {type(error).__name__}.") from error
     except ValueError as error:
-        raise _NoAnswerError("The endpoint answered the probe with something that is not JSON.") from error
+        raise _NoAnswerError("The endpoint's answer to the probe is not JSON.") from error
 
 
 def _error(status: int, model: str, text: str) -> Exception:
@@ -219,7 +222,7 @@ def _scored_tokens(answer: Any, probe: Probe) -> list[float]:
         continuation = [float(score) for score in scores[probe.prompt_tokens : len(probe.token_ids)]]
     except (KeyError, IndexError, TypeError, ValueError):
         raise _RefusedError(
-            "The endpoint's completions carry no logprobs for the prompt; it cannot be verified."
+            "The endpoint's completions have no log-probabilities for the prompt, so it cannot be verified."
         ) from None
     if not all(math.isfinite(score) for score in continuation):
         raise _RefusedError("The endpoint's log-probabilities are not finite numbers.")

@@ -1,4 +1,4 @@
-"""Progress of running attempts, from Celery's result backend. Redis is a radio: silence costs freshness, nothing else."""
+"""Progress of running attempts, read from Celery's result backend. Without Redis only the progress in status is missing."""
 
 import json
 import logging
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 0.5
-"""For connecting and for an answer. A reconcile must not wait for a radio."""
+"""Timeout in seconds for connecting and for an answer, short because a reconcile must not wait for optional data."""
 PAUSE_SECONDS = 15.0
-"""After an error nobody asks Redis for this long: a dead Redis then costs one timeout in fifteen seconds, not one per pass."""
+"""Seconds without requests after an error, so that an unreachable Redis costs one timeout in 15 s, not one per pass."""
 KEY_PREFIX = "celery-task-meta-"
-"""How Celery's Redis backend names its results."""
+"""Prefix of the keys of Celery's Redis backend."""
 
 
 class ProgressReader:
-    """Reads progress; answers None whenever it cannot."""
+    """Reader of progress. Returns None if Redis does not answer."""
 
     def __init__(self, broker_url: str | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._broker_url = broker_url or None
@@ -34,15 +34,15 @@ class ProgressReader:
         self._redis: Redis | None = None
 
     async def read(self, job_uid: str, attempt: int) -> Progress | None:
-        """The latest figures of an attempt, or None if there are none or Redis does not answer."""
+        """Read the latest progress of an attempt; None if there is none or Redis does not answer."""
         if self._broker_url is None or self._clock() < self._silent_until:
             return None
         try:
             value = await self._connected(self._broker_url).get(KEY_PREFIX + task_id(job_uid, attempt))
         except Exception as error:
-            # Whatever goes wrong with Redis must not matter to a job; the client raises many kinds of errors.
+            # Any error: no failure of Redis may affect a job, and its client raises many kinds.
             self._silent_until = self._clock() + PAUSE_SECONDS
-            logger.warning("progress is not available", extra={"error": type(error).__name__})
+            logger.warning("progress is not available: Redis does not answer", extra={"error": type(error).__name__})
             return None
         return parse_result(value)
 
@@ -63,7 +63,7 @@ class ProgressReader:
 
 
 def parse_result(value: Any) -> Progress | None:
-    """Progress from a value of the result backend; None if the task has not reported any, or has ended."""
+    """Parse a value of the result backend; None if the task has not reported progress or has ended."""
     try:
         meta = json.loads(value) if value else {}
         if not isinstance(meta, dict) or meta.get("status") != PROGRESS_STATE:

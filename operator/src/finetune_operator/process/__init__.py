@@ -1,1 +1,1 @@
-"""The process beside its work: health, logs and metrics."""
+"""Health, logs and metrics of the operator's process."""

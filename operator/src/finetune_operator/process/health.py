@@ -1,8 +1,8 @@
-"""/healthz, /readyz and /metrics. Liveness tells the truth about ourselves, not about the API server.
+"""/healthz, /readyz and /metrics. Liveness is about this process, not about the API server.
 
-A process that is restarted because the API server is down ends in the kubelet's crash back-off and stays blind for minutes
-after it is back. So an outage makes us unready; unhealthy we are when the event loop, the resync or the watch is stuck, or
-when the API server answers and keeps refusing us.
+An API server outage makes the operator unready, not unhealthy: a restart would end in the kubelet's crash back-off, and the
+operator would be missing for minutes after the outage. It is unhealthy only when the event loop, the resync or the watch is
+stuck, or when the API server answers and keeps refusing it.
 """
 
 import time
@@ -13,13 +13,13 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 STALE_SECONDS: Final = 90.0
-"""Six resyncs without a single answer."""
+"""Seconds after which a resync without an answer counts as stuck: six resync intervals."""
 STABLE_SECONDS: Final = 20.0
-"""A watch that lasts this long works; one that keeps ending before does not."""
+"""Seconds after which a watch counts as working."""
 
 
 class Health:
-    """What the probes report. Written by the resync and by the supervisor of the watch."""
+    """State behind the probes. The resync and the watch supervisor update it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -31,47 +31,47 @@ class Health:
         self.is_watching = False
 
     def resync_succeeded(self) -> None:
-        """The API server answered."""
+        """Record that the API server answered the resync."""
         self._last_attempt = self._last_success = self._clock()
         self._is_synced, self._is_outage = True, False
 
     def resync_failed(self, *, is_outage: bool) -> None:
-        """It did not, or it refused."""
+        """Record that the API server did not answer the resync, or refused it."""
         self._last_attempt = self._clock()
         self._is_outage = is_outage
 
     def watch_started(self) -> None:
-        """The watch is up."""
+        """Record that the watch has started."""
         self.is_watching = True
         self._watch_started_at = self._clock()
 
     def watch_lost(self) -> None:
-        """The watch has ended; the supervisor is starting it again."""
+        """Record that the watch has ended. The supervisor restarts it."""
         if self._is_watch_stable() or self._watch_failing_since is None:
             self._watch_failing_since = self._clock()
         self.is_watching = False
 
     def problem(self) -> str | None:
-        """Why this process should be restarted, or None."""
+        """Return why this process should be restarted, or None."""
         now = self._clock()
         if now - self._last_attempt > STALE_SECONDS:
             return "the resync is stuck"
         if self._is_outage:
             return None
         if now - self._last_success > STALE_SECONDS:
-            return "the API server refuses us"
+            return "the API server refuses the operator"
         is_failing = self._watch_failing_since is not None and not self._is_watch_stable()
         if is_failing and now - (self._watch_failing_since or now) > STALE_SECONDS:
-            return "the watch does not come up"
+            return "the watch does not start"
         return None
 
     def _is_watch_stable(self) -> bool:
         return self.is_watching and self._clock() - self._watch_started_at > STABLE_SECONDS
 
     def unready_reason(self) -> str | None:
-        """Why this process does not keep up with the cluster now, or None."""
+        """Return why this process does not follow the cluster now, or None."""
         if not self._is_synced:
-            return "nothing was listed yet"
+            return "the first resync is not complete"
         if not self.is_watching:
             return "the watch is not running"
         if self._is_outage:
@@ -80,7 +80,7 @@ class Health:
 
 
 def build_app(health: Health) -> web.Application:
-    """The HTTP application."""
+    """Create the HTTP application."""
 
     async def healthz(_: web.Request) -> web.Response:
         return _answer(health.problem())

@@ -1,12 +1,12 @@
-"""Prometheus metrics of the operator. Defined once, incremented where things happen."""
+"""Prometheus metrics of the operator. Defined here, updated where the events happen."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
 RECONCILES = Counter("finetune_operator_reconciles", "Reconciles by kind and result.", ["kind", "result"])
 RECONCILE_SECONDS = Histogram("finetune_operator_reconcile_seconds", "Duration of reconciles.", ["kind"])
-QUEUE_DEPTH = Gauge("finetune_operator_queue_depth", "Objects that wait for a worker now.")
+QUEUE_DEPTH = Gauge("finetune_operator_queue_depth", "Objects that are waiting for a worker.")
 JOBS = Gauge("finetune_operator_jobs", "FinetuneJobs by phase, as of the last resync.", ["phase"])
 STATUS_WRITES = Counter("finetune_operator_status_writes", "Status writes by kind.", ["kind"])
 PROBE_VERDICTS = Counter("finetune_operator_probe_verdicts", "Fingerprint probes by verdict.", ["verdict"])
-WATCH_RESTARTS = Counter("finetune_operator_watch_restarts", "Fresh starts of the watching framework.")
-RESYNCS = Counter("finetune_operator_resyncs", "Own LISTs of both kinds by result.", ["result"])
+WATCH_RESTARTS = Counter("finetune_operator_watch_restarts", "Restarts of the watch.")
+RESYNCS = Counter("finetune_operator_resyncs", "Resyncs (LISTs of both kinds) by result.", ["result"])

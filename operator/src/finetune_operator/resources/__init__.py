@@ -1,4 +1,4 @@
-"""Pure builders of Kubernetes manifests: typed object and settings in, plain dict out. No clock, client or logger here."""
+"""Pure builders of Kubernetes manifests: typed object and settings in, plain dict out. No clock, client or logger."""
 
 from typing import Any
 

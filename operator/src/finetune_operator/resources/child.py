@@ -1,4 +1,4 @@
-"""What all children of an InferenceService have in common: labels, owner, and the hash of what was asked for."""
+"""Common parts of all children of an InferenceService: labels, owner, and the hash of the manifest."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from finetune_operator.resources.labels import owner_reference, serving_labels
 
 
 def build_child(service: InferenceService, api_version: str, kind: str, name: str, **content: Any) -> Manifest:
-    """A manifest with the service's labels that is removed with it; `content` is `spec` or `data`."""
+    """Build a manifest with the service's labels and owner reference; `content` is `spec` or `data`."""
     return {
         "apiVersion": api_version,
         "kind": kind,
@@ -26,11 +26,11 @@ def build_child(service: InferenceService, api_version: str, kind: str, name: st
 
 
 def with_hash(manifest: Manifest) -> Manifest:
-    """The manifest with the hash of itself as an annotation."""
+    """Return the manifest with its own hash as an annotation."""
     annotations = {**manifest["metadata"].get("annotations", {}), ANNOTATION_DESIRED_HASH: content_hash(manifest)}
     return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
 
 
 def content_hash(content: Any) -> str:
-    """Short hash of JSON-like data."""
+    """Return a short hash of JSON-like data."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The claim that receives adapters where a namespace has none."""
+"""Default output claim of a namespace."""
 
 from finetune_api.contract import DEFAULT_ADAPTERS_CLAIM
 from finetune_operator.resources import Manifest
@@ -7,7 +7,7 @@ from finetune_operator.settings import Settings
 
 
 def build_adapters_claim(namespace: str, settings: Settings) -> Manifest:
-    """The default output claim. Nobody owns it: adapters outlive the jobs that made them."""
+    """Build the default output claim. It has no owner, because adapters outlive their jobs."""
     spec: Manifest = {
         "accessModes": [settings.adapters_access_mode],
         "resources": {"requests": {"storage": settings.adapters_size}},

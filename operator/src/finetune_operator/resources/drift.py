@@ -1,4 +1,4 @@
-"""Whether a live object still says what we applied. The API server adds defaults; only what we asked for counts."""
+"""Drift: differences between a live object and the manifest that was applied. Defaults added by the API server do not count."""
 
 import re
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ _FACTORS = {
 
 
 IDENTITY = frozenset({"apiVersion", "kind", "metadata"})
-"""Keys of a manifest that say what it is, rather than what is asked for (`spec`, or `data` of a ConfigMap)."""
+"""Keys of a manifest that identify the object; the others (`spec`, or `data` of a ConfigMap) are its content."""
 ATOMIC = frozenset({"selector", "nodeSelector"})
-"""Maps that mean something else when a key is added to them."""
+"""Maps whose meaning changes with an added key, so they are compared as a whole."""
 LIST_KEYS = ("mountPath", "containerPort", "port", "name")
-"""Keys by which server-side apply merges has_version. It cannot remove what others added to one: that is no drift."""
+"""Keys by which server-side apply merges lists. Items that others add cannot be removed by it, so they are not drift."""
 
 
 def has_drifted(desired: Manifest, live: Manifest) -> bool:
-    """True if the live object was made from another manifest, or if somebody changed a field that is ours."""
+    """Return whether the live object was made from another manifest, or a field that the operator applied was changed."""
     if is_outdated(desired, live):
         return True
     content = {key: value for key, value in desired.items() if key not in IDENTITY}
@@ -36,13 +36,13 @@ def has_drifted(desired: Manifest, live: Manifest) -> bool:
 
 
 def is_outdated(desired: Manifest, live: Manifest) -> bool:
-    """True if the live object was made from another manifest."""
+    """Return whether the live object was made from another manifest."""
     annotations = live["metadata"].get("annotations") or {}
     return bool(annotations.get(ANNOTATION_DESIRED_HASH) != desired["metadata"]["annotations"][ANNOTATION_DESIRED_HASH])
 
 
 def is_subset(live: Any, desired: Any) -> bool:
-    """True if everything in `desired` is in `live`: dicts and keyed has_version may have more, other has_version may not."""
+    """Return whether everything in `desired` is in `live`. Dicts and keyed lists may have more items, other lists may not."""
     if isinstance(desired, dict):
         return isinstance(live, dict) and all(_has(live, key, value) for key, value in desired.items())
     if isinstance(desired, list | tuple):
@@ -62,13 +62,13 @@ def _has(live: dict[str, Any], key: str, value: Any) -> bool:
     if key in ATOMIC:
         return bool(live.get(key) == value)
     if key not in live:
-        # `readOnly: false` and `replicas: 0` are not always stored; absent means just that.
+        # Zero values such as `readOnly: false` are not always stored; absent means the same.
         return value in (False, 0, None, [], {}, "")
     return is_subset(live[key], value)
 
 
 def _same_quantity(left: Any, right: Any) -> bool:
-    """The API server rewrites quantities: 1000m becomes 1."""
+    """Compare two quantities, because the API server rewrites them: 1000m becomes 1."""
     values = [_QUANTITY.match(str(side)) for side in (left, right) if not isinstance(side, bool)]
     if len(values) != 2 or values[0] is None or values[1] is None:
         return False

@@ -1,4 +1,4 @@
-"""Environment variables of other projects' libraries that pods get from Secrets."""
+"""Environment variables of third-party libraries that pods get from Secrets."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ OBJECT_STORE_ENV: Final = (
     "AWS_REGION",
     "AWS_ENDPOINT_URL",
 )
-"""Environment variables of an s3:// dataset, each from the key of the same name in dataset.secretRef's Secret."""
+"""Environment variables for an s3:// dataset, each from the key of the same name in the Secret of dataset.secretRef."""
 MLFLOW_TOKEN_ENV: Final = "MLFLOW_TRACKING_TOKEN"  # noqa: S105 - a name
 """MLflow's own environment variable for a token, from the key that tracking.mlflow.secretRef names."""
 MLFLOW_LOGIN_ENV: Final = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")

@@ -1,4 +1,4 @@
-"""What a FinetuneJob that serves its adapter asks for: an InferenceService of its own, or an adapter more in one that exists."""
+"""Endpoint of a FinetuneJob: an InferenceService that the job owns, or its adapter added to an existing one."""
 
 import math
 from typing import Final, get_args
@@ -22,15 +22,14 @@ from finetune_operator.resources.labels import (
     owner_reference,
 )
 
-DRIFT_FIELDS: Final = get_args(GateMetric)
-"""Metrics that later versions may be compared by."""
+COMPARED_METRICS: Final = get_args(GateMetric)
+"""Metrics by which later versions of an adapter can be compared."""
 UNMANAGED_FIELDS: Final = {"adapters_from", "engine", "merge_adapter", "rollout"}
-"""Fields that no job says: whether later jobs may add adapters, what computes, and how adapters get into the pods. Stating
-their defaults would revert whoever edits them."""
+"""Fields that a job leaves to others: applying their defaults would revert the edits of users."""
 
 
 def build_adapter_reference(job: FinetuneJob, adapter: AdapterStatus) -> AdapterReference:
-    """The job's adapter, with the fingerprint that proves it and the metrics that the next version is compared by."""
+    """Build the reference to the job's adapter, with its fingerprint and the metrics for comparing the next version."""
     return AdapterReference(
         name=adapter.name,
         source=adapter.uri,
@@ -39,13 +38,13 @@ def build_adapter_reference(job: FinetuneJob, adapter: AdapterStatus) -> Adapter
         metrics=[
             Metric(name=m.name, value=m.value)
             for m in job.status.metrics
-            if m.name in DRIFT_FIELDS and math.isfinite(float(m.value))
+            if m.name in COMPARED_METRICS and math.isfinite(float(m.value))
         ],
     )
 
 
 def build_addition(job: FinetuneJob, adapter: AdapterStatus) -> Manifest:
-    """The part of an InferenceService that is the job's adapter; to be applied by a manager of that adapter alone."""
+    """Build the part of an InferenceService that is the job's adapter. It needs a field manager of its own."""
     return {
         "apiVersion": API_VERSION,
         "kind": INFERENCE_SERVICE_KIND,
@@ -55,7 +54,7 @@ def build_addition(job: FinetuneJob, adapter: AdapterStatus) -> Manifest:
 
 
 def build_inference_service(job: FinetuneJob, serve: Serve, adapter: AdapterStatus) -> Manifest:
-    """The endpoint for the job's adapter, with the fingerprint that proves it."""
+    """Build the InferenceService that the job owns, with its adapter."""
     spec = InferenceServiceSpec(
         model=job.spec.model,
         adapters=[build_adapter_reference(job, adapter)],

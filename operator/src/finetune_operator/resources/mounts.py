@@ -1,4 +1,4 @@
-"""Where volumes are mounted in trainer and server pods."""
+"""Mount points of volumes in training and server pods."""
 
 from typing import Final
 
@@ -13,4 +13,4 @@ INITIAL_ADAPTER_MOUNT: Final = "/initial-adapter"
 ADAPTERS_MOUNT: Final = "/adapters"
 """Mount point of the output claim: read-write in the trainer, read-only in the server."""
 SCRATCH_MOUNT: Final = "/scratch"
-"""emptyDir of both pods: HOME, TMPDIR and caches. The root file system is read-only."""
+"""Mount point of an emptyDir for HOME, TMPDIR and caches, because the root file system is read-only."""

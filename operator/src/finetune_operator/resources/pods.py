@@ -1,4 +1,4 @@
-"""What training and server pods have in common: volumes for source URIs, configuration mount, security, resources."""
+"""Common parts of training and server pods: volumes for source URIs, configuration mount, security, resources."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,51 +26,51 @@ from finetune_operator.resources.mounts import (
 from finetune_operator.settings import Settings
 
 USER_ID: Final = 10001
-"""uid, gid and fsGroup of all containers; the images create this user."""
+"""Uid, gid and fsGroup of all containers; the images create this user."""
 GPU_RESOURCE: Final = "nvidia.com/gpu"
 
 
 @dataclass
 class Volumes:
-    """Volumes and mounts of one pod, collected while it is built. A claim that is used twice is one volume."""
+    """Volumes and mounts of a pod, collected while it is built. A claim that is used twice is one volume."""
 
     volumes: list[Manifest] = field(default_factory=list)
     mounts: list[Manifest] = field(default_factory=list)
     _by_claim: dict[str, str] = field(default_factory=dict)
 
     def claim(self, name: str, claim: str, path: str, *, read_only: bool) -> None:
-        """Mount a claim. Read-only is said at the mount: the volume may be written through another mount."""
+        """Mount a claim. Only the mount is read-only, because another mount may write to the volume."""
         if claim not in self._by_claim:
             self._by_claim[claim] = name
             self.volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
         self.mounts.append({"name": self._by_claim[claim], "mountPath": path, "readOnly": read_only})
 
     def config_map(self, name: str, config_map: str, key: str, path: str) -> None:
-        """Mount one key. Optional, so that a pod starts and says exactly what is missing instead of waiting mute."""
+        """Mount one key of a ConfigMap, optionally, so that the pod starts and reports a missing key itself."""
         items = [{"key": key, "path": key}]
         self.volumes.append({"name": name, "configMap": {"name": config_map, "items": items, "optional": True}})
         self.mounts.append({"name": name, "mountPath": path, "readOnly": True})
 
     def configuration(self) -> None:
-        """Mount the configuration, which travels in an annotation of the pod, as a file."""
+        """Mount the configuration, an annotation of the pod, as a file."""
         file = CONFIG_PATH.removeprefix(f"{CONFIG_DIRECTORY}/")
         reference = {"fieldPath": f"metadata.annotations['{ANNOTATION_CONFIG}']"}
         self.volumes.append({"name": "config", "downwardAPI": {"items": [{"path": file, "fieldRef": reference}]}})
         self.mounts.append({"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True})
 
     def scratch(self, size: str) -> None:
-        """Mount the only place besides the adapters where a pod may write."""
+        """Mount the scratch volume, the only writable one besides the adapters."""
         self.volumes.append({"name": "scratch", "emptyDir": {"sizeLimit": size}})
         self.mounts.append({"name": "scratch", "mountPath": SCRATCH_MOUNT, "readOnly": False})
 
     def model(self, model: ModelReference) -> None:
-        """Mount the claim of the base model, if it is on one."""
+        """Mount the claim of a base model that is on a claim."""
         source = parse_source(model.source)
         if source.scheme == "pvc":
             self.claim("models", source.name, MODELS_MOUNT, read_only=True)
 
     def rows(self, name: str, uri: str | None, path: str) -> None:
-        """Mount the claim or ConfigMap of a dataset; inline rows (None) travel in the configuration, others are fetched."""
+        """Mount the claim or ConfigMap of a dataset. Inline rows (None) are in the configuration, others are downloaded."""
         if uri is None:
             return
         source = parse_source(uri)
@@ -81,13 +81,13 @@ class Volumes:
 
 
 def model_path(model: ModelReference) -> str:
-    """Where a pod finds the base model: a path, or ORG/NAME of the hub."""
+    """Return the base model as a pod sees it: a path, or ORG/NAME of the hub."""
     source = parse_source(model.source)
     return f"{MODELS_MOUNT}/{source.path}" if source.scheme == "pvc" else f"{source.name}/{source.path}"
 
 
 def rows_path(uri: str, mount: str) -> str:
-    """Where a pod finds the rows of a dataset, a path or a URI; `mount` is DATASETS_MOUNT or EVALUATION_MOUNT."""
+    """Return the rows of a dataset as a pod sees them: a path or a URI; `mount` is DATASETS_MOUNT or EVALUATION_MOUNT."""
     if mount not in (DATASETS_MOUNT, EVALUATION_MOUNT):
         raise ValueError(f"{mount} is not a mount point of rows")
     source = parse_source(uri)
@@ -95,7 +95,7 @@ def rows_path(uri: str, mount: str) -> str:
 
 
 def common_env(model: ModelReference, *, other_sources: Sequence[str] = ()) -> list[Manifest]:
-    """Environment of both containers: caches on the scratch volume, hub access only where a source needs it."""
+    """Return the environment of every container: caches on the scratch volume, and hub access only if a source needs it."""
     env: list[Manifest] = [
         {"name": "HOME", "value": SCRATCH_MOUNT},
         {"name": "TMPDIR", "value": SCRATCH_MOUNT},
@@ -112,9 +112,9 @@ def common_env(model: ModelReference, *, other_sources: Sequence[str] = ()) -> l
 def dataset_env(
     sources: Sequence[str], secret: LocalSecretReference | None, settings: Settings, *, tracked: bool = False
 ) -> list[Manifest]:
-    """Environment of a trainer that fetches its rows: credentials by reference, where they may come from and go to.
+    """Return the environment for downloading rows: credentials by reference, and limits on addresses.
 
-    `tracked` says that its figures go somewhere, to which the same limits apply.
+    The same limits apply to experiment trackers, if the job is `tracked`.
     """
     schemes = {parse_source(uri).scheme for uri in sources} - set(MOUNTED)
     env: list[Manifest] = [{"name": DOWNLOADS_ENV, "value": f"{SCRATCH_MOUNT}/downloads"}] if schemes else []
@@ -122,7 +122,7 @@ def dataset_env(
         env.append({"name": ALLOW_PRIVATE_SOURCES_ENV, "value": "true"})
     if secret is None:
         return env
-    # All optional: not every source needs all of them, and one that is refused says so, where a pod would wait mute.
+    # Optional: no source needs all of them, and a refused download has a message, unlike a pod that waits for a Secret.
     keys = {DATASET_TOKEN_ENV: secret.key} if schemes & {"hf", "https"} else {}
     if "s3" in schemes:
         keys |= {name: name for name in OBJECT_STORE_ENV}
@@ -133,14 +133,14 @@ def dataset_env(
 
 
 def tracking_env(tracking: Tracking | None) -> list[Manifest]:
-    """Environment of a trainer whose figures go elsewhere: credentials by reference, under the libraries' own names."""
+    """Return the environment for experiment trackers: credentials by reference, under the libraries' own names."""
     references: dict[str, tuple[str, str]] = {}
     if tracking and tracking.mlflow and (secret := tracking.mlflow.secret_ref):
         references[MLFLOW_TOKEN_ENV] = (secret.name, secret.key)
         references |= {name: (secret.name, name) for name in MLFLOW_LOGIN_ENV}
     if tracking and tracking.wandb and (secret := tracking.wandb.secret_ref):
         references[WANDB_KEY_ENV] = (secret.name, secret.key)
-    # Optional: a tracker that is refused costs figures, a pod that waits for a Secret the training.
+    # Optional: a tracker without credentials loses metrics; a pod that waits for a Secret would never train.
     return [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": secret_name, "key": key, "optional": True}}}
         for name, (secret_name, key) in references.items()
@@ -148,12 +148,12 @@ def tracking_env(tracking: Tracking | None) -> list[Manifest]:
 
 
 def container_resources(resources: Resources) -> Manifest:
-    """Requests and limits. No CPU limit: idle cores are usable, and throttling helps nobody."""
+    """Return requests and limits. There is no CPU limit, so that a pod can use idle cores."""
     memory = str(resources.memory)
     requests = {"cpu": str(resources.cpu), "memory": memory}
     limits = {"memory": memory}
     if resources.gpu:
-        # Kubernetes wants request and limit of an extended resource to be equal.
+        # Kubernetes requires equal request and limit for an extended resource.
         requests[GPU_RESOURCE] = limits[GPU_RESOURCE] = str(resources.gpu)
     return {"requests": requests, "limits": limits}
 
@@ -163,7 +163,7 @@ CONTAINER_SECURITY: Final[Mapping[str, Any]] = {
     "capabilities": {"drop": ["ALL"]},
     "readOnlyRootFilesystem": True,
 }
-"""What Pod Security `restricted` asks of a container, and a root file system nobody can plant code in."""
+"""Security context of a container: Pod Security `restricted`, and a read-only root file system."""
 
 POD_SECURITY: Final[Mapping[str, Any]] = {
     "runAsNonRoot": True,
@@ -173,7 +173,7 @@ POD_SECURITY: Final[Mapping[str, Any]] = {
     "fsGroupChangePolicy": "OnRootMismatch",
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-"""What Pod Security `restricted` asks of a pod. OnRootMismatch: a recursive chown of a model volume takes minutes."""
+"""Security context of a pod: Pod Security `restricted`. OnRootMismatch avoids a recursive chown, which takes minutes for a model."""
 
 
 def pod_spec(
@@ -185,7 +185,7 @@ def pod_spec(
     tolerations: list[Manifest],
     before: Manifest | None = None,
 ) -> Manifest:
-    """Pod spec around one container, and one that runs `before` it; `tolerations` come before those of the settings."""
+    """Build a pod spec with one container and one that runs `before` it. `tolerations` precede those of the settings."""
     spec: Manifest = {
         "serviceAccountName": settings.service_account,
         "automountServiceAccountToken": False,

@@ -1,4 +1,4 @@
-"""Children of an InferenceService: adapter list, Deployment, Service, budget, autoscaler; the ServingConfig of the pods."""
+"""Children of an InferenceService (adapter list, Deployment, Service, budget, autoscaler), and its pods' ServingConfig."""
 
 from typing import Final
 
@@ -32,22 +32,23 @@ from finetune_operator.settings import Settings
 
 SERVER_CONTAINER: Final = "server"
 DRAIN_DELAY_SECONDS: Final = 10
-"""Time after SIGTERM in which requests still come: proxies of a busy node learn several seconds late that a pod is going."""
+"""Seconds after SIGTERM during which requests are still accepted: proxies of a busy node stop sending several seconds late."""
 DRAIN_SECONDS: Final = 45
-"""Time for running answers after that."""
+"""Seconds for running requests after that."""
 GRACE_SECONDS: Final = DRAIN_DELAY_SECONDS + DRAIN_SECONDS + 10
-"""Both, and time for the engine's last step; a pod ends as soon as it has nothing to do."""
+"""Seconds for both and for the engine's last step. A pod exits as soon as it is idle."""
 STARTUP_PERIOD_SECONDS: Final = 5
+"""Seconds between two startup probes."""
 STARTUP_FAILURES: Final = 360
-"""Half an hour for downloading and loading a model before the kubelet gives up."""
+"""Failed startup probes before the kubelet restarts the server: half an hour for downloading and loading a model."""
 SERVICE_PORT: Final = 80
-"""Port of the Service, so that URLs need none."""
+"""Port of the Service, the default of HTTP, so that URLs need none."""
 
 
 def build_serving_children(service: InferenceService, settings: Settings) -> list[Manifest]:
-    """Everything that should exist for an InferenceService, each with the hash of what was asked for.
+    """Build all children of an InferenceService, each with its hash.
 
-    The list of adapters comes first: pods that start then find it. A Rolling service has none.
+    The list of adapters comes first, so that starting pods find it. A Rolling service has none.
     """
     children = [] if is_rolling(service) else [build_adapter_list(service, settings)]
     children += [build_deployment(service, settings), build_service(service)]
@@ -59,9 +60,9 @@ def build_serving_children(service: InferenceService, settings: Settings) -> lis
 
 
 def build_deployment(service: InferenceService, settings: Settings) -> Manifest:
-    """The server pods. A rollout never takes away a ready pod before its successor is ready (if Rolling: proven).
+    """Build the Deployment. A rollout removes a ready pod only when its successor is ready (for Rolling: verified).
 
-    Without `replicas` where an autoscaler decides about them.
+    `replicas` is left out if an autoscaler sets it.
     """
     size = {} if is_autoscaled(service) else {"replicas": service.spec.replicas}
     labels = serving_labels(service.metadata.name)
@@ -75,7 +76,7 @@ def build_deployment(service: InferenceService, settings: Settings) -> Manifest:
             "selector": {"matchLabels": serving_selector(service.metadata.name)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "revisionHistoryLimit": 2,
-            # Longer than the startup probe, so that the pod's own reason is known before this one.
+            # Longer than the startup probe, so that the pod's own reason is reported first.
             "progressDeadlineSeconds": STARTUP_PERIOD_SECONDS * STARTUP_FAILURES + 600,
             "template": {
                 "metadata": {"labels": labels, "annotations": {ANNOTATION_CONFIG: encoded_config(service)}},
@@ -86,7 +87,7 @@ def build_deployment(service: InferenceService, settings: Settings) -> Manifest:
 
 
 def build_server_pod_spec(service: InferenceService, settings: Settings) -> Manifest:
-    """One server pod."""
+    """Build the spec of a server pod."""
     volumes = Volumes()
     volumes.model(service.spec.model)
     claim = adapter_claim(service)
@@ -116,7 +117,7 @@ def build_server_pod_spec(service: InferenceService, settings: Settings) -> Mani
 
 
 def build_service(service: InferenceService) -> Manifest:
-    """The stable address."""
+    """Build the Service, the stable address of the pods."""
     return build_child(
         service,
         "v1",
@@ -131,27 +132,27 @@ def build_service(service: InferenceService) -> Manifest:
 
 
 def server_image(service: InferenceService, settings: Settings) -> str | None:
-    """The image with the engine that is asked for; None if there is none."""
+    """Return the image for the requested engine; None if the administrator has not set one."""
     return settings.inference_vllm_image if service.spec.engine == "VLLM" else settings.inference_image
 
 
 def is_autoscaled(service: InferenceService) -> bool:
-    """Whether an autoscaler decides about the number of pods; `replicas: 0` stops them whatever it says."""
+    """Return whether an autoscaler sets the number of pods; `replicas: 0` stops them regardless."""
     return service.spec.autoscaling is not None and service.spec.replicas > 0
 
 
 def max_replicas(service: InferenceService) -> int:
-    """The most pods there can be. A budget on a single one would only block the drain of its node."""
+    """Return the maximum number of pods. A budget for a single pod would only block the drain of its node."""
     if service.spec.autoscaling is not None and service.spec.replicas > 0:
         return service.spec.autoscaling.max_replicas
     return service.spec.replicas
 
 
 def with_replicas(deployment: Manifest, service: InferenceService, live: Manifest | None) -> Manifest:
-    """A Deployment to be applied, with the number of pods that an autoscaler chose.
+    """Return a Deployment for server-side apply with the number of pods that the autoscaler has set.
 
-    Whoever applied the field once and leaves it out removes it, and the API server then makes it 1. The number is that of
-    `live`: if the autoscaler changes it meanwhile, the API server refuses what was decided on an older one.
+    Leaving out a field that was applied once would remove it, and the API server would then default it to 1. The number comes
+    from `live`, with its resourceVersion: if the autoscaler changes it meanwhile, the API server refuses the apply.
     """
     autoscaling = service.spec.autoscaling
     if autoscaling is None or "replicas" in deployment["spec"]:
@@ -165,7 +166,7 @@ def with_replicas(deployment: Manifest, service: InferenceService, live: Manifes
 
 
 def build_autoscaler(service: InferenceService, wanted: Autoscaling) -> Manifest:
-    """Decides how many server pods there are."""
+    """Build the HorizontalPodAutoscaler of the server pods."""
     name = deployment_name(service.metadata.name)
     target = {"type": "Utilization", "averageUtilization": wanted.target_cpu_utilization}
     spec = {
@@ -178,7 +179,7 @@ def build_autoscaler(service: InferenceService, wanted: Autoscaling) -> Manifest
 
 
 def build_budget(service: InferenceService) -> Manifest:
-    """At most one server pod at a time is evicted."""
+    """Build the PodDisruptionBudget: at most one server pod is evicted at a time."""
     selector = {"matchLabels": serving_selector(service.metadata.name)}
     name = deployment_name(service.metadata.name)
     spec = {"maxUnavailable": 1, "selector": selector}
@@ -186,14 +187,14 @@ def build_budget(service: InferenceService) -> Manifest:
 
 
 def adapter_claim(service: InferenceService) -> str | None:
-    """The claim that all adapters are on; the schema says that it is one."""
+    """Return the claim of all adapters, which the schema guarantees to be one; None without adapters."""
     if service.spec.adapter_claim is None and service.spec.adapters:
         return parse_source(service.spec.adapters[0].source).name
     return service.spec.adapter_claim
 
 
 def encoded_config(service: InferenceService) -> str:
-    """What a server is told once and for all, as one line of JSON; adapters of a Hot service come and go in their list."""
+    """Return a server's ServingConfig as one line of JSON. The adapters of a Hot service are in their own list instead."""
     spec = service.spec
     config = ServingConfig(
         model=ServedModel(name=model_name(service), path=model_path(spec.model), revision=spec.model.revision),
@@ -205,22 +206,22 @@ def encoded_config(service: InferenceService) -> str:
 
 
 def config_hash(encoded: str) -> str:
-    """Identifies what `encoded_config` made."""
+    """Return the hash of an encoded configuration."""
     return content_hash(encoded)
 
 
 def model_name(service: InferenceService) -> str:
-    """What clients put into `model` for the base: the last component of its source."""
+    """Return the name that clients use as `model` for the base model: the last component of its source."""
     return parse_source(service.spec.model.source).basename
 
 
 def service_url(service: InferenceService, settings: Settings) -> str:
-    """The OpenAI-compatible API inside the cluster."""
+    """Return the URL of the OpenAI-compatible API inside the cluster."""
     return f"http://{service.metadata.name}.{service.metadata.namespace}.svc.{settings.cluster_domain}/v1"
 
 
 def server_url(address: str, pod_name: str, service: InferenceService, settings: Settings) -> str:
-    """One server pod as the operator reaches it, without a path."""
+    """Return the URL by which the operator reaches one server pod, without a path."""
     if settings.server_url_template is None:
         host = f"[{address}]" if ":" in address else address
         return f"http://{host}:{SERVER_PORT}"
@@ -235,7 +236,7 @@ def _drain_env() -> list[Manifest]:
 
 
 def _engine_env(service: InferenceService) -> list[Manifest]:
-    """Nothing for the default engine, so that its pods are what they were before there was another one."""
+    """Return the engine's variable; none for the default engine, so that pods of earlier releases need no rollout."""
     return [{"name": SERVER_ENGINE_ENV, "value": "vllm"}] if service.spec.engine == "VLLM" else []
 
 

@@ -1,4 +1,4 @@
-"""The Kubernetes Job of one attempt, and the TrainingConfig that its pod is given."""
+"""Kubernetes Job of an attempt, and the TrainingConfig of its pod."""
 
 import copy
 from typing import Final
@@ -37,24 +37,24 @@ from finetune_operator.settings import Settings
 
 TRAINER_CONTAINER: Final = "trainer"
 VALIDATE_CONTAINER: Final = "validate"
-"""Runs first and says what is wrong with spec, model or dataset before a GPU is in use."""
+"""Init container that checks spec, model and dataset before the trainer starts."""
 VALIDATE_ARGS: Final = ("validate",)
-"""Its command of the trainer's image; the chart's admission policy allows no other arguments."""
+"""Arguments of that container; the chart's admission policy allows no others."""
 GRACE_SECONDS: Final = 60
-"""Time to commit a checkpoint after SIGTERM."""
+"""Seconds to commit a checkpoint after SIGTERM."""
 NODE_LOSS_TOLERATIONS: Final = tuple(
     {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}
     for taint in ("not-ready", "unreachable")
 )
-"""Kubernetes' own default waits 300 s before it gives up the pod of a lost node; a checkpoint makes moving cheap."""
+"""Tolerations that evict the pod of a lost node after 30 s instead of the default 300 s, because resuming from a checkpoint is cheap."""
 
 
 def build_training_job(job: FinetuneJob, attempt: int, settings: Settings) -> Manifest:
-    """The Job of attempt number `attempt`. Raises StalledError if the configuration is too large for its annotation."""
+    """Build the Job of attempt number `attempt`. Raises StalledError if the configuration is too large for its annotation."""
     labels = training_labels(job, attempt)
     config = encoded_config(build_training_config(job, attempt))
     spec: Manifest = {
-        # Attempts are the operator's: the Job controller makes one pod, and a second one never.
+        # The operator makes the attempts: the Job controller must create one pod and never a second one.
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
         "template": {
@@ -64,7 +64,7 @@ def build_training_job(job: FinetuneJob, attempt: int, settings: Settings) -> Ma
     }
     job_labels = dict(labels)
     if job.spec.queue_name is not None:
-        # From here on `suspend` belongs to Kueue.
+        # Kueue sets `suspend` from here on.
         job_labels[LABEL_QUEUE_NAME] = job.spec.queue_name
         spec["suspend"] = True
     return {
@@ -81,10 +81,10 @@ def build_training_job(job: FinetuneJob, attempt: int, settings: Settings) -> Ma
 
 
 def build_training_pod_spec(job: FinetuneJob, settings: Settings) -> Manifest:
-    """The pod of an attempt: `validate`, then the trainer, which both read everything else from the configuration."""
+    """Build the pod of an attempt: `validate`, then the trainer. Both read everything else from the configuration."""
     volumes = Volumes()
     evaluation = job.spec.evaluation.source if job.spec.evaluation else None
-    # The writable mount first: it gives its name to a claim that holds the model too.
+    # The writable mount comes first, because it names the volume of a claim that also holds the model.
     volumes.claim("adapters", job.spec.output.claim, ADAPTERS_MOUNT, read_only=False)
     volumes.model(job.spec.model)
     volumes.rows("datasets", job.spec.dataset.source, DATASETS_MOUNT)
@@ -120,21 +120,21 @@ def _container(name: str, env: list[Manifest], resources: Resources, volumes: Vo
         "resources": container_resources(resources),
         "securityContext": copy.deepcopy(dict(CONTAINER_SECURITY)),
         "terminationMessagePath": TERMINATION_LOG,
-        # A trainer that was killed leaves no Outcome; the end of its log is better than nothing.
+        # A killed trainer leaves no Outcome; the end of its log is used instead.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": copy.deepcopy(volumes.mounts),
     }
 
 
 def _gpu_env(job: FinetuneJob, settings: Settings) -> list[Manifest]:
-    """What `validate` is told of the GPU that it does not have: its memory, or that nobody knows it."""
+    """Return the variable with the memory of the trainer's GPU for `validate`, which has no GPU; 0 means unknown."""
     if not job.spec.resources.gpu:
         return []
     return [{"name": GPU_MEMORY_ENV, "value": str(settings.gpu_memory_bytes)}]
 
 
 def build_training_config(job: FinetuneJob, attempt: int) -> TrainingConfig:
-    """Everything that the trainer is told."""
+    """Build the whole configuration of the trainer."""
     spec = job.spec
     metadata = job.metadata
     return TrainingConfig(
@@ -155,13 +155,13 @@ def build_training_config(job: FinetuneJob, attempt: int) -> TrainingConfig:
 
 
 def encoded_config(config: TrainingConfig) -> str:
-    """The configuration as one line of JSON. Raises StalledError if it cannot travel in an annotation."""
+    """Return the configuration as one line of JSON. Raises StalledError if it does not fit into an annotation."""
     text = config.model_dump_json(by_alias=True, exclude_none=True)
     if (size := len(text.encode())) > MAX_CONFIG_BYTES:
         raise StalledError(
             Reason.SPEC_INVALID,
-            f"The inline rows make a configuration of {size} bytes; at most {MAX_CONFIG_BYTES} are possible. "
-            "Put the rows into a ConfigMap or on a claim and name it in dataset.source.",
+            f"The configuration with its inline rows has {size} bytes; the limit is {MAX_CONFIG_BYTES}. "
+            "Put the rows into a ConfigMap or on a claim, and set dataset.source to its URI.",
         )
     return text
 
