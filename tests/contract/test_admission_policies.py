@@ -94,8 +94,8 @@ def an_init_container(pod: Raw, **fields: Any) -> Raw:
 
 
 ATTACKS: dict[str, tuple[Callable[[Raw, Raw], object], str]] = {
-    "host network": (lambda _, pod: pod.update(hostNetwork=True), "namespaces of the host"),
-    "host processes": (lambda _, pod: pod.update(hostPID=True), "namespaces of the host"),
+    "host network": (lambda _, pod: pod.update(hostNetwork=True), "host namespaces"),
+    "host processes": (lambda _, pod: pod.update(hostPID=True), "host namespaces"),
     "host path": (lambda _, pod: pod["volumes"].append({"name": "h", "hostPath": {"path": "/"}}), "volumes must be"),
     "secret volume": (
         lambda _, pod: pod["volumes"].append({"name": "s", "secret": {"secretName": "x"}}),

@@ -26,7 +26,7 @@ app.kubernetes.io/instance: {{ $root.Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* Reference of an image: by digest if there is one. Called with (list $ .Values.some.image). */}}
+{{/* Reference of an image, by digest if it is set. Called with (list $ .Values.some.image). */}}
 {{- define "finetune.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
@@ -37,7 +37,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 {{- end -}}
 
-{{/* What Pod Security `restricted` asks of a pod. */}}
+{{/* Security context of a pod: Pod Security `restricted`. */}}
 {{- define "finetune.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 10001
@@ -47,7 +47,7 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{/* What Pod Security `restricted` asks of a container, and a root file system that nobody can plant code in. */}}
+{{/* Security context of a container: Pod Security `restricted`, and a read-only root file system. */}}
 {{- define "finetune.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -55,7 +55,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Where pods may run. Called with the values of a component. */}}
+{{/* Scheduling of pods. Called with the values of a component. */}}
 {{- define "finetune.placement" -}}
 {{- with .nodeSelector }}
 nodeSelector:

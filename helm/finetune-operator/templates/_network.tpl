@@ -1,4 +1,4 @@
-{{/* Egress that every client of the API server needs. The API server has no pod label and its address may change. */}}
+{{/* Egress for clients of the API server, which has no pod labels and whose address may change. */}}
 {{- define "finetune.dnsAndApiServer" -}}
 - ports:
     - port: 53

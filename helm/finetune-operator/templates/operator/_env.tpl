@@ -1,4 +1,4 @@
-{{/* The operator's settings; their meaning is in operator/src/finetune_operator/settings.py. Unset ones keep its defaults. */}}
+{{/* Settings of the operator, documented in operator/src/finetune_operator/settings.py, which also has the defaults of unset ones. */}}
 {{- define "finetune.operatorEnv" -}}
 - name: FINETUNE_OPERATOR_NAMESPACES
   value: {{ join "," .Values.watchNamespaces | quote }}

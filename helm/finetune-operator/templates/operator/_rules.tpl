@@ -3,7 +3,7 @@ The operator's rights, equal to operator/src/finetune_operator/permissions.py (a
 no nodes, no roles. The same rules are a ClusterRole, or one Role per namespace of watchNamespaces.
 */}}
 {{- define "finetune.operatorRules" -}}
-# Framework: what watching needs
+# Framework: rules for watching
 - apiGroups: [finetune.dev]
   resources: [finetunejobs, inferenceservices]
   verbs: [list, watch]
@@ -16,7 +16,7 @@ no nodes, no roles. The same rules are a ClusterRole, or one Role per namespace 
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [list, watch]
-# Application: what the reconcilers do
+# Application: rules for the reconcilers
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
   verbs: [get, delete]
