@@ -59,7 +59,7 @@ def test_a_served_adapter_is_verified_and_then_left_alone(world: World) -> None:
 @pytest.mark.parametrize(
     ("behavior", "reason", "words"),
     [
-        (serving("tone", tuned=BASE), "AdapterHasNoEffect", "like the base model"),
+        (serving("tone", tuned=BASE), "AdapterHasNoEffect", "match the base model"),
         (serving("tone", tuned=[-9.0, -9.0, -9.0]), "AdapterIncompatible", "neither"),
         (refusing("tone"), "AdapterIncompatible", "rank 64 > 16"),
     ],

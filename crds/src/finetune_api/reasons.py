@@ -34,7 +34,7 @@ class Phase(StrEnum):
     VERIFYING = "Verifying"
     """The fingerprint is being replayed against the endpoint."""
     SUCCEEDED = "Succeeded"
-    """Everything that the spec asks for is done. Final."""
+    """All parts of the spec are done. Final."""
     FAILED = "Failed"
     """The job has ended without success; status.message says why. Final."""
     CANCELLED = "Cancelled"
@@ -118,7 +118,7 @@ class ConditionType(StrEnum):
     """End of the job with success.
 
     Kinds: FinetuneJob.
-    True: Everything that the spec asks for is done. It stays True.
+    True: All parts of the spec are done. It stays True.
     Set by: The operator.
     """
     FAILED = "Failed"
@@ -147,7 +147,7 @@ class ConditionType(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a condition has its status. One CamelCase word, with details in the condition's message."""
+    """Reason for the status of a condition: one CamelCase word, with details in the condition's message."""
 
     # Normal operation
     VALIDATING = "Validating"
@@ -241,7 +241,7 @@ class Reason(StrEnum):
     To do: Copy the fingerprint from status.adapter of the FinetuneJob into spec.adapters, or train the adapter again.
     """
     COMPLETED = "Completed"
-    """Everything that the spec asks for is done, or a rollout is complete.
+    """All parts of the spec are done, or a rollout is complete.
 
     To do: Nothing.
     """

@@ -36,7 +36,7 @@ _SECRET_FIELD: Final = re.compile(r"token|secret|password|credential|api_?key", 
 _USER_IN_URI: Final = re.compile(r"(\w+://)[^/\s'\"]*@")
 _QUERY_IN_URI: Final = re.compile(r"(\w+://[^\s'\"?]*)\?[^\s'\"]*")
 _BRANCH: Final = re.compile(r"[\w-]+\[.*\]|int|str|float|bool|constrained-\w+|[A-Z]\w*", re.DOTALL)
-"""What pydantic puts into a location for a member of a union: `list[TextPart]`, `str`, `TextFormat`."""
+"""Part of a location that stands for a member of a union: `list[TextPart]`, `str`, `TextFormat`."""
 _SYNONYMS: Final[Mapping[str, str]] = {
     "r": "rank",
     "lr": "learningRate",
@@ -67,8 +67,10 @@ _TYPES: Final[Mapping[str, str]] = {
     "model": "an object",
     "mapping": "an object",
     "none": "null",
+    "datetime": "a time such as 2026-01-31T12:00:00Z",
+    "timezone": "a time such as 2026-01-31T12:00:00Z",
 }
-"""What is expected, by the first word of pydantic's error type (`int_type`, `int_parsing`, `int_from_float`)."""
+"""Expected type by the first word of pydantic's error type (`int_type`, `int_parsing`, `int_from_float`)."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,9 @@ class Problem:
     field: str
     """Field as the user writes it, for example `messages[0].content[1]`; empty for the whole document."""
     message: str
-    """What is wrong or expected, in lower case and without a full stop."""
+    """Clause that says what is wrong or expected, without a full stop."""
     found: str | None = None
-    """The refused value as one short line of JSON; None where the message or the field says enough."""
+    """Refused value as one short line of JSON; None if the message says enough."""
     kind: str = ""
     """pydantic's error type, for example `missing`."""
 

@@ -113,7 +113,7 @@ def task_from(raw: Raw) -> Task:
     try:
         status = FinetuneJobStatus.model_validate(raw.get("status") or {})
     except ValidationError as error:
-        message = f"status cannot be read: {problems_of(error, document=raw['status'])[0]}"
+        message = f"status.{problems_of(error, document=raw['status'])[0]}; this gateway cannot read the status"
         return Task(**common, state=State.PENDING, phase="Unknown", reason="StatusUnreadable", message=message)
     written = status.to_dict()
     return Task(

@@ -29,20 +29,20 @@ class ClusterError(OperatorError):
 
     @property
     def is_conflict(self) -> bool:
-        """Whether another client wrote first, or the object exists already."""
+        """True if another client wrote first, or the object exists already."""
         return self.status == 409
 
     @property
     def is_invalid(self) -> bool:
-        """Whether schema or validation reject the object, so that it can never be stored as it is."""
+        """True if schema or validation reject the object, so that it can never be stored as it is."""
         return self.status in (400, 422)
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the API server rejected the object: as invalid, or by a quota or a policy."""
+        """True if the API server rejected the object: as invalid, or by a quota or a policy."""
         return self.is_invalid or self.status == 403
 
     @property
     def is_outage(self) -> bool:
-        """Whether the API server is down, restarting or overloaded."""
+        """True if the API server is down, restarting or overloaded."""
         return self.status in (0, 429) or self.status >= 500

@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     adapters_access_mode: str = "ReadWriteOnce"
     """Access mode of the default output claim. ReadWriteMany allows training and serving on different nodes."""
     allow_private_sources: bool = False
-    """Whether datasets may come from addresses that are not public, such as an object store inside the cluster."""
+    """Permission for datasets from addresses that are not public, such as an object store inside the cluster."""
     scratch_size: str = "10Gi"
     """Limit of each pod's scratch volume (caches, temporary files)."""
 

@@ -681,8 +681,11 @@ def test_a_merged_adapter_is_the_only_model() -> None:
     ("spec", "words"),
     [
         ({"adapters": [ADAPTER]}, "set rollout.mode to Rolling"),
-        ({"adapters": [], "rollout": {"mode": "Rolling"}}, "with 0 adapters; list exactly one"),
-        ({"adapters": [ADAPTER, {**ADAPTER, "name": "b"}], "rollout": {"mode": "Rolling"}}, "with 2 adapters"),
+        ({"adapters": [], "rollout": {"mode": "Rolling"}}, "needs exactly one adapter; list one"),
+        (
+            {"adapters": [ADAPTER, {**ADAPTER, "name": "b"}], "rollout": {"mode": "Rolling"}},
+            "needs exactly one adapter",
+        ),
     ],
 )
 def test_what_cannot_be_merged_says_what_to_change(spec: dict[str, Any], words: str) -> None:

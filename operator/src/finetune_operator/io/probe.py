@@ -42,7 +42,7 @@ class ProbeResult:
 
     @property
     def is_final(self) -> bool:
-        """Whether another probe of the same process would have the same result."""
+        """True if another probe of the same process would have the same result."""
         return self.loaded and (self.verified != "Unknown" or self.reason == Reason.NO_FINGERPRINT)
 
 

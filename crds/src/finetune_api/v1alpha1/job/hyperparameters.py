@@ -7,7 +7,7 @@ from pydantic import Field
 from finetune_api.base import SpecModel, at_most_one_of
 
 GradientCheckpointing = Literal["auto", "enabled", "disabled"]
-"""Whether activations are recomputed in the backward pass; `auto` decides by the memory available."""
+"""Recomputation of activations in the backward pass; `auto` enables it if memory would not suffice otherwise."""
 
 
 DEFAULT_EPOCHS = 3.0
