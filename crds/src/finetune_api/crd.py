@@ -18,10 +18,9 @@ from finetune_api.contract import (
     INFERENCE_SERVICE_PLURAL,
     VERSION,
 )
+from finetune_api.v1alpha1 import MUTABLE_FIELDS, FinetuneJob, FinetuneJobSpec, FinetuneJobStatus
 from finetune_api.v1alpha1.common import SERVICE_NAME_PATTERN
 from finetune_api.v1alpha1.inference_service import InferenceService, InferenceServiceSpec, InferenceServiceStatus
-from finetune_api.v1alpha1.job.kind import MUTABLE_FIELDS, FinetuneJob, FinetuneJobSpec
-from finetune_api.v1alpha1.job.status import FinetuneJobStatus
 
 Schema = dict[str, Any]
 

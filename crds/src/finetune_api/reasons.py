@@ -34,7 +34,7 @@ class Phase(StrEnum):
     VERIFYING = "Verifying"
     """The fingerprint is being replayed against the endpoint."""
     SUCCEEDED = "Succeeded"
-    """All parts of the spec are done. Final."""
+    """The job is complete: the adapter is stored and, with spec.serve, served and verified. Final."""
     FAILED = "Failed"
     """The job has ended without success; status.message says why. Final."""
     CANCELLED = "Cancelled"
@@ -109,7 +109,7 @@ class ConditionType(StrEnum):
     """Proof that the endpoint answers with the tuned weights.
 
     Kinds: FinetuneJob, InferenceService.
-    True: The fingerprint of each adapter (of a FinetuneJob: of its adapter) was replayed, and the answers match the tuned weights.
+    True: The fingerprint was replayed, and the answers match the tuned weights. An InferenceService needs that for each of its adapters.
     False: The answers do not match, or a server refused an adapter. The reason says how.
     Unknown: The fingerprint was not replayed yet, or the adapter has none.
     Set by: The operator, from what each server pod answers.
@@ -118,7 +118,7 @@ class ConditionType(StrEnum):
     """End of the job with success.
 
     Kinds: FinetuneJob.
-    True: All parts of the spec are done. It stays True.
+    True: The job is complete: the adapter is stored and, with spec.serve, served and verified. It stays True.
     Set by: The operator.
     """
     FAILED = "Failed"
@@ -241,7 +241,7 @@ class Reason(StrEnum):
     To do: Copy the fingerprint from status.adapter of the FinetuneJob into spec.adapters, or train the adapter again.
     """
     COMPLETED = "Completed"
-    """All parts of the spec are done, or a rollout is complete.
+    """The job or the rollout is complete.
 
     To do: Nothing.
     """
