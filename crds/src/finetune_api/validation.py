@@ -28,6 +28,8 @@ MAX_SUGGESTIONS: Final = 20
 """Unknown keys that get a suggestion: a body can have as many of them as bytes."""
 MAX_TAGGED: Final = 64
 """Keys of an object that may be the tagged member of a union."""
+MAX_BITS: Final = 256
+"""Size of an integer that is shown; Python refuses to print very large ones."""
 UNKNOWN: Final = object()
 """Document that the caller does not have: locations are then shown as pydantic gives them."""
 
@@ -152,6 +154,8 @@ def shown(value: Any) -> str | None:
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        return "a number with many digits"
     if not isinstance(value, str | int | float):
         return None
     return _bounded(_without_credentials(json.dumps(value, ensure_ascii=False)), MAX_FOUND)

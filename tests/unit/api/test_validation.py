@@ -103,6 +103,7 @@ def test_a_union_is_one_problem_without_the_names_of_its_members(document: dict[
 def test_a_value_is_shown_on_one_line_bounded_and_without_secrets() -> None:
     assert sentences(Letter, {"token": "s3cr3t"}) == ["token: expected an integer"]
     assert shown("a\nb\ud800" + "c" * 1000) == '"a\\nb?' + "c" * 73 + "…"
+    assert shown(10**5000) == "a number with many digits"
     assert shown("https://ann:pw@host/rows?signature=s3cr3t") == '"https://…@host/rows?…"'
     (refused,) = sentences(FinetuneJobSpec, MINIMAL | {"dataset": {"source": "https://ann:pw@host/rows?key=s3cr3t"}})
     assert "pw" not in refused
