@@ -72,6 +72,10 @@ kill-test-trainer: setup ## Kill trainings a hundred times, also inside a save; 
 soak-server: setup ## Overload, abandon and confuse a real server for some minutes; memory, refusals, draining
 	$(call timed,soak of the server,$(PY) -m lab.soak.run)
 
+.PHONY: mutation
+mutation: setup ## Share of small faults in the operator's decisions and builders that its fast tests notice (MUTATION_ARGS=--help)
+	$(PY) -m lab.mutation.run $(MUTATION_ARGS)
+
 .PHONY: binaries
 binaries: setup ## Build etcd, Kubernetes, CoreDNS, helm and the metrics server (once per version)
 	$(call timed,cluster binaries,$(CLUSTER) binaries)
