@@ -64,16 +64,21 @@ class Mutant:
         node = _find(tree, self)
         before = ast.unparse(node)
         _change(tree, self)
-        return f"{_short(before)}  ->  {_short(ast.unparse(node))}"
+        return _difference(before, ast.unparse(node))
 
 
 def find_mutants(path: Path) -> list[Mutant]:
     """Return all mutants of a file, in the order of its nodes."""
     return [
-        Mutant(path, number, variant, getattr(node, "lineno", 0), function)
+        Mutant(path, number, variant, _line(node), function)
         for number, (node, function) in enumerate(_nodes(ast.parse(path.read_text()), None))
         for variant in range(len(list(_changes(node))))
     ]
+
+
+def _line(node: ast.AST) -> int:
+    place = node.target if isinstance(node, ast.comprehension) else node
+    return int(getattr(place, "lineno", 0))
 
 
 def _change(tree: ast.Module, mutant: Mutant) -> None:
@@ -153,6 +158,8 @@ def _other(value: bool | float | str) -> bool | int | float | str:
     return f"{value}X" if isinstance(value, str) else 2 * value + 1
 
 
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 100 else f"{line[:60]} ... {line[-35:]}"
+def _difference(before: str, after: str) -> str:
+    """Return both texts from shortly before the first character that differs."""
+    same = next((i for i, pair in enumerate(zip(before, after, strict=False)) if len(set(pair)) > 1), len(before))
+    start = max(0, same - 30)
+    return "  ->  ".join(" ".join(text[start : start + 80].split()) for text in (before, after))
