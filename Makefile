@@ -119,3 +119,7 @@ figures-record: setup ## Keep the measured figures in docs/figures and regenerat
 .PHONY: crds
 crds: setup ## Regenerate the CRDs and the chart's copies from the types
 	$(PY) -m finetune_api write
+
+.PHONY: chart-values
+chart-values: setup ## Regenerate the page of the chart's values
+	$(PY) -m lab.chart_values
