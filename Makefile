@@ -46,11 +46,12 @@ test-programs: setup # Programs that tests would otherwise skip for
 	$(call timed,an S3 server for the tests,$(CLUSTER) binaries --only versitygw)
 
 .PHONY: lint
-lint: setup ## Formatting, lint, types, import contracts
+lint: setup ## Formatting, lint, types, import contracts, workflows
 	$(call timed,ruff format,.venv/bin/ruff format --check .)
 	$(call timed,ruff check,.venv/bin/ruff check .)
 	$(call timed,mypy,.venv/bin/mypy)
 	$(call timed,import contracts,.venv/bin/lint-imports)
+	$(call timed,workflows,.venv/bin/zizmor --offline --no-progress --quiet .github)
 
 .PHONY: test-unit
 test-unit: setup ## Unit, golden and contract tests: need only Python
@@ -115,6 +116,11 @@ figures: setup ## Print all measured figures and mark what falls short
 .PHONY: figures-record
 figures-record: setup ## Keep the measured figures in docs/figures and regenerate their table
 	@$(PY) -m lab.figures keep
+
+.PHONY: docs
+docs: setup ## Build the documentation into build/site; a dead link or anchor is an error
+	$(call timed,tools of the site,$(UV) sync --frozen --all-packages --inexact --group docs --quiet)
+	$(call timed,site,NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict)
 
 .PHONY: crds
 crds: setup ## Regenerate the CRDs and the chart's copies from the types
