@@ -40,6 +40,8 @@ class TrainerSettings(BaseSettings):
     """Seconds to wait for the pod's own message before it runs the task without it."""
     progress_interval: float = Field(default=2.0, ge=0, validation_alias="FINETUNE_PROGRESS_INTERVAL")
     """Seconds between two progress reports, at least."""
+    progress_file: Path | None = Field(default=None, validation_alias="FINETUNE_PROGRESS_FILE")
+    """File that gets the latest figures as JSON, for a reader on this machine; unset means none."""
     gpu_memory: int | None = Field(default=None, ge=0, validation_alias=constants.GPU_MEMORY_ENV)
     """Bytes of the GPU that the run will have, 0 if it will have one of unknown size; unset if none. For `validate`, which
     sees no GPU."""

@@ -9,6 +9,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
 
 from finetune_api.outcome import PROGRESS_STATE, Outcome, Progress
@@ -175,6 +176,23 @@ class BackendReporter(LatestReporter):
     def send(self, news: Progress | Outcome) -> None:
         """Store what the operator reads."""
         self._store(news.to_dict(), PROGRESS_STATE if isinstance(news, Progress) else FINISHED_STATE)
+
+
+class FileReporter(LatestReporter):
+    """Progress as a JSON file, which is replaced as a whole."""
+
+    name = "progress"
+
+    def __init__(self, path: Path, interval: float) -> None:
+        self._path = path
+        super().__init__(interval)
+
+    def send(self, news: Progress | Outcome) -> None:
+        """Replace the file; the outcome travels in the termination message."""
+        if isinstance(news, Progress):
+            staged = self._path.with_suffix(".partial")
+            staged.write_text(news.model_dump_json(by_alias=True, exclude_none=True), encoding="utf-8")
+            staged.replace(self._path)
 
 
 def _rounded(value: float | None, digits: int) -> float | int | None:

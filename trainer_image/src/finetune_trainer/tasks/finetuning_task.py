@@ -17,7 +17,7 @@ from finetune_api.training import JobIdentity, TrainingConfig
 from finetune_trainer.config import TrainerSettings, load_pod_config
 from finetune_trainer.errors import TrainingError, as_training_error
 from finetune_trainer.reporting.kubeflow import kubeflow_reporters
-from finetune_trainer.reporting.progress import BackendReporter, LogReporter, Reporter, Reporters
+from finetune_trainer.reporting.progress import BackendReporter, FileReporter, LogReporter, Reporter, Reporters
 from finetune_trainer.reporting.tracking import check_trackers, tracking_reporters
 from finetune_trainer.runtime import distributed
 from finetune_trainer.runtime.interruption import STOP, StopSignal
@@ -83,6 +83,8 @@ def run_worker_rank(config: TrainingConfig, stop: StopSignal, run_id: str) -> Ex
 def _pod_reporter(settings: TrainerSettings, config: TrainingConfig, job: JobIdentity) -> Reporter:
     """All that listen, and the state of the attempt's Celery task even when no message was ever received."""
     reporters: list[Reporter] = [LogReporter(), *kubeflow_reporters(), *tracking_reporters(config, job.uid)]
+    if settings.progress_file:
+        reporters.append(FileReporter(settings.progress_file, settings.progress_interval))
     if settings.broker_url:
         backend = create_app(settings.broker_url).backend
         store = functools.partial(backend.store_result, task_id(job.uid, job.attempt))
