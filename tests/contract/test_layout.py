@@ -22,6 +22,7 @@ PACKAGES = [
     "finetune_gateway",
     "finetune_trainer",
     "finetune_inference",
+    "finetune_cli",
 ]
 
 

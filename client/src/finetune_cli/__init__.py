@@ -1,0 +1,1 @@
+"""The command `finetune`. `main` lists its commands; `local` runs a FinetuneJob on this machine."""

@@ -1,0 +1,86 @@
+"""A manifest is read as the API reads it, and everything that is wrong with it is said at once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_cli.errors import ManifestError
+from finetune_cli.local.manifest import changed_fields, load_manifest
+from support.cli.finetune_command import a_job, write_manifest
+
+SAMPLES = Path(__file__).resolve().parents[3] / "crds" / "samples"
+
+
+def problems(path: Path, *documents: dict[str, Any], data: Path | None = None) -> list[str]:
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(write_manifest(path / "job.yaml", *documents), data)
+    return caught.value.problems
+
+
+def test_the_sample_of_the_demonstration_runs_with_its_data() -> None:
+    manifest = load_manifest(SAMPLES / "demo.yaml", SAMPLES / "data")
+    (config_map,) = manifest.others
+    assert (manifest.namespace, manifest.name) == ("default", "support-tickets")
+    assert {key: len(text.splitlines()) for key, text in config_map["data"].items()} == {
+        "train.jsonl": 144,
+        "heldout.jsonl": 36,
+    }
+
+
+def test_every_problem_is_named_with_the_field_that_was_meant(tmp_path: Path) -> None:
+    job = a_job(hyperparameters={"epoch": 3, "learning_rat": 0.1, "batchSize": 0}, serv={})
+    found = problems(tmp_path, job)
+    assert found == [
+        "spec.hyperparameters.batchSize: Input should be greater than or equal to 1 (found 0)",
+        "spec.hyperparameters.epoch is not a known field; did you mean epochs?",
+        "spec.hyperparameters.learning_rat is not a known field; did you mean learningRate?",
+        "spec.serv is not a known field; did you mean serve?",
+    ]
+
+
+def test_a_config_map_that_is_missing_is_named_with_both_ways_to_give_it(tmp_path: Path) -> None:
+    job = a_job(dataset={"source": "configmap://rows/train.jsonl"})
+    assert problems(tmp_path, job) == [
+        "spec.dataset.source: ConfigMap rows is not in job.yaml; add it as a document, or give --data DIR with "
+        "rows/train.jsonl or rows.train.jsonl"
+    ]
+    rows = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rows"}, "data": {"test.jsonl": ""}}
+    assert problems(tmp_path, job, rows) == [
+        "spec.dataset.source: ConfigMap rows has no key train.jsonl; it has test.jsonl"
+    ]
+
+
+def test_a_file_without_a_job_or_with_another_kind_is_refused(tmp_path: Path) -> None:
+    pod = {"apiVersion": "v1", "kind": "FinetuneJobs", "metadata": {"name": "x"}}
+    assert problems(tmp_path, pod) == [
+        "kind is 'FinetuneJobs'; expected one of FinetuneJob, InferenceService, ConfigMap, Secret, PersistentVolumeClaim; "
+        "did you mean FinetuneJob?",
+        "found 0 documents of kind FinetuneJob; expected one",
+    ]
+
+
+def test_a_secret_of_the_model_must_be_there_and_stays_in_memory(tmp_path: Path) -> None:
+    job = a_job(model={"source": "hf://org/name", "secretRef": {"name": "hub"}})
+    assert problems(tmp_path, job) == [
+        "spec.model.secretRef: Secret hub is not in job.yaml; add it as a document with stringData"
+    ]
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub"}, "stringData": {"token": "hf_x"}}
+    manifest = load_manifest(write_manifest(tmp_path / "job.yaml", job, secret))
+    assert manifest.secrets == {"hub": {"token": "hf_x"}}
+    assert manifest.others == ()
+    assert "hf_x" not in repr(manifest)
+
+
+def test_what_one_machine_cannot_do_is_changed_and_said(tmp_path: Path) -> None:
+    job = a_job(queueName="q", serve={"replicas": 3})
+    manifest = load_manifest(write_manifest(tmp_path / "job.yaml", job))
+    assert manifest.spec.queue_name is None
+    assert manifest.spec.serve is not None
+    assert manifest.spec.serve.replicas == 1
+    assert len(manifest.notes) == 2
+
+
+def test_a_changed_spec_is_told_by_field_and_both_values() -> None:
+    old, new = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": "x" * 60}
+    assert changed_fields(old, new) == ["spec.a.c (2, now 3)", f"spec.d (unset, now {'x' * 39}…)"]
