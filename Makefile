@@ -17,11 +17,16 @@ help: ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 # Compiled once here, because environments with PYTHONDONTWRITEBYTECODE would compile torch at every start.
-.venv/.ready: uv.lock pyproject.toml crds/pyproject.toml model/pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml inference_image/pyproject.toml
+.venv/.ready: uv.lock pyproject.toml crds/pyproject.toml model/pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml inference_image/pyproject.toml client/pyproject.toml
 	$(call timed,Python environment (5.8 GB the first time: torch brings CUDA),$(UV) sync --frozen --all-packages --compile-bytecode && touch $@)
 
 .PHONY: setup
 setup: .venv/.ready ## Make the Python environment in .venv
+
+.PHONY: try
+try: ## A real fine-tuning on this machine, served and verified, in minutes: no cluster, no root (TRY_ARGS=--keep-serving)
+	@$(UV) --version >/dev/null
+	@python3 -m lab.first_run $(TRY_ARGS)
 
 .PHONY: demo
 demo: setup ## A real Kubernetes, the chart, a real model, a real fine-tuning, a verified endpoint (DEMO_ARGS=--help)
