@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from finetune_api.artifacts import RUN_REPORT_FILE
 from finetune_api.contract import FINETUNE_JOB_KIND, INFERENCE_SERVICE_KIND
+from finetune_api.json_logs import JsonFormatter
 from finetune_api.reasons import ConditionType, Phase
 from finetune_api.sources import parse_source
 from finetune_api.v1alpha1 import FinetuneJob, FinetuneJobSpec, FinetuneJobStatus, InferenceService
@@ -32,7 +33,6 @@ from finetune_cli.local.work_directory import free_port, provide_claims, shown_p
 from finetune_operator.handlers.controller import Controller, Key, keys_of
 from finetune_operator.io.cluster import CONFIG_MAPS, FINETUNE_JOBS, INFERENCE_SERVICES, Raw
 from finetune_operator.process.health import Health
-from finetune_operator.process.logs import JsonFormatter
 from finetune_operator.reconcile.context import Context
 from finetune_operator.reconcile.job.reconcile import reconcile_finetune_job
 from finetune_operator.resources.serving import model_name
@@ -230,7 +230,7 @@ class Session:
                 lines.append(f"Logs: {shown_path(pods[-1])}")
             self._terminal.summary(*lines)
             return ExitCode.FAILED
-        lines = [f"{end.reason}: {end.message}"]
+        lines = [f"Done: {end.reason}: {end.message}"]
         if status.adapter is not None:
             source = parse_source(status.adapter.uri)
             folder = self._folders.claim(source.name) / source.path
