@@ -60,7 +60,7 @@ class Command:
 
     def run(self, *more: str) -> tuple[int, str]:
         process = self.start(*more)
-        output, _ = process.communicate(timeout=1200)
+        output, _ = process.communicate(timeout=280)
         return process.returncode, output
 
     @property
@@ -72,7 +72,7 @@ class Command:
     def condition(self, kind: str) -> dict[str, Any]:
         return next((c for c in self.status.get("conditions", []) if c["type"] == kind), {})
 
-    def wait_for(self, what: str, happened: Callable[[], bool], seconds: float = 600) -> None:
+    def wait_for(self, what: str, happened: Callable[[], bool], seconds: float = 200) -> None:
         deadline = time.monotonic() + seconds
         while not happened():
             assert time.monotonic() < deadline, f"{what}: {self.status}"

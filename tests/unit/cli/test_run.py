@@ -11,8 +11,8 @@ from support.cli.finetune_command import Command, a_job, write_manifest
 
 pytestmark = pytest.mark.model
 
-LONG = {"epochs": 400, "batchSize": 4, "learningRate": 0.001}
-"""800 steps: some seconds, in which a test can stop it."""
+LONG = {"epochs": 100, "batchSize": 4, "learningRate": 0.001}
+"""200 steps: some seconds, in which a test can stop it."""
 
 
 def test_a_job_is_trained_served_verified_and_asked_and_then_served_again_without_training(command: Command) -> None:
@@ -66,7 +66,7 @@ def test_a_run_that_is_interrupted_and_then_killed_is_resumed_from_its_checkpoin
     assert command.status["attempt"] == 3
     assert command.status["failedAttempts"] == 0
     record = json.loads(_adapter(command).joinpath("run.json").read_text())
-    assert record["steps"] == 800 or "800" in json.dumps(record)
+    assert "200" in json.dumps(record)
 
 
 def test_a_job_that_fails_ends_with_its_reason_and_starts_anew_once_it_is_mended(command: Command) -> None:
