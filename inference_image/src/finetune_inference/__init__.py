@@ -1,5 +1,6 @@
 """The server: one base model and its LoRA adapters behind an OpenAI-compatible API, with or without Kubernetes.
 
-Read in this order: `inference` (the service, without HTTP), `engine` (the seam to what computes) and
-`transformers_engine`, `scheduler` (the thread that owns it), `adapters` and `lora` (what is believed), `app` (HTTP).
+Read in this order: `inference` (the service, without HTTP), `service` (its three parts), `engine` (the interface to what
+computes, and the scheduler that owns it), `backends` (the engines), `adapters` (verification, list and registry), `text`
+(tokens to text and back), `api` (HTTP).
 """

@@ -1,7 +1,7 @@
-"""Settings of the server, all in one place: what an administrator may change, and where the served models come from.
+"""Configuration of the server: the settings of the process, and the models to serve.
 
-What is served (base model, adapters, precision) is a `finetune_api.serving.ServingConfig`, which the operator mounts into
-the pod. How this process serves it (queue, limits, threads, address) is `Settings`, read from the environment.
+The models (base model, adapters, precision) are a `finetune_api.serving.ServingConfig`, which the operator mounts into the
+pod. The settings of this process (queue, limits, threads, address) are `Settings`, read from the environment.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 
 
 class Settings(BaseSettings):
-    """How this process serves. Each field is an environment variable `FINETUNE_SERVER_<FIELD>`, but for the first."""
+    """Settings of this process. Each field is the environment variable `FINETUNE_SERVER_<FIELD>`, except the first."""
 
     model_config = SettingsConfigDict(
         env_prefix="FINETUNE_SERVER_", frozen=True, extra="ignore", populate_by_name=True, protected_namespaces=()
@@ -25,103 +25,106 @@ class Settings(BaseSettings):
         str | None,
         Field(
             validation_alias="MODEL_NAME_OR_PATH",
-            description="Base model to serve, a folder or ORG/NAME of a hub repository. For use without Kubernetes: it "
-            "replaces the model's path of the configuration file, which need not exist then.",
+            description="Base model to serve: a folder, or ORG/NAME of a hub repository. For use without Kubernetes: it "
+            "replaces the model's path of the configuration file, which is optional then.",
         ),
     ] = None
     config_path: Annotated[Path, Field(description="File with the ServingConfig (JSON).")] = Path(CONFIG_PATH)
     engine: Annotated[
         Literal["transformers", "vllm"],
         Field(
-            description="What computes: transformers, which every image has, or vllm, which needs the package vllm. The API and "
-            "what is checked of adapters are the same."
+            description="Engine that computes answers: transformers, which every image has, or vllm, which needs the package vllm. "
+            "The API and the verification of adapters are the same."
         ),
     ] = "transformers"
     host: Annotated[str, Field(description="Address to listen on.")] = "0.0.0.0"  # noqa: S104 - a pod has one address
     port: Annotated[int, Field(description="TCP port to listen on; 0 picks a free one.", ge=0, le=65535)] = SERVER_PORT
-    threads: Annotated[
-        int | None, Field(description="Threads that compute; unset means as many as the CPU quota has.", ge=1)
-    ] = None
-    max_running: Annotated[
-        int, Field(description="Sequences that are worked on at the same time, one token each per step.", ge=1)
-    ] = 32
+    threads: Annotated[int | None, Field(description="Threads for computing; unset means the CPU quota.", ge=1)] = None
+    max_running: Annotated[int, Field(description="Most sequences that run at the same time (batch size).", ge=1)] = 32
     max_cached_tokens: Annotated[
         int | None,
         Field(
-            description="Tokens, of all sequences together, whose keys and values are kept; unset means as many as fit into "
-            "a quarter of the memory that the model leaves. One sequence of the model's longest context always fits.",
+            description="Size of the KV cache in tokens, of all sequences together; unset means a quarter of the memory that is "
+            "free after the model is loaded. One sequence of the full context length always fits.",
             ge=1,
         ),
     ] = None
     adapters_path: Annotated[
         Path,
         Field(
-            description="File with a list of adapters that may change at any time (JSON, see `adapter_list`); need not exist."
+            description="File with the adapter list (JSON, see `adapter_list`), which may change at any time; optional."
         ),
     ] = Path(ADAPTER_LIST_MOUNT, ADAPTER_LIST_FILE)
-    adapters_poll_seconds: Annotated[float, Field(description="Seconds between two looks at that file.", gt=0)] = 0.1
-    max_lora_rank: Annotated[int, Field(description="Highest rank of an adapter.", ge=1)] = 256
+    adapters_poll_seconds: Annotated[
+        float, Field(description="Seconds between two checks of that file for changes.", gt=0)
+    ] = 0.1
+    max_lora_rank: Annotated[int, Field(description="Highest LoRA rank of an adapter.", ge=1)] = 256
     max_batched_adapters: Annotated[
         int,
         Field(
-            description="Adapters that vllm works with in one step, each with room for the highest rank; requests for others "
-            "wait for their turn. transformers has no such limit.",
+            description="Most adapters in one step of vllm, each with memory for the highest rank; requests for other adapters "
+            "wait. transformers has no such limit.",
             ge=1,
         ),
     ] = 8
     adapter_memory_bytes: Annotated[
         int | None,
         Field(
-            description="Memory for adapters; those that were not asked for the longest leave it, and are read again when "
-            "somebody asks. Unset means an eighth of the memory that the model leaves, at least 64 MiB.",
+            description="Memory for adapters in bytes. If it is full, the least recently used adapters are evicted and loaded "
+            "again for their next request. Unset means an eighth of the memory beside the model, at least 64 MiB.",
             ge=1,
         ),
     ] = None
     max_waiting: Annotated[
-        int, Field(description="Sequences that may wait for the engine; one more is answered with 429.", ge=1)
+        int, Field(description="Most sequences in the waiting queue; a further one is answered with 429.", ge=1)
     ] = 64
     request_timeout_seconds: Annotated[
         float,
-        Field(description="Seconds that an answer may take, waiting included; then it is given up with 504.", gt=0),
+        Field(description="Time limit of an answer in seconds, waiting included; then the status is 504.", gt=0),
     ] = 600.0
     max_output_tokens: Annotated[
-        int, Field(description="Largest max_tokens that a request may ask for, and the default for chats.", ge=1)
+        int, Field(description="Largest max_tokens of a request, and the default for chats.", ge=1)
     ] = 4096
     max_sequences_per_request: Annotated[
-        int, Field(description="Prompts times n that one request may ask for.", ge=1)
+        int, Field(description="Most sequences of one request: prompts times n.", ge=1)
     ] = 32
-    chat_page: Annotated[
-        bool, Field(description="Serve a page to chat with two models side by side, at /chat (see `chat_page`).")
-    ] = False
+    chat_page: Annotated[bool, Field(description="Serve a page at /chat to chat with two models side by side.")] = False
     max_body_bytes: Annotated[int, Field(description="Largest request body in bytes.", ge=1024)] = 4 << 20
     drain_delay_seconds: Annotated[
         float,
         Field(
-            description="Seconds between SIGTERM and closing the port. Meanwhile /readyz fails and requests are still "
-            "answered, each on a connection that then ends, because load balancers learn late that this process is "
-            "going. The operator's pods have 10, since a busy node's service proxy takes several.",
+            description="Seconds between SIGTERM and closing the port. Meanwhile /readyz fails, and requests are still "
+            "answered, each on a connection that then ends, because load balancers learn late that this process "
+            "terminates. The operator sets 10 in its pods, since the service proxy of a busy node takes several seconds.",
             ge=0,
         ),
     ] = 3.0
     drain_seconds: Annotated[
         int,
         Field(
-            description="Seconds that running requests get after the port is closed; with the delay and five seconds for "
-            "the end it has to stay below what comes before SIGKILL. The operator's pods have 45, of 65 in all.",
+            description="Seconds for running requests after the port is closed. With the delay and five seconds for the "
+            "exit it has to stay below the grace period before SIGKILL. The operator sets 45 in its pods, of 65 in total.",
             ge=0,
         ),
     ] = 25
 
 
 def load_serving_config(settings: Settings) -> ServingConfig:
-    """What to serve: the configuration file, with MODEL_NAME_OR_PATH in front of it.
+    """Read the configuration file, and replace its model by MODEL_NAME_OR_PATH if that is set.
 
-    Raises OSError if there is no file and no override, ValueError if the file is no ServingConfig.
+    Raises OSError if there is neither, ValueError if the file is not a ServingConfig.
     """
     override = settings.model_name_or_path
     if override and not settings.config_path.exists():
         return standalone_config(override)
-    config = ServingConfig.model_validate_json(settings.config_path.read_bytes())
+    try:
+        content = settings.config_path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"the configuration file {settings.config_path} does not exist; name a base model with --model or MODEL_NAME_OR_PATH, "
+            "or another file with --config"
+        ) from None
+    config = ServingConfig.model_validate_json(content)
     if override:
         return config.model_copy(update={"model": config.model.model_copy(update={"path": override, "revision": None})})
     return config
@@ -135,9 +138,9 @@ def standalone_config(
     max_model_length: int | None = None,
     merge: bool = False,
 ) -> ServingConfig:
-    """What to serve without Kubernetes: a base model by path or hub name, and adapter folders by name.
+    """Make a configuration without Kubernetes: a base model by path or hub name, and adapter folders by name.
 
-    `merge` makes the one adapter a part of the weights. Raises ValueError if there is not exactly one then.
+    `merge` merges the adapter into the weights; there has to be exactly one then. Raises ValueError.
     """
     return ServingConfig(
         model=ServedModel(name=name or Path(model).name or model, path=model),

@@ -1,4 +1,4 @@
-"""An engine that makes one token per step, and a step only when the test lets it; no torch."""
+"""An engine without torch that generates one token per step, when the test allows a step."""
 
 import queue
 
@@ -13,11 +13,11 @@ from finetune_inference.engine.interface import (
 )
 
 SECONDS = 20
-"""Far more than any step takes; a test that waits as long has failed."""
+"""Time limit of a step; a test that waits as long has failed."""
 
 
 class SteppedEngine:
-    """Makes one token per step, and a step only when it is let."""
+    """Generates one token per step, when the test allows a step."""
 
     capacity = 1
     cached_tokens = 0
@@ -35,8 +35,8 @@ class SteppedEngine:
     def load_adapter(self, adapter: VerifiedAdapter) -> None:
         pass
 
-    def let(self, steps: int) -> None:
-        """Let that many steps happen."""
+    def allow(self, steps: int) -> None:
+        """Allow that many steps."""
         for _ in range(steps):
             self.steps.put(None)
 

@@ -109,40 +109,46 @@ def broken_tokenizer(folder: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "renamed-keys": (renamed, "lacks base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"),
-    "missing-key": (one_missing, "lacks base_model.model.model.layers.0.mlp.down_proj.lora_A.weight; it was made for"),
+    "missing-key": (
+        one_missing,
+        "lacks base_model.model.model.layers.0.mlp.down_proj.lora_A.weight; the adapter was trained on another model",
+    ),
     "not-a-number": (not_a_number, "has values that are not finite floats in base_model.model"),
     "whole-numbers": (whole_numbers, "has values that are not finite floats in base_model.model"),
     "nested-config": (nested, "adapter_config.json cannot be read: maximum recursion depth exceeded"),
     "torn": (torn, "its manifest says"),
     "flipped-bit": (flipped_bit, "has sha256"),
     "uncommitted": (uncommitted, "is not a committed folder: manifest.json cannot be read"),
-    "pickled": (pickled, "has no adapter_model.safetensors but adapter_model.bin: pickle files run code"),
+    "pickled": (pickled, "has no adapter_model.safetensors but adapter_model.bin; pickle files run code"),
     "not-safetensors": (not_safetensors, "is not a safetensors file"),
     "slipped-in": (slipped_in, "has tokenizer_config.json, which its manifest does not list"),
     "a-checkpoint": (a_checkpoint, "holds a checkpoint, not an adapter"),
     "broken-tokenizer": (broken_tokenizer, "has no usable tokenizer"),
     "auto-mapping": (
         lambda f: edit_config(f, auto_mapping={"parent_library": "os", "base_model_class": "system"}),
-        "adapter_config.json sets auto_mapping, which is not plain LoRA",
+        "adapter_config.json sets auto_mapping; only plain LoRA is supported",
     ),
     "megatron": (lambda f: edit_config(f, megatron_config={"a": 1}, megatron_core="os"), "sets megatron_config"),
-    "other-peft-type": (lambda f: edit_config(f, peft_type="IA3"), "has peft_type 'IA3'; only LORA is served"),
+    "other-peft-type": (lambda f: edit_config(f, peft_type="IA3"), "has peft_type 'IA3'; only LORA is supported"),
     "unknown-key": (lambda f: edit_config(f, from_the_future=1), "sets from_the_future"),
     "bias": (lambda f: edit_config(f, bias="all"), "has bias 'all', which would change the base"),
     "pissa": (lambda f: edit_config(f, init_lora_weights="pissa"), "has init_lora_weights 'pissa'"),
     "other-rank": (lambda f: edit_config(f, r=8), "with shape (4, 32); this base model needs (8, 32)"),
-    "alpha-no-number": (lambda f: edit_config(f, lora_alpha=float("nan")), "by what is not finite as torch.float32"),
-    "endless-alpha": (lambda f: edit_config(f, lora_alpha=1e40), "by what is not finite as torch.float32"),
+    "alpha-no-number": (
+        lambda f: edit_config(f, lora_alpha=float("nan")),
+        "by a factor that is not finite as torch.float32",
+    ),
+    "endless-alpha": (lambda f: edit_config(f, lora_alpha=1e40), "by a factor that is not finite as torch.float32"),
     "endless-alpha-of-one": (
         lambda f: edit_config(f, alpha_pattern={"layers.0.self_attn.q_proj": 1e40}),
-        "scales model.layers.0.self_attn.q_proj by what is not finite",
+        "scales model.layers.0.self_attn.q_proj by a factor that is not finite",
     ),
     "absurd-rank": (lambda f: edit_config(f, r=-1), "cannot be applied to this base model"),
     "other-modules": (lambda f: edit_config(f, target_modules=["c_attn"]), "cannot be applied to this base model"),
     "endless-pattern": (lambda f: edit_config(f, target_modules="(a+)+$"), "has target_modules '(a+)+$'"),
     "config-is-a-list": (
         lambda f: ((f / "adapter_config.json").write_text("[]"), commit(f), None)[2],
-        "no JSON object",
+        "is not a JSON object",
     ),
 }
 
@@ -187,7 +193,7 @@ def _adapter_for_another_base(folder: Path) -> str:
 
 
 REASONS = {name: reason for name, (_, reason) in DAMAGES.items()} | {
-    "other-digest": "sha256:" + "0" * 64 + " was asked for",
+    "other-digest": "sha256:" + "0" * 64,
     "other-base": "this base model needs",
     "absent": "is not a committed folder",
     "base": "the name 'base' is already taken",
@@ -244,7 +250,7 @@ def test_an_adapter_that_fails_in_a_way_nobody_foresaw_is_refused_alone(
     adapters = [ServedAdapter(name=name, path=str(models / "formal")) for name in ("odd", "formal")]
     config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")), adapters=adapters)
     engine = SteppedEngine()
-    engine.let(1)
+    engine.allow(1)
     service = InferenceService(config, make_engine=lambda *_: engine)
     service.load()
     assert [model.name for model in service.models()] == ["base", "formal"]
@@ -256,7 +262,7 @@ def test_an_adapter_that_fails_in_a_way_nobody_foresaw_is_refused_alone(
 def test_a_file_that_changes_later_changes_no_loaded_weights(models: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from finetune_inference.backends.transformers.lora import LoraLoader
+    from finetune_inference.backends.common.lora_loader import LoraLoader
 
     folder = copied(models / "formal", tmp_path / "formal")
     adapter = verify(ServedAdapter(name="formal", path=str(folder)), Limits(64, 1 << 30))
@@ -275,7 +281,7 @@ def test_an_adapter_for_a_group_of_experts_is_refused(models: Path, tmp_path: Pa
     """peft wraps the group as one module, whose rows are not those of the batch: it would fail in the engine, for everybody."""
     from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    from finetune_inference.backends.transformers.lora import LoraLoader
+    from finetune_inference.backends.common.lora_loader import LoraLoader
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "head_dim": 8}
     counts = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4}
@@ -294,7 +300,7 @@ def test_weights_must_be_finite_in_the_type_that_the_base_computes_in(models: Pa
     import torch
     from transformers import AutoModelForCausalLM
 
-    from finetune_inference.backends.transformers.lora import LoraLoader
+    from finetune_inference.backends.common.lora_loader import LoraLoader
 
     folder = copied(models / "formal", tmp_path / "large")
     edit_tensors(folder, lambda t: {name: tensor.float() * 0 + 1e6 for name, tensor in t.items()})

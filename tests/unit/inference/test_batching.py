@@ -11,9 +11,9 @@ import pytest
 
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.adapters.verification import AdapterRefusedError, Limits, verify
+from finetune_inference.backends.engines import ENGINES
 from finetune_inference.config import Settings
 from finetune_inference.engine.interface import Event, Failed, Finished, Generated, PromptScored, Sampling, TokenRequest
-from finetune_inference.inference import ENGINES
 from lab.fixtures.tiny_adapter import commit, copied
 from lab.fixtures.tiny_model import LINES
 from support.server.engine_under_test import ENGINE, refusals
@@ -264,7 +264,7 @@ def test_an_adapter_that_overflows_ends_its_own_sequences_only(
         found = both.run(requests)
         assert {key: found[key] for key in expected} == expected
         assert [both.events[key] for key in range(4, 8)] == [
-            [Failed("the model computes values that are not numbers")]
+            [Failed("the model computes values that are not finite numbers")]
         ] * 4
 
 
@@ -308,7 +308,7 @@ def test_a_model_that_cannot_be_batched_is_served_one_by_one(tmp_path: Path, cap
     model.save_pretrained(tmp_path / "bloom")
     make_adapter(tmp_path / "tuned", tmp_path / "bloom", seed=4, target_modules=["query_key_value"])
     runs = Runs(tmp_path / "bloom", {"tuned": tmp_path / "tuned"})
-    assert "is served one sequence at a time" in caplog.text
+    assert "computes one sequence at a time" in caplog.text
     prompt = [7, 8, 9, 10]
     found = runs.run({0: runs.request(prompt, None), 1: runs.request(prompt, "tuned"), 2: runs.request([3], None)})
     expected = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None)
@@ -360,10 +360,10 @@ def test_a_model_whose_positions_depend_on_the_longest_sequence_is_served_one_by
 def test_positions_that_depend_on_neighbors_are_known_by_their_type(rope: dict[str, Any] | None, moves: bool) -> None:
     from types import SimpleNamespace
 
-    from finetune_inference.backends.transformers.model_check import moving_positions
+    from finetune_inference.backends.transformers.model_check import length_dependent_positions
 
     text = SimpleNamespace(rope_parameters=rope)
-    assert (moving_positions(SimpleNamespace(get_text_config=lambda: text)) is not None) == moves
+    assert (length_dependent_positions(SimpleNamespace(get_text_config=lambda: text)) is not None) == moves
 
 
 @only_ours
@@ -391,14 +391,14 @@ def test_room_on_a_gpu_is_the_gpu_s(models: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({}, "weights are kept packed as well: "),
+        ({}, "A packed copy of the weights, for speed, takes "),
         (
             {"engine.spare_memory": lambda: 0},
-            "weights are not kept packed as well, which would be faster: ",
+            "Slower than possible: a packed copy of the weights needs ",
         ),
         (
             {"linear_layers._can_pack": lambda _: False},
-            "weights are not kept packed as well: there is no product from such in float32 here",
+            "No packed copy of the weights: this CPU has no product from packed float32 weights.",
         ),
     ],
     ids=["packed", "no memory", "no product"],
@@ -423,7 +423,7 @@ def test_whether_weights_are_packed_is_said(
 @only_ours
 def test_a_model_that_nobody_uses_any_more_leaves_memory(models: Path) -> None:
     runs = Runs(models / "base", {})
-    module = weakref.ref(runs.engine._model._model)
+    module = weakref.ref(runs.engine._runner._model)
     del runs
     gc.collect()
     assert module() is None

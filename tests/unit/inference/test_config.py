@@ -9,9 +9,8 @@ from finetune_inference.__main__ import configuration
 from finetune_inference.config import (
     Settings,
     load_serving_config,
-    standalone_config,
 )
-from finetune_inference.inference import InferenceService
+from finetune_inference.service.lifecycle import adapter_limits
 from support.server.stepped_engine import SteppedEngine
 
 DOCUMENT = {"model": {"name": "base", "path": "/models/base"}, "adapters": [{"name": "a", "path": "/adapters/a"}]}
@@ -65,7 +64,7 @@ def test_the_command_line_serves_without_any_file() -> None:
         (["--model", "m", "--adapter", "/x"], "use NAME=PATH"),
         (["--model", "m", "--max-model-length", "1"], "greater than or equal to 16"),
         (["--model", "m", "--port", "99999"], "less than or equal to 65535"),
-        (["--config", "/nonexistent"], "No such file"),
+        (["--config", "/nonexistent"], "/nonexistent does not exist; name a base model with --model"),
     ],
 )
 def test_a_configuration_that_cannot_be_used_says_why(arguments: list[str], words: str) -> None:
@@ -73,12 +72,11 @@ def test_a_configuration_that_cannot_be_used_says_why(arguments: list[str], word
         configuration(arguments)
 
 
-def test_room_for_adapters_is_a_share_of_what_the_engine_has_left(tmp_path: Path) -> None:
+def test_room_for_adapters_is_a_share_of_what_the_engine_has_left() -> None:
     def room(spare: int, **settings: int) -> int:
-        service = InferenceService(standalone_config(str(tmp_path)), Settings(**settings))
         engine = SteppedEngine()
         engine.spare_memory = spare
-        return service._limits(engine).memory_bytes
+        return adapter_limits(Settings(**settings), engine).memory_bytes
 
     assert room(8 << 30) == 1 << 30
     assert room(0) == 64 << 20

@@ -190,7 +190,7 @@ def test_a_candidate_of_another_version_than_was_proven_is_not_promoted(
 ) -> None:
     publish(listed, tone=models / "formal", candidate=candidate.model_copy(update={"digest": None}))
     service = hot()
-    with pytest.raises(UnknownModelError, match=rf"'tone@1' is {candidate.digest} here, and not sha256:0"):
+    with pytest.raises(UnknownModelError, match=rf"'tone@1' has digest {candidate.digest} here; sha256:0"):
         service.promote("tone@1", TOKEN, f"sha256:{'0' * 64}")
     assert service.model("tone").root == str(models / "formal")
     service.promote("tone@1", TOKEN, candidate.digest)
@@ -206,7 +206,7 @@ def test_a_promotion_does_not_hide_that_the_list_cannot_be_read(
     wait_until(lambda: service.adapter_list_problem is not None)
     service.promote("tone@1", TOKEN)
     assert names(service) == ["base", "tone"]
-    assert "adapters.0.path: Field required" in str(service.adapter_list_problem)
+    assert "adapters[0].path: required, but missing" in str(service.adapter_list_problem)
 
 
 def test_a_candidate_that_is_not_loaded_is_not_promoted(
@@ -262,7 +262,7 @@ def test_a_promotion_that_cannot_be_served_says_so_and_counts_once_it_can(
         error = answer.json()["error"]
         assert (answer.status_code, error["type"], error["code"]) == (500, "server_error", "not_promoted")
         reason = client.get("/readyz").json()["refusedAdapters"]["tone"]
-        assert error["message"] == f"The candidate 'tone@1' does not get the name 'tone': {reason}"
+        assert error["message"] == f"The candidate 'tone@1' cannot be served as 'tone': {reason}"
         assert "its manifest says" in reason
         assert client.get("/v1/models/tone").json()["root"] == str(models / "formal")
         weights.write_bytes(content)
@@ -277,7 +277,7 @@ def test_a_promotion_that_is_not_applied_says_so(
     service = hot()
     monkeypatch.setattr(AdapterRegistry, "apply", surprising)
     with pytest.raises(
-        NotPromotedError, match="the name 'tone': the adapters could not be applied: KeyError: 'surprise'"
+        NotPromotedError, match="cannot be served as 'tone': the adapters could not be applied: KeyError: 'surprise'"
     ):
         service.promote("tone@1", TOKEN)
 
@@ -327,7 +327,7 @@ def test_a_list_that_cannot_be_read_changes_nothing(
     with running(InferenceService(config, changed)) as server, httpx.Client(base_url=server.url) as http:
         replace(listed, '{"adapters": [{"name": "tone"}]}')
         wait_until(lambda: "adapterList" in http.get("/readyz").json())
-        assert "adapters.0.path: Field required" in http.get("/readyz").json()["adapterList"]
+        assert "adapters[0].path: required, but missing" in http.get("/readyz").json()["adapterList"]
         assert names(server.service) == ["base", "tone"]
         publish(listed)
         wait_until(lambda: http.get("/readyz").json() == {"status": "ready", "refusedAdapters": {}})
@@ -416,13 +416,13 @@ def test_rank_and_size_are_bounded(hot: Callable[..., InferenceService], models:
     service = hot(*adapters, max_lora_rank=4)
     assert service.refused == {"rude": "adapter_config.json has rank 8; this server allows 4 or less"}
     tight = hot(*adapters, adapter_memory_bytes=100)
-    assert all("this server has 100 for all adapters" in reason for reason in tight.refused.values())
+    assert all("this server has 100 bytes for all adapters" in reason for reason in tight.refused.values())
     assert names(tight) == ["base"]
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("[", "Invalid JSON"), ("[]", "should be an object"), ('{"adapters": 1}', "valid array")],
+    [("[", "not valid JSON"), ("[]", "expected an object"), ('{"adapters": 1}', "expected a list")],
 )
 def test_a_list_that_is_none_says_why(listed: Path, content: str, words: str) -> None:
     listed.write_text(content)

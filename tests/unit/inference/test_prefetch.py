@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune_inference.backends.transformers.prefetch import prefetch
+from finetune_inference.backends.common.prefetch import prefetch
 
 
 def test_weights_are_read_ahead_and_nothing_else(tmp_path: Path) -> None:

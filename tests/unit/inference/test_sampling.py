@@ -7,7 +7,8 @@ from finetune_model.model_files import token_ids
 
 torch = pytest.importorskip("torch")
 
-from finetune_inference.backends.transformers.sampling import Sampler, keep_top_p, score_rows  # noqa: E402
+from finetune_inference.backends.common.sampling import keep_top_p  # noqa: E402
+from finetune_inference.backends.transformers.sampler import Sampler, score_rows  # noqa: E402
 
 pytestmark = pytest.mark.model
 

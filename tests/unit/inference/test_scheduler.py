@@ -56,7 +56,7 @@ def scheduler(engine: SteppedEngine) -> Iterator[Callable[..., Scheduler]]:
         return made[-1]
 
     yield make
-    engine.let(200)
+    engine.allow(200)
     for each in made:
         each.stop(timeout=SECONDS)
 
@@ -202,7 +202,7 @@ def test_what_takes_too_long_is_given_up_wherever_it_is(
     (running, _), (first, second) = submit(slow, a_request(max_tokens=1000), a_request("waiting"))
     wait_until(lambda: slow.running == 1)
     threading.Event().wait(0.06)
-    engine.let(1)
+    engine.allow(1)
     assert isinstance(first.next(), Generated)
     assert first.next() == second.next() == TimedOut(0.05)
     wait_until(lambda: slow.running == 0)

@@ -42,17 +42,17 @@ def stepped(models: Path, *, wait: bool = True, **limits: Any) -> Iterator[tuple
     config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
     service = InferenceService(config, Settings(**limits), make_engine=lambda *_: engine)
     if wait:
-        engine.let(1)
+        engine.allow(1)
     with running(service, wait=wait) as server, httpx.Client(base_url=server.url, timeout=SECONDS) as client:
         try:
             yield server, engine, client
         finally:
-            engine.let(200)
+            engine.allow(200)
 
 
 def test_an_answer_that_takes_too_long_is_given_up(models: Path) -> None:
     with stepped(models, request_timeout_seconds=0.05) as (server, engine, client):
-        late = threading.Timer(0.1, engine.let, [2])
+        late = threading.Timer(0.1, engine.allow, [2])
         late.start()
         answer = client.post("/v1/completions", json=PROMPT)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
@@ -70,7 +70,7 @@ def test_probes_answer_while_the_model_loads_and_ready_means_a_token_was_made(mo
         assert (early.status_code, early.json()["error"]["code"]) == (503, "model_not_ready")
         assert early.headers["retry-after"]
         assert client.get("/v1/models").status_code == 503
-        engine.let(1)
+        engine.allow(1)
         wait_until(lambda: client.get("/readyz").status_code == 200)
         assert client.get("/readyz").json() == {"status": "ready", "refusedAdapters": {}}
         server.service.draining = True
@@ -95,7 +95,7 @@ def test_a_dead_engine_fails_both_probes_with_its_reason(models: Path) -> None:
 
 def test_a_failure_in_a_stream_is_its_last_event(models: Path) -> None:
     with stepped(models) as (_, engine, client):
-        engine.let(2)
+        engine.allow(2)
         engine.steps.put(RuntimeError("out of memory"))
         lines = client.post("/v1/completions", json=PROMPT | {"stream": True}).text.split("\n\n")
         assert json.loads(lines[-2].removeprefix("data: "))["error"]["type"] == "server_error"
@@ -121,7 +121,7 @@ def test_a_full_queue_is_429_with_the_time_to_come_back(models: Path) -> None:
         assert unread.status_code == 429, "what is turned away costs no look at what it asks for"
         with pytest.raises(openai.RateLimitError):
             server.openai.completions.create(**PROMPT)
-        engine.let(200)
+        engine.allow(200)
         for thread in threads:
             thread.join()
 
@@ -148,7 +148,7 @@ def test_a_client_that_leaves_ends_its_work(models: Path, path: str, stream: boo
 
         def ended() -> bool:
             # A step at a time: a busy server may notice only after some steps that its client has left.
-            engine.let(1)
+            engine.allow(1)
             time.sleep(0.05)
             return server.service.running == 0
 
@@ -176,7 +176,7 @@ def test_running_answers_are_completed_when_the_server_ends(models: Path) -> Non
 @pytest.mark.skipif(ENGINE == "vllm", reason="it is installed here")
 def test_an_engine_that_is_not_installed_fails_with_the_name_of_its_package(models: Path) -> None:
     config = ServingConfig(model=ServedModel(name="base", path=str(models / "base")))
-    with pytest.raises(ModelLoadError, match="the package vllm is not installed here"):
+    with pytest.raises(ModelLoadError, match="the package vllm is not installed"):
         InferenceService(config, Settings(engine="vllm")).load()
 
 
@@ -298,5 +298,5 @@ def test_no_bytes_are_a_server_error(http: httpx.Client, body: bytes, kind: str)
 
 @pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
 def test_process_text_refuses_a_seed_that_no_generator_takes(server: Running, seed: int) -> None:
-    with pytest.raises(ValueError, match="is no signed 64-bit integer"):
+    with pytest.raises(ValueError, match="is not a signed 64-bit integer"):
         server.service.process_text("hi", seed=seed)

@@ -173,7 +173,7 @@ class Breaking:
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
 
-    def take(self, token: int) -> None:
+    def consume(self, token: int) -> None:
         self.tokens -= 1
         if not self.tokens:
             raise GrammarError("too many expressions")

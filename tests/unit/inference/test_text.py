@@ -1,4 +1,4 @@
-"""Token streams as text: the pieces together are the text, whatever the tokens."""
+"""Token streams as text: the chunks together are the text, for any tokens."""
 
 from typing import Any
 
@@ -32,14 +32,14 @@ def streamed(vocabulary: Vocabulary, ids: list[int]) -> list[str]:
 
 @settings(deadline=None, max_examples=150)
 @given(text=st.text(max_size=80))
-def test_the_pieces_of_any_text_are_the_text(vocabulary: Vocabulary, text: str) -> None:
-    pieces = streamed(vocabulary, vocabulary.encode(text) if text else [])
-    assert "".join(pieces) == text
+def test_the_chunks_of_any_text_are_the_text(vocabulary: Vocabulary, text: str) -> None:
+    chunks = streamed(vocabulary, vocabulary.encode(text) if text else [])
+    assert "".join(chunks) == text
 
 
 @settings(deadline=None, max_examples=150)
 @given(ids=st.lists(st.integers(0, 300), max_size=60))
-def test_the_pieces_of_any_tokens_are_their_text(vocabulary: Vocabulary, ids: list[int]) -> None:
+def test_the_chunks_of_any_tokens_are_their_text(vocabulary: Vocabulary, ids: list[int]) -> None:
     """Random tokens are mostly broken characters, as the answers of a bad model are."""
     assert "".join(streamed(vocabulary, ids)) == vocabulary.decode(ids)
 
@@ -51,19 +51,19 @@ def test_half_a_character_is_held_back(vocabulary: Vocabulary) -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(
-    pieces=st.lists(st.text("ab", max_size=3), max_size=12),
+    chunks=st.lists(st.text("ab", max_size=3), max_size=12),
     stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
 )
-def test_a_text_ends_before_its_first_stop_text_however_it_is_cut(pieces: list[str], stops: list[str]) -> None:
+def test_a_text_ends_before_its_first_stop_text_however_it_is_cut(chunks: list[str], stops: list[str]) -> None:
     matcher = StopTexts(stops)
     given_out = ""
-    for piece in pieces:
-        given_out += matcher.push(piece)
+    for chunk in chunks:
+        given_out += matcher.push(chunk)
         if matcher.found:
             break
     else:
         given_out += matcher.flush()
-    text = "".join(pieces)
+    text = "".join(chunks)
     ends = [i for i in range(len(text)) if any(text.startswith(stop, i) for stop in stops)]
     assert matcher.found == bool(ends)
     # A longer stop text that began earlier may have been complete later than a shorter one: then the shorter one counts.
@@ -92,9 +92,9 @@ def test_a_chat_is_formatted_by_the_models_own_template(vocabulary: Vocabulary) 
     [
         (None, "no chat template"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages[7].content }}", "these messages"),
-        ("{{ 1 + 'a' }}", "these messages"),
-        ("{{ ''.__class__.__mro__ }}", "these messages"),
+        ("{{ messages[7].content }}", "refuses these messages"),
+        ("{{ 1 + 'a' }}", "fails on these messages"),
+        ("{{ ''.__class__.__mro__ }}", "refuses these messages"),
         ("", "no chat template"),
     ],
 )

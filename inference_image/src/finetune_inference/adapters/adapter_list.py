@@ -1,8 +1,9 @@
-"""The list of adapters that changes while the server runs: a file, looked at ten times a second.
+"""The adapter list: a file that may change while the server runs, checked ten times a second.
 
-Whoever may write the file says what is served: the one route that changes it (`promote`) obeys nobody else. In a pod it is a key
-of a mounted ConfigMap (kubelet exchanges those whole, behind a symbolic link), elsewhere any file that is replaced by renaming.
-The document is `{"adapters": [{"name": …, "path": …, "digest": …}]}`; without the file there are no such adapters.
+The writer of the file decides which adapters are served; the one route that changes them (`promote`) needs a token from the
+file. In a pod the file is a key of a mounted ConfigMap, which the kubelet replaces as a whole behind a symbolic link; elsewhere
+it is any file that is replaced by renaming. The document is `{"adapters": [{"name": …, "path": …, "digest": …}]}`. Without the
+file, the list is empty.
 """
 
 import logging
@@ -18,15 +19,15 @@ from finetune_api.validation import problems_of, summary
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 4 << 20
-"""Longest list that is read: a ConfigMap has 1 MiB."""
+"""Largest list that is read; a ConfigMap has at most 1 MiB."""
 
 
 class AdapterListError(ValueError):
-    """The file cannot be used; the message says why."""
+    """The file cannot be used; the message gives the reason."""
 
 
 def read_adapter_list(path: Path) -> list[ServedAdapter]:
-    """The adapters of the file; none if there is no file. Raises AdapterListError."""
+    """Return the adapters of the file; none without a file. Raises AdapterListError."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -44,7 +45,7 @@ def read_adapter_list(path: Path) -> list[ServedAdapter]:
 
 
 class Watcher:
-    """A thread that calls `changed` after the file has changed, and whenever `also` says so."""
+    """Thread that calls `changed` after the file changed, and whenever `also` returns true."""
 
     def __init__(self, path: Path, seconds: float, changed: Callable[[], None], also: Callable[[], bool]) -> None:
         self._path = path
@@ -56,11 +57,11 @@ class Watcher:
         self._seen = file_signature(path)
 
     def start(self) -> None:
-        """Begin to watch. What changed since this object was made counts."""
+        """Start to watch. A change since this object was made is noticed too."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, at once or after the change that it is at."""
+        """End the thread, at once or after the current call of `changed`."""
         self._stopping.set()
 
     def _run(self) -> None:
@@ -72,14 +73,14 @@ class Watcher:
             try:
                 self._changed()
             except Exception:
-                # The next change may be a better one; requests are answered meanwhile.
-                log.exception("the change of %s could not be applied", self._path)
+                # The server keeps answering, and the next change may succeed.
+                log.exception("The change of %s could not be applied", self._path)
 
 
 def file_signature(path: Path) -> object:
-    """What tells a file from what it was before; None if there is none. Two system calls at most."""
+    """Return a value that differs after a change of the file; None without a file. Two system calls at most."""
     try:
         status = path.stat()
-    except (OSError, ValueError):  # the latter for a path that no file can have
+    except (OSError, ValueError):  # ValueError for a path that is not valid
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

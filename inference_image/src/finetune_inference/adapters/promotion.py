@@ -1,8 +1,8 @@
-"""Candidates that were proven: clients get them by their adapter's own name before the next list arrives.
+"""Promotion: a verified candidate is served by its adapter's own name before the next adapter list arrives.
 
-The next list says the same, but takes the kubelet's time to come. Whoever wrote this one put the hash of a token beside each
-candidate, and shows the token when the candidate is proven: it can do nothing but what the next list does, and is of no use to
-anybody who reads the list, the token, or both.
+The next list says the same, but the kubelet delivers it later. The writer of the list puts the hash of a token beside each
+candidate, and presents the token once the candidate is verified. The token only brings forward the next list, so it is of
+no use to someone who reads the list, the token, or both.
 """
 
 import hmac
@@ -13,47 +13,47 @@ from finetune_inference.adapters.registry import UnknownModelError
 
 
 class WrongTokenError(Exception):
-    """The token is not the one that the list of adapters was written with."""
+    """The token does not match the hash in the adapter list."""
 
 
 class NotPromotedError(Exception):
-    """The adapter's own name does not mean the candidate, though it should; the message says why."""
+    """The candidate cannot be served by its adapter's own name; the message gives the reason."""
 
 
 class ListedAdapters:
-    """What the list says, and which of its candidates were promoted. One thread at a time works with it."""
+    """Adapter list with its promoted candidates. One thread at a time may use it."""
 
     def __init__(self) -> None:
         self._listed: Sequence[ServedAdapter] = ()
         self._promoted: dict[str, ServedAdapter] = {}
-        """What takes the place of candidates, by digest of their token."""
+        """Entries that replace candidates, by the digest of the candidate's token."""
 
     def update(self, listed: Sequence[ServedAdapter]) -> None:
-        """Take note of the list. What it has no candidate of any more was promoted for the last one."""
+        """Replace the list, and forget promotions whose candidate is no longer listed."""
         self._listed = listed
         offered = {entry.promotion.token_digest for entry in listed if entry.promotion}
         self._promoted = {digest: entry for digest, entry in self._promoted.items() if digest in offered}
 
     def promote(self, candidate: str, token: str, digest: str | None) -> str:
-        """Let the adapter's own name mean a candidate, of whose version `digest` was loaded; returns that name.
+        """Promote a candidate whose loaded version has `digest`. Returns the adapter's own name.
 
-        Raises UnknownModelError if the list has no such candidate, WrongTokenError if the token is not its own.
+        Raises UnknownModelError if the list has no such candidate, WrongTokenError if the token does not match.
         """
         for entry in self._listed:
             if entry.name == candidate and entry.promotion:
                 break
         else:
-            raise UnknownModelError(f"The list of adapters has no candidate {candidate!r}.")
+            raise UnknownModelError(f"The adapter list has no candidate {candidate!r}.")
         if not hmac.compare_digest(token_digest(token), entry.promotion.token_digest):
-            raise WrongTokenError(f"The token is not the one that was made for the candidate {candidate!r}.")
-        # With the digest of what was proven: its folder may have another version by now.
+            raise WrongTokenError(f"The token does not match the candidate {candidate!r}.")
+        # With the digest of the verified version, because the folder may hold another one by now.
         version = ServedAdapter(name=entry.promotion.name, path=entry.path, digest=digest)
         self._promoted[entry.promotion.token_digest] = version
         return version.name
 
     @property
     def wanted(self) -> list[ServedAdapter]:
-        """What is to be served: promoted candidates instead of what had their name before."""
+        """Entries to serve: promoted candidates replace the entries that had their name before."""
         taken = {entry.name for entry in self._promoted.values()}
         wanted = []
         for entry in self._listed:

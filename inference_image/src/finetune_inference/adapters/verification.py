@@ -1,8 +1,8 @@
-"""Which adapter folders are believed. Everything that can be checked without a model is checked here, without torch.
+"""Verification of adapter folders: all checks that need neither a model nor torch.
 
-An adapter arrives on a volume that jobs of other people write to. So: the folder must be whole (`manifest.json`), be the
-one that was asked for (digest), hold its weights as safetensors, and its `adapter_config.json` must not ask peft for
-anything but plain LoRA. Whether the tensors fit the base model is `lora.py`'s part, which has the model.
+An adapter arrives on a volume to which other jobs write. So the folder must be complete (`manifest.json`), be the requested
+version (digest), hold its weights as safetensors, and its `adapter_config.json` must configure plain LoRA alone.
+`LoraLoader` then checks that the tensors fit the base model.
 """
 
 import json
@@ -45,7 +45,7 @@ LORA_KEYS = frozenset(
         "modules_to_save",
     }
 )
-"""Keys of adapter_config.json that shape a plain LoRA adapter; they are handed to peft as they are."""
+"""Keys of adapter_config.json that describe a plain LoRA adapter; passed to peft unchanged."""
 IGNORED_KEYS = frozenset(
     {
         "task_type",
@@ -59,12 +59,12 @@ IGNORED_KEYS = frozenset(
         "runtime_config",
     }
 )
-"""Keys that say where an adapter comes from, or that do nothing unless a refused key is set."""
+"""Keys of an adapter's origin, or without effect unless a refused key is set."""
 CHECKED_KEYS = frozenset({"bias", "init_lora_weights"})
-"""Keys that must have a harmless value, and then need no passing on."""
+"""Keys that must have a harmless value, and are then not passed on."""
 HARMLESS_INITIALIZATIONS = (True, False, "gaussian", "eva", "orthogonal")
-"""init_lora_weights that leave the base model alone. PiSSA, OLoRA, CorDA and LoftQ rewrite its weights: an adapter trained
-with them would be wrong on the plain base, and loading it would change the base for everybody."""
+"""Values of init_lora_weights that do not change the base model. PiSSA, OLoRA, CorDA and LoftQ rewrite its weights: an adapter
+trained with them would be wrong on the plain base model, and loading it would change the base model for all requests."""
 
 
 ALL_LINEAR = "all-linear"
@@ -72,33 +72,33 @@ MODULE_NAME = re.compile(r"^[A-Za-z0-9_.]+$")
 
 
 class AdapterRefusedError(Exception):
-    """An adapter that will not be served; the message says why, and reaches those who ask for it."""
+    """An adapter that is not served; the message gives the reason, and clients that request the adapter get it."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What adapters may cost."""
+    """Limits for adapters."""
 
     rank: int
     """Highest rank of an adapter."""
     memory_bytes: int
-    """Memory of all adapters together; also the largest file with weights."""
+    """Memory of all adapters together, in bytes; also the largest file with weights."""
 
 
-def verify(served: ServedAdapter, limits: Limits) -> VerifiedAdapter:
-    """Believe an adapter folder, or raise AdapterRefusedError."""
-    directory = Path(served.path)
+def verify(entry: ServedAdapter, limits: Limits) -> VerifiedAdapter:
+    """Verify an adapter folder. Raises AdapterRefusedError."""
+    directory = Path(entry.path)
     try:
         manifest, digest = read_verified(directory)
     except ArtifactError as error:
         raise AdapterRefusedError(str(error)) from None
-    if served.digest and served.digest != digest:
-        raise AdapterRefusedError(f"{directory} has digest {digest}; {served.digest} was asked for")
+    if entry.digest and entry.digest != digest:
+        raise AdapterRefusedError(f"{directory} has digest {digest}; expected {entry.digest}")
     _check_files(directory, manifest)
     config = _read_config(directory)
     _check_limits(directory, config, limits)
     return VerifiedAdapter(
-        name=served.name,
+        name=entry.name,
         directory=directory,
         digest=digest,
         lora=lora_arguments(config),
@@ -108,15 +108,15 @@ def verify(served: ServedAdapter, limits: Limits) -> VerifiedAdapter:
 
 
 def lora_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """LoraConfig's arguments from adapter_config.json. Raises AdapterRefusedError for anything but plain LoRA.
+    """Return LoraConfig's arguments from adapter_config.json. Raises AdapterRefusedError for anything but plain LoRA.
 
-    peft acts on what this file says: it imports modules named there (`auto_mapping`, `megatron_core`), rewrites the base
-    model (`layer_replication`, `bias`, some `init_lora_weights`) and gains such keys with every release. So keys are
-    taken from a list; one that is not on it must be unset.
+    peft acts on this file: it imports modules named there (`auto_mapping`, `megatron_core`) and rewrites the base model
+    (`layer_replication`, `bias`, some `init_lora_weights`), and each release adds such keys. So only listed keys are passed
+    on, and any other key must be unset.
     """
     if config.get("peft_type") != "LORA":
         raise AdapterRefusedError(
-            f"{ADAPTER_CONFIG_FILE} has peft_type {config.get('peft_type')!r}; only LORA is served"
+            f"{ADAPTER_CONFIG_FILE} has peft_type {config.get('peft_type')!r}; only LORA is supported"
         )
     if config.get("bias", "none") != "none":
         raise AdapterRefusedError(
@@ -130,12 +130,12 @@ def lora_arguments(config: dict[str, Any]) -> dict[str, Any]:
     _check_names(config)
     refused = sorted(k for k, v in config.items() if v and k not in LORA_KEYS | IGNORED_KEYS | CHECKED_KEYS)
     if refused:
-        raise AdapterRefusedError(f"{ADAPTER_CONFIG_FILE} sets {', '.join(refused)}, which is not plain LoRA")
+        raise AdapterRefusedError(f"{ADAPTER_CONFIG_FILE} sets {', '.join(refused)}; only plain LoRA is supported")
     return {key: config[key] for key in LORA_KEYS if config.get(key) is not None}
 
 
 def _check_limits(directory: Path, config: dict[str, Any], limits: Limits) -> None:
-    """Every adapter of a batch costs time by its rank, and all of them share the memory."""
+    """Check rank and size, because each adapter of a batch costs time by its rank, and all adapters share the memory."""
     pattern = config.get("rank_pattern")
     ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [])]
     highest = max((rank for rank in ranks if isinstance(rank, int)), default=0)
@@ -144,12 +144,12 @@ def _check_limits(directory: Path, config: dict[str, Any], limits: Limits) -> No
     size = (directory / ADAPTER_WEIGHTS_FILE).stat().st_size
     if size > limits.memory_bytes:
         raise AdapterRefusedError(
-            f"{directory / ADAPTER_WEIGHTS_FILE} has {size} bytes; this server has {limits.memory_bytes} for all adapters"
+            f"{directory / ADAPTER_WEIGHTS_FILE} has {size} bytes; this server has {limits.memory_bytes} bytes for all adapters"
         )
 
 
 def _check_names(config: dict[str, Any]) -> None:
-    """Modules are named, not described: peft matches strings as regular expressions, and those can run for hours."""
+    """Accept plain module names only, because peft matches strings as regular expressions, which can run for hours."""
     for key in (
         "target_modules",
         "exclude_modules",
@@ -166,14 +166,14 @@ def _check_names(config: dict[str, Any]) -> None:
 
 
 def _check_files(directory: Path, manifest: Manifest) -> None:
-    """The files that will be read are exactly those that the manifest vouches for."""
+    """Check that the manifest lists all files that are read."""
     listed = {entry.path for entry in manifest.files}
     if manifest.kind != "adapter":
         raise AdapterRefusedError(f"{directory} holds a {manifest.kind}, not an adapter")
     if ADAPTER_WEIGHTS_FILE not in listed:
         pickles = sorted(path for path in listed if path.endswith(PICKLE_SUFFIXES))
-        found = f" but {', '.join(pickles)}: pickle files run code when they are read" if pickles else ""
-        raise AdapterRefusedError(f"{directory} has no {ADAPTER_WEIGHTS_FILE}{found}; only safetensors are served")
+        found = f" but {', '.join(pickles)}; pickle files run code when they are read" if pickles else ""
+        raise AdapterRefusedError(f"{directory} has no {ADAPTER_WEIGHTS_FILE}{found}; only safetensors are supported")
     if ADAPTER_CONFIG_FILE not in listed:
         raise AdapterRefusedError(f"{directory} has no {ADAPTER_CONFIG_FILE}")
     foreign = [name for name in TOKENIZER_FILES if name not in listed and (directory / name).exists()]
@@ -187,5 +187,5 @@ def _read_config(directory: Path) -> dict[str, Any]:
     except (ValueError, OSError, RecursionError) as error:
         raise AdapterRefusedError(f"{directory / ADAPTER_CONFIG_FILE} cannot be read: {error}") from None
     if not isinstance(config, dict):
-        raise AdapterRefusedError(f"{directory / ADAPTER_CONFIG_FILE} holds no JSON object")
+        raise AdapterRefusedError(f"{directory / ADAPTER_CONFIG_FILE} is not a JSON object")
     return config

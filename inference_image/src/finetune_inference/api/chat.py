@@ -16,21 +16,24 @@ from finetune_inference.api.generation import (
     ServerState,
     UsageCounter,
     served_model,
+    server_state,
     system_fingerprint,
     token_requests,
 )
-from finetune_inference.api.schemas import (
+from finetune_inference.api.requests import (
+    ChatCompletionRequest,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    ResponseFormat,
+)
+from finetune_inference.api.responses import (
     AssistantMessage,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
-    ChatCompletionRequest,
     ChatDelta,
     ChatLogprobs,
-    JsonObjectFormat,
-    JsonSchemaFormat,
-    ResponseFormat,
     TokenLogprob,
     TopLogprob,
     Usage,
@@ -47,17 +50,17 @@ router = APIRouter()
 @router.post("/v1/chat/completions", response_model=ChatCompletion)
 async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
     """Answer a conversation, at once or as a stream."""
-    serving: ServerState = request.app.state.serving
-    serving.service.require_room()
-    served = await served_model(serving, body.model)
+    server = server_state(request)
+    server.service.require_room()
+    served = await served_model(server, body.model)
     messages = [message.to_template() for message in body.messages]
-    prompt = await asyncio.to_thread(served.vocabulary.encode_chat, messages, serving.service.facts.context_length)
-    constraint = await _constraint(serving, served.vocabulary, body.response_format)
+    prompt = await asyncio.to_thread(served.vocabulary.encode_chat, messages, server.service.facts.context_length)
+    constraint = await _constraint(server, served.vocabulary, body.response_format)
     if body.logprobs:
-        # Not when the first token is written: all other answers would wait.
-        await asyncio.get_running_loop().run_in_executor(serving.compiling, served.vocabulary.prepare_token_bytes)
+        # Prepared here and not for the first token, because all other answers would wait for it.
+        await asyncio.get_running_loop().run_in_executor(server.compiling, served.vocabulary.prepare_token_bytes)
     requests = token_requests(
-        serving.service,
+        server.service,
         served,
         body,
         [prompt],
@@ -65,15 +68,15 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         constraint=constraint,
     )
-    chat = _Chat(serving, served, body, requests, UsageCounter(serving.metrics, served.name, len(prompt)))
+    chat = _Chat(server, served, body, requests, UsageCounter(server.metrics, served.name, len(prompt)))
     if body.stream:
         return EventStreamResponse(chat.stream)
     answer = await unless_disconnected(request, chat.answer())
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-async def _constraint(serving: ServerState, vocabulary: Vocabulary, wanted: ResponseFormat | None) -> Constraint | None:
-    """What the answer is held to. Raises GrammarError."""
+async def _constraint(server: ServerState, vocabulary: Vocabulary, wanted: ResponseFormat | None) -> Constraint | None:
+    """Compile the constraint of the answer; None for free text. Raises GrammarError."""
     match wanted:
         case JsonObjectFormat():
             compiling = partial(vocabulary.grammars.compile, ANY_OBJECT, lenient=False)
@@ -81,64 +84,64 @@ async def _constraint(serving: ServerState, vocabulary: Vocabulary, wanted: Resp
             compiling = partial(vocabulary.grammars.compile, asked.json_schema, lenient=not asked.strict)
         case _:
             return None
-    return await asyncio.get_running_loop().run_in_executor(serving.compiling, compiling)
+    return await asyncio.get_running_loop().run_in_executor(server.compiling, compiling)
 
 
 @dataclass
 class _Chat:
-    """One request on its way."""
+    """One request and its answer."""
 
-    serving: ServerState
+    server: ServerState
     served: LoadedModel
     body: ChatCompletionRequest
     requests: list[TokenRequest]
-    tally: UsageCounter
+    counter: UsageCounter
 
     def __post_init__(self) -> None:
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._fingerprint = system_fingerprint(self.serving.service, self.served)
+        self._fingerprint = system_fingerprint(self.server.service, self.served)
 
     async def answer(self) -> ChatCompletion:
-        """The whole answer."""
+        """Return the whole answer."""
         collected: list[list[TextDelta]] = [[] for _ in self.requests]
-        async with answers(self.serving.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
+        async with answers(self.server.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
             async for index, delta in deltas:
-                self.tally.count(index, delta)
+                self.counter.count(index, delta)
                 collected[index].append(delta)
         return ChatCompletion(
             id=self._id,
             created=self._created,
             model=self.body.model,
             choices=[self._choice(index, parts) for index, parts in enumerate(collected)],
-            usage=self.tally.usage,
+            usage=self.counter.usage,
             system_fingerprint=self._fingerprint,
         )
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The answer as server-sent events. Raises before the first one what keeps it from beginning."""
-        async with answers(self.serving.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
+        """Yield the answer as server-sent events. Raises before the first one if the request cannot start."""
+        async with answers(self.server.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
             yield b"".join(
                 self._chunk(ChatChunkChoice(index=i, delta=ChatDelta(role="assistant", content="")))
                 for i in range(len(self.requests))
             )
             try:
                 async for index, delta in deltas:
-                    self.tally.count(index, delta)
+                    self.counter.count(index, delta)
                     for choice in self._chunk_choices(index, delta):
                         yield self._chunk(choice)
             except SERVICE_ERRORS as error:
-                # The status was sent long ago: the error travels as an event, as OpenAI does it.
+                # The status was sent already, so the error is an event, as in OpenAI's API.
                 yield sse(to_api_error(error).json())
                 return
         if self.body.include_usage:
-            yield sse(self._document([], self.tally.usage).model_dump_json())
+            yield sse(self._document([], self.counter.usage).model_dump_json())
         yield DONE
 
     def _choice(self, index: int, parts: Sequence[TextDelta]) -> ChatChoice:
         tokens = [delta.token for delta in parts if delta.token]
         reason = parts[-1].finish_reason
-        assert reason is not None  # noqa: S101 - deltas end with the one that finishes
+        assert reason is not None  # noqa: S101 - the last delta of an answer has a finish reason
         return ChatChoice(
             index=index,
             message=AssistantMessage(content="".join(delta.text for delta in parts)),
@@ -147,7 +150,7 @@ class _Chat:
         )
 
     def _chunk_choices(self, index: int, delta: TextDelta) -> list[ChatChunkChoice]:
-        """Text first, then an empty chunk with the reason for the end, as OpenAI does."""
+        """Return the text and then an empty delta with the finish reason, as OpenAI does."""
         choices = []
         if delta.text or (delta.token and self.body.logprobs):
             logprobs = self._logprobs([delta.token] if delta.token else [])
@@ -158,7 +161,7 @@ class _Chat:
 
     def _chunk(self, choice: ChatChunkChoice) -> bytes:
         chunk = self._document([choice], None)
-        # A role or text that is not new is left out; `usage` is null until the last chunk, and only if it was asked for.
+        # A role or text that is unset is left out. `usage` is null until the last chunk, and absent unless requested.
         absent = {name for name in ("role", "content") if getattr(choice.delta, name) is None}
         hidden: dict[str, Any] = {"choices": {0: {"delta": absent}}}
         if not self.body.include_usage:

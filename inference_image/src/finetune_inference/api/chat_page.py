@@ -1,7 +1,7 @@
-"""GET /chat: a page that sends one message to two of the served models and shows both answers as they come.
+"""GET /chat: a page that sends one message to two of the served models and streams both answers.
 
-For people who want to look at an adapter beside its base model. It needs nothing but this server, and it is off unless the
-settings say otherwise: a pod has no users of its own, and whoever can open the page can use the API.
+It compares an adapter with its base model, and needs nothing but this server. The page is off by default, because everyone
+who can open it can use the API.
 """
 
 import base64
@@ -17,12 +17,12 @@ router = APIRouter()
 
 @router.get("/chat", response_class=HTMLResponse, include_in_schema=False)
 async def chat_page() -> HTMLResponse:
-    """The page."""
+    """Return the chat page."""
     return HTMLResponse(PAGE, headers=HEADERS)
 
 
 def _hashes(element: str) -> str:
-    """What a content security policy calls the contents of the page's own elements by."""
+    """Return the sources that allow the page's own elements in a content security policy."""
     contents = re.findall(rf"<{element}>(.*?)</{element}>", PAGE, re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents]
     return " ".join(f"'sha256-{digest}'" for digest in digests)
@@ -36,4 +36,4 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""Nothing runs on the page but what is written in it, and it talks to nobody but this server."""
+"""Headers that allow only the page's own scripts and styles, and requests to this server alone."""

@@ -1,7 +1,7 @@
-"""POST /v1/completions: text or token ids in, text out, with log-probabilities of the prompt if wanted.
+"""POST /v1/completions: text or token ids in, text out, with log-probabilities of the prompt on request.
 
-`echo` with `logprobs` and `max_tokens: 0` scores a prompt and generates nothing: that is how the operator replays an
-adapter's fingerprint, with token ids as the prompt, so that no template and no tokenizer comes in between.
+`echo` with `logprobs` and `max_tokens: 0` scores a prompt and generates nothing. The operator replays an adapter's fingerprint
+this way, with token ids as the prompt, so that neither template nor tokenizer can change it.
 """
 
 import asyncio
@@ -18,10 +18,12 @@ from finetune_inference.api.generation import (
     ServerState,
     UsageCounter,
     served_model,
+    server_state,
     system_fingerprint,
     token_requests,
 )
-from finetune_inference.api.schemas import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, Usage
+from finetune_inference.api.requests import CompletionRequest
+from finetune_inference.api.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from finetune_inference.api.streaming import DONE, EventStreamResponse, answers, sse, unless_disconnected
 from finetune_inference.engine.interface import FinishReason, ScoredToken, TokenRequest
 from finetune_inference.text.answer_decoder import TextDelta
@@ -36,14 +38,17 @@ router = APIRouter()
 @router.post("/v1/completions", response_model=Completion)
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Continue prompts, at once or as a stream."""
-    serving: ServerState = request.app.state.serving
-    serving.service.require_room()
-    served = await served_model(serving, body.model)
-    if len(body.prompts) > serving.service.settings.max_sequences_per_request:
-        raise invalid_value(f"{len(body.prompts)} prompts are too many for one request.", "prompt")
-    prompts = await asyncio.to_thread(_encode, served.vocabulary, body.prompts, serving.service.facts.context_length)
+    server = server_state(request)
+    server.service.require_room()
+    served = await served_model(server, body.model)
+    if len(body.prompts) > server.service.settings.max_sequences_per_request:
+        limit = server.service.settings.max_sequences_per_request
+        raise invalid_value(
+            f"{len(body.prompts)} prompts exceed the {limit} that this server allows per request.", "prompt"
+        )
+    prompts = await asyncio.to_thread(_encode, served.vocabulary, body.prompts, server.service.facts.context_length)
     requests = token_requests(
-        serving.service,
+        server.service,
         served,
         body,
         prompts,
@@ -52,8 +57,8 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
         score_prompt=bool(body.echo) and body.logprobs is not None,
     )
     echoes = _echoes(served.vocabulary, body, prompts) if body.echo else []
-    tally = UsageCounter(serving.metrics, served.name, sum(map(len, prompts)))
-    completion = _Completion(serving, served, body, requests, tally, echoes)
+    counter = UsageCounter(server.metrics, served.name, sum(map(len, prompts)))
+    completion = _Completion(server, served, body, requests, counter, echoes)
     if body.stream:
         return EventStreamResponse(completion.stream)
     answer = await unless_disconnected(request, completion.answer())
@@ -65,7 +70,7 @@ def _encode(vocabulary: Vocabulary, prompts: Sequence[str | list[int]], limit: i
 
 
 def _echoes(vocabulary: Vocabulary, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:
-    """The text of the prompt of each answer."""
+    """Return the text of the prompt of each answer."""
     texts = [
         prompt if isinstance(prompt, str) else vocabulary.decode(ids)
         for prompt, ids in zip(body.prompts, prompts, strict=True)
@@ -75,13 +80,13 @@ def _echoes(vocabulary: Vocabulary, body: CompletionRequest, prompts: list[list[
 
 @dataclass
 class _Logprobs:
-    """Builds the parallel lists of one answer; in a stream, offsets go on from chunk to chunk."""
+    """Builder of the parallel lists of one answer; in a stream, offsets continue from chunk to chunk."""
 
     vocabulary: Vocabulary
     offset: int = 0
 
-    def take(self, tokens: Sequence[ScoredToken]) -> CompletionLogprobs:
-        """The lists for the next tokens."""
+    def build(self, tokens: Sequence[ScoredToken]) -> CompletionLogprobs:
+        """Return the lists for the next tokens."""
         texts = [self.vocabulary.token_text(token.token_id) for token in tokens]
         offsets = []
         for text in texts:
@@ -95,10 +100,10 @@ class _Logprobs:
         )
 
     def _top(self, token: ScoredToken) -> dict[str, float] | None:
-        """The likeliest tokens and the one that is there; null for the first token of a prompt, which nothing predicts."""
+        """Return the likeliest tokens and the actual one; None for the first token of a prompt, which nothing predicts."""
         if token.logprob is None:
             return None
-        # Different tokens may look alike (parts of characters do): the likelier one, which comes first, stays.
+        # Different tokens may have the same text (parts of characters do); the likeliest, which comes first, stays.
         top: dict[str, float] = {}
         for token_id, logprob in (*token.top, (token.token_id, token.logprob)):
             top.setdefault(self.vocabulary.token_text(token_id), logprob)
@@ -107,69 +112,69 @@ class _Logprobs:
 
 @dataclass
 class _Completion:
-    """One request on its way."""
+    """One request and its answer."""
 
-    serving: ServerState
+    server: ServerState
     served: LoadedModel
     body: CompletionRequest
     requests: list[TokenRequest]
-    tally: UsageCounter
+    counter: UsageCounter
     echoes: list[str]
-    """Prompt texts to put in front of the answers; empty without echo."""
+    """Prompt texts in front of the answers; empty without echo."""
     _logprobs: list[_Logprobs] = field(init=False)
 
     def __post_init__(self) -> None:
         self._id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._fingerprint = system_fingerprint(self.serving.service, self.served)
+        self._fingerprint = system_fingerprint(self.server.service, self.served)
         self._logprobs = [_Logprobs(self.served.vocabulary) for _ in self.requests]
 
     async def answer(self) -> Completion:
-        """The whole answer."""
+        """Return the whole answer."""
         collected: list[list[TextDelta]] = [[] for _ in self.requests]
-        async with answers(self.serving.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
+        async with answers(self.server.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
             async for index, delta in deltas:
-                self.tally.count(index, delta)
+                self.counter.count(index, delta)
                 collected[index].append(delta)
         choices = [self._choice(index, parts, first=True) for index, parts in enumerate(collected)]
-        return self._document(choices, self.tally.usage)
+        return self._document(choices, self.counter.usage)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The answer as server-sent events. Raises before the first one what keeps it from beginning."""
+        """Yield the answer as server-sent events. Raises before the first one if the request cannot start."""
         begun: set[int] = set()
-        async with answers(self.serving.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
+        async with answers(self.server.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
             yield b""
             try:
                 async for index, delta in deltas:
-                    self.tally.count(index, delta)
+                    self.counter.count(index, delta)
                     first = index not in begun
                     begun.add(index)
                     if first or delta.text or delta.finish_reason or self.body.logprobs is not None:
                         yield self._chunk([self._choice(index, [delta], first=first)], None)
             except SERVICE_ERRORS as error:
-                # The status was sent long ago: the error travels as an event, as OpenAI does it.
+                # The status was sent already, so the error is an event, as in OpenAI's API.
                 yield sse(to_api_error(error).json())
                 return
         if self.body.include_usage:
-            yield self._chunk([], self.tally.usage)
+            yield self._chunk([], self.counter.usage)
         yield DONE
 
     def _choice(self, index: int, parts: Sequence[TextDelta], *, first: bool) -> CompletionChoice:
-        """One answer, or the next piece of it; the echo belongs to the first piece."""
+        """Return one answer or its next chunk; the echo belongs to the first chunk."""
         echo = self.echoes[index] if self.echoes and first else ""
         reason: FinishReason | None = parts[-1].finish_reason
         return CompletionChoice(
             index=index,
             text=echo + "".join(delta.text for delta in parts),
-            logprobs=self._take_logprobs(index, parts),
+            logprobs=self._build_logprobs(index, parts),
             finish_reason=reason,
         )
 
-    def _take_logprobs(self, index: int, parts: Sequence[TextDelta]) -> CompletionLogprobs | None:
+    def _build_logprobs(self, index: int, parts: Sequence[TextDelta]) -> CompletionLogprobs | None:
         if self.body.logprobs is None:
             return None
         tokens = [token for delta in parts for token in (delta.prompt or ([delta.token] if delta.token else []))]
-        return self._logprobs[index].take(tokens)
+        return self._logprobs[index].build(tokens)
 
     def _document(self, choices: list[CompletionChoice], usage: Usage | None) -> Completion:
         return Completion(
@@ -182,6 +187,6 @@ class _Completion:
         )
 
     def _chunk(self, choices: list[CompletionChoice], usage: Usage | None) -> bytes:
-        # `usage` is null until the last chunk, and there only if it was asked for.
+        # `usage` is null until the last chunk, and absent unless requested.
         hidden = None if self.body.include_usage else {"usage"}
         return sse(self._document(choices, usage).model_dump_json(exclude=hidden))

@@ -1,7 +1,7 @@
-"""Errors as OpenAI's clients know them: `{"error": {"message", "type", "param", "code"}}` with the matching status.
+"""Errors in OpenAI's format: `{"error": {"message", "type", "param", "code"}}` with the matching status.
 
-Everything that can be wrong with a request is an `ApiError`; `install` makes FastAPI answer with it, and turns FastAPI's
-own errors (validation, unknown route) into the same shape.
+Every error of a request becomes an `ApiError`. `install` makes FastAPI answer with it, and converts FastAPI's own errors
+(validation, unknown route) to the same format.
 """
 
 import json
@@ -28,7 +28,7 @@ INVALID_REQUEST = "invalid_request_error"
 
 
 class ApiError(Exception):
-    """An answer other than success."""
+    """Error response."""
 
     def __init__(
         self,
@@ -49,39 +49,39 @@ class ApiError(Exception):
         self.retry_after = retry_after
 
     def json(self) -> str:
-        """The JSON document; also sent inside a stream that has already begun."""
-        # ASCII on purpose: a message may quote what the client sent, and half a surrogate pair cannot be UTF-8.
+        """Return the JSON document, which is also sent inside a stream that has begun."""
+        # ASCII, because a message may quote an unpaired surrogate of the client, which UTF-8 cannot encode.
         error = {"message": self.message, "type": self.error_type, "param": self.param, "code": self.code}
         return json.dumps({"error": error}, ensure_ascii=True)
 
     def response(self) -> Response:
-        """The HTTP response."""
+        """Return the HTTP response."""
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else None
         return Response(self.json(), self.status, headers, media_type="application/json")
 
 
 def invalid_value(message: str, param: str | None, code: str | None = "invalid_value") -> ApiError:
-    """A field that holds something we cannot serve."""
+    """Return the error for a field with an unsupported value."""
     return ApiError(400, message, param=param, code=code)
 
 
 def model_not_found(message: str) -> ApiError:
-    """The model does not exist, or its adapter was refused."""
+    """Return the error for a model that does not exist, or whose adapter was refused."""
     return ApiError(404, message, param="model", code="model_not_found")
 
 
 def wrong_token(message: str) -> ApiError:
-    """Somebody else than whoever wrote the list of adapters wants to promote one."""
+    """Return the error for a promotion whose token is not from the writer of the adapter list."""
     return ApiError(403, message, error_type="permission_error", param="token", code="wrong_token")
 
 
 def not_promoted(message: str) -> ApiError:
-    """The list has the candidate, and the token is right, but the server cannot serve it by its adapter's name."""
+    """Return the error for a valid promotion whose candidate cannot be served by its adapter's name."""
     return ApiError(500, message, error_type="server_error", param="candidate", code="not_promoted")
 
 
 def context_length_exceeded(limit: int, prompt_tokens: int, max_tokens: int) -> ApiError:
-    """Prompt and answer together do not fit the model."""
+    """Return the error for a prompt and answer that exceed the context length."""
     wanted = f"{prompt_tokens} in the prompt" + (f" and {max_tokens} for the answer" if max_tokens else "")
     return ApiError(
         400,
@@ -93,7 +93,7 @@ def context_length_exceeded(limit: int, prompt_tokens: int, max_tokens: int) -> 
 
 
 def prompt_too_long(limit: int, least: int) -> ApiError:
-    """The prompt is so long that its tokens were not counted to the end."""
+    """Return the error for a prompt that is too long to count its tokens."""
     return ApiError(
         400,
         f"This model's maximum context length is {limit} tokens, but the prompt alone has more than {least}. Shorten it.",
@@ -103,10 +103,10 @@ def prompt_too_long(limit: int, least: int) -> ApiError:
 
 
 def queue_full(waiting: int, retry_after: int) -> ApiError:
-    """Too many requests wait already."""
+    """Return the error for a full waiting queue."""
     return ApiError(
         429,
-        f"The server is busy: {waiting} requests wait already. Try again in {retry_after} s.",
+        f"The server is busy: {waiting} requests are waiting. Retry in {retry_after} s.",
         error_type="rate_limit_error",
         code="queue_full",
         retry_after=retry_after,
@@ -114,27 +114,29 @@ def queue_full(waiting: int, retry_after: int) -> ApiError:
 
 
 def not_ready(reason: str) -> ApiError:
-    """The model is still loading, or could not be loaded, or the server is about to end."""
+    """Return the error for a server that is loading, failed or draining."""
     return ApiError(503, reason, error_type="server_error", code="model_not_ready", retry_after=5)
 
 
 def engine_failed() -> ApiError:
-    """The engine failed while it worked on this request; the log has the reason."""
-    return ApiError(500, "The engine failed while it worked on this request.", error_type="server_error")
+    """Return the error for a failure of the engine, whose reason is in the log."""
+    return ApiError(
+        500, "The engine failed during this request; the server's log has the reason.", error_type="server_error"
+    )
 
 
 def timed_out(seconds: float) -> ApiError:
-    """The answer took too long; asking for fewer tokens, or later, may help."""
+    """Return the error for an answer that exceeded its time limit."""
     return ApiError(
         504,
-        f"The answer was not complete after {seconds:g} s, which is all the time a request has here.",
+        f"The answer was not complete within the server's limit of {seconds:g} s. Request fewer tokens, or retry later.",
         error_type="server_error",
         code="request_timeout",
     )
 
 
 def to_api_error(error: Exception) -> ApiError:
-    """The answer for an error of the service."""
+    """Return the API error for an error of the service."""
     match error:
         case ApiError():
             return error
@@ -177,11 +179,11 @@ SERVICE_ERRORS: tuple[type[Exception], ...] = (
     EngineFailedError,
     AnswerTimeoutError,
 )
-"""What a request may run into without anybody having made a mistake in this program."""
+"""Errors that requests may cause without a defect of the server."""
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` answer every error in OpenAI's shape."""
+    """Make `app` answer every error in OpenAI's format."""
     for known in SERVICE_ERRORS:
         app.add_exception_handler(known, _on_service_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -197,7 +199,7 @@ async def _on_validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - Starlette's type of a handler is wider than its calls
     in_body = [{**e, "loc": e["loc"][1:] if e["loc"][:1] == ("body",) else e["loc"]} for e in error.errors()]
     problems = problems_of(in_body, document=error.body)
-    # OpenAI's `param` is the field of the request at fault, without the path inside it.
+    # OpenAI's `param` is the top-level field of the request, without the path inside it.
     param = re.split(r"[.\[]", problems[0].field)[0] or None
     return invalid_value(summary(problems), param, _code(problems[0].kind)).response()
 
@@ -208,16 +210,16 @@ async def _on_http_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    # Starlette answers bugs outside of all middleware, so the header of `AnswerHeaders` is set here.
+    # Starlette answers unhandled exceptions outside of all middleware, so the header of `AnswerHeaders` is set here.
     request_id = getattr(request.state, "request_id", "")
-    log.error("request %s failed: %s %s", request_id, request.method, request.url.path, exc_info=error)
+    log.error("Request %s failed: %s %s", request_id, request.method, request.url.path, exc_info=error)
     response = to_api_error(error).response()
     response.headers["X-Request-Id"] = request_id
     return response
 
 
 def _code(kind: str) -> str | None:
-    """OpenAI's code for a kind of pydantic's; None where the body could not be read at all."""
+    """Return OpenAI's code for a type of pydantic's errors; None for a body that is not JSON."""
     if kind == "json_invalid":
         return None
     if kind == "missing":

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server. Every server has its own registry, so that a process may hold several."""
+"""Prometheus metrics of one server. Every server has its own registry, so that a process may hold several servers."""
 
 import time
 from collections.abc import Callable
@@ -9,16 +9,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from finetune_inference.inference import InferenceService
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-"""From a cached token on a GPU to a long answer on a CPU."""
+"""Buckets of the histograms, from a token on a GPU to a long answer on a CPU."""
 MOST_MODELS = 100
-"""Names with series of their own: adapters come and go while a server runs, and a series stays."""
+"""Most models with their own series, because adapters come and go while a series stays."""
 OTHER_MODELS = "other"
-"""Stands for all further ones."""
+"""Label of all further models."""
+CLIENT_GONE = 499
+"""nginx's status for a client that disconnected before the answer; it appears only in logs and metrics."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """What is counted and timed."""
+    """Counters, histograms and gauges of a server."""
 
     def __init__(self, service: InferenceService) -> None:
         self.registry = CollectorRegistry()
@@ -54,23 +56,21 @@ class Metrics:
             f"{prefix}completion_tokens_total", "Tokens generated.", ["model"], registry=self.registry
         )
         self._models: set[str] = set()
-        self._gauge("waiting_sequences", "Sequences in the queue.", lambda: service.waiting)
-        self._gauge("running_sequences", "Sequences in work.", lambda: service.running)
-        self._gauge(
-            "cached_tokens", "Tokens that room for keys and values is taken for.", lambda: service.cached_tokens
-        )
-        self._gauge("ready", "1 if requests are answered.", lambda: service.ready)
-        self._gauge("adapter_bytes", "Memory that adapters take.", lambda: service.adapter_bytes)
-        self._gauge("refused_adapters", "Adapters that are not served.", lambda: len(service.refused))
+        self._gauge("waiting_sequences", "Sequences in the waiting queue.", lambda: service.waiting)
+        self._gauge("running_sequences", "Running sequences.", lambda: service.running)
+        self._gauge("cached_tokens", "Tokens reserved in the KV cache.", lambda: service.cached_tokens)
+        self._gauge("ready", "1 while requests are answered.", lambda: service.ready)
+        self._gauge("adapter_bytes", "Memory of adapters in bytes.", lambda: service.adapter_bytes)
+        self._gauge("refused_adapters", "Adapters that are refused.", lambda: len(service.refused))
 
     def label(self, model: str) -> str:
-        """What the series of a model are called."""
+        """Return the label of a model's series."""
         if len(self._models) < MOST_MODELS:
             self._models.add(model)
         return model if model in self._models else OTHER_MODELS
 
     def render(self) -> bytes:
-        """The exposition."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def _gauge(self, name: str, description: str, value: Callable[[], float]) -> None:
@@ -78,7 +78,7 @@ class Metrics:
 
 
 class MetricsMiddleware:
-    """Counts and times requests to the API; probes and scrapes are left out."""
+    """Counts requests to the API and measures their time; probes and scrapes are left out."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -90,8 +90,7 @@ class MetricsMiddleware:
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
-        status = 499
-        """nginx's number for a client that left before the answer."""
+        status = CLIENT_GONE
 
         async def observed(message: Message) -> None:
             nonlocal status
@@ -102,7 +101,7 @@ class MetricsMiddleware:
         try:
             await self._app(scope, receive, observed)
         finally:
-            # Routes, not paths: a scanner must not be able to make series.
+            # Routes instead of paths, so that a scanner cannot create series.
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""From the engine's thread to asyncio, and from asyncio to a client that may hang up at any moment."""
+"""Events from the engine's thread to asyncio, and from asyncio to a client that may disconnect at any moment."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -21,11 +21,11 @@ DONE = b"data: [DONE]\n\n"
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection before the answer."""
+    """The client disconnected before the answer."""
 
 
 def sse(document: str) -> bytes:
-    """One server-sent event with a JSON document."""
+    """Return one server-sent event with a JSON document."""
     return b"data: " + document.encode() + b"\n\n"
 
 
@@ -33,16 +33,16 @@ def sse(document: str) -> bytes:
 async def answers(
     service: InferenceService, requests: Sequence[TokenRequest], vocabulary: Vocabulary, stops: Sequence[str]
 ) -> AsyncIterator[AsyncIterator[tuple[int, TextDelta]]]:
-    """Submit sequences and iterate over (index, delta) as they come, until each has finished.
+    """Submit sequences and iterate over (index, delta) as they arrive, until all have finished.
 
-    Leaving the block cancels what is not finished. Raises what `InferenceService.submit` raises, before anything is sent.
+    Leaving the block cancels unfinished sequences. Raises as `InferenceService.submit` does, before anything is sent.
     """
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
     def listener(index: int) -> Listener:
         def deliver(event: Event) -> None:
-            # A closed loop is a process at its end: nobody listens any more.
+            # The loop is closed when the process ends.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(events.put_nowait, (index, event))
 
@@ -59,15 +59,15 @@ async def _deltas(
     service: InferenceService,
     tickets: Sequence[Ticket],
     events: "asyncio.Queue[tuple[int, Event]]",
-    texts: Sequence[AnswerDecoder],
+    decoders: Sequence[AnswerDecoder],
 ) -> AsyncIterator[tuple[int, TextDelta]]:
     unfinished = set(range(len(tickets)))
     while unfinished:
         index, event = await events.get()
         if index not in unfinished:
-            # Tokens that were on their way when a stop text ended the answer.
+            # A token that was generated before a stop text cancelled the sequence.
             continue
-        delta = texts[index].feed(event)
+        delta = decoders[index].feed(event)
         if delta.finish_reason:
             unfinished.discard(index)
             service.cancel([tickets[index]])
@@ -75,7 +75,7 @@ async def _deltas(
 
 
 async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of `work`; it is cancelled if the client hangs up first. Raises ClientGoneError then."""
+    """Return the result of `work`, or cancel it and raise ClientGoneError if the client disconnects first."""
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnected(request.receive))
     try:
@@ -88,11 +88,11 @@ async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Resu
 
 
 class EventStreamResponse(Response):
-    """A stream of server-sent events that stops its source as soon as the client hangs up.
+    """Stream of server-sent events that stops its source as soon as the client disconnects.
 
-    Starlette's own streaming response finds out when it sends; a long prompt or a long queue would be worked off for
-    nobody. Nothing is sent before the source gave its first chunk (which may be empty): what it raises until then becomes
-    an ordinary error response.
+    Starlette's streaming response notices a disconnect only when it sends, after a long queue or prompt. Nothing is sent before
+    the first chunk of the source (which may be empty), so that an exception until then becomes an ordinary error response.
+    sse-starlette cannot do that, because it sends the status first; the rest of it would save 20 lines for a dependency.
     """
 
     media_type = "text/event-stream"
@@ -129,7 +129,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _end(*tasks: "asyncio.Future[Any]") -> None:
-    """Cancel tasks and wait until they have cleaned up; what they raise was seen or does not matter any more."""
+    """Cancel tasks and wait for their cleanup. Their exceptions were raised already, or do not matter any more."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

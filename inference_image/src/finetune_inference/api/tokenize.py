@@ -1,23 +1,25 @@
-"""POST /tokenize: the token ids that a text or a conversation becomes, in vLLM's shape.
+"""POST /tokenize: the token ids of a text or a conversation, in vLLM's format.
 
-The operator compares them with those of the training run: so it sees when an adapter is served with another chat template.
+The operator compares them with those of the training run, so that it notices an adapter that is served with another chat
+template.
 """
 
 import asyncio
 
 from fastapi import APIRouter, Request
 
-from finetune_inference.api.generation import ServerState
-from finetune_inference.api.schemas import TokenizeRequest, TokenizeResponse
+from finetune_inference.api.generation import server_state
+from finetune_inference.api.requests import TokenizeRequest
+from finetune_inference.api.responses import TokenizeResponse
 
 router = APIRouter()
 
 
 @router.post("/tokenize")
 async def tokenize(body: TokenizeRequest, request: Request) -> TokenizeResponse:
-    """Nothing is computed and no weights are needed, so an adapter that is not in memory stays where it is."""
-    serving: ServerState = request.app.state.serving
-    vocabulary, limit = serving.service.model(body.model).vocabulary, serving.service.facts.context_length
+    """Encode a text or a conversation. Needs no weights, so that an evicted adapter is not loaded."""
+    service = server_state(request).service
+    vocabulary, limit = service.model(body.model).vocabulary, service.facts.context_length
     if body.messages is not None:
         messages = [message.to_template() for message in body.messages]
         tokens = await asyncio.to_thread(vocabulary.encode_chat, messages, limit)

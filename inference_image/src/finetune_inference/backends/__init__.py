@@ -1,1 +1,1 @@
-"""Engines: transformers + peft, and vLLM."""
+"""The engines: transformers (default) and vLLM, each in its own package, on parts in `common`."""

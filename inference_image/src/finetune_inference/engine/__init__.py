@@ -1,1 +1,1 @@
-"""The interface that every engine implements, and the scheduler."""
+"""Interface to the engines, and the scheduler that owns one."""

@@ -1,8 +1,8 @@
-"""The seam between serving and computing: tokens in, tokens out.
+"""The interface between serving and computing: tokens in, tokens out.
 
-A `Scheduler` thread owns an `Engine`: it adds sequences while the engine has room and calls `step` as long as there is
-work. An engine knows nothing of HTTP, text, queues or threads; the rest knows nothing of tensors. Replacing the engine by
-another library's changes nothing outside of it.
+A `Scheduler` thread owns an `Engine`. It adds sequences while the engine has capacity and calls `step` as long as there is
+work. An engine knows nothing of HTTP, text, queues or threads; the rest of the server knows nothing of tensors. So an engine
+can be replaced without a change outside its package.
 """
 
 from dataclasses import dataclass, field
@@ -14,42 +14,42 @@ from finetune_api.artifacts import ADAPTER_WEIGHTS_FILE
 MAX_TOP_LOGPROBS = 20
 """Most alternatives that a request may ask for per token; OpenAI's own limit."""
 FinishReason = Literal["stop", "length"]
-"""`stop`: an end token, a stop text or the end of what the constraint allows; `length`: max_tokens."""
+"""`stop`: an end token, a stop text or the end of the constraint; `length`: max_tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is picked."""
+    """Sampling parameters of one sequence."""
 
     temperature: float = 1.0
-    """0 takes the likeliest token."""
+    """0 is greedy: always the likeliest token."""
     top_p: float = 1.0
-    """Share of probability that the candidates hold together."""
+    """Nucleus sampling: probability that the candidates hold together."""
     seed: int | None = None
-    """Same seed, same tokens; None draws a fresh one."""
+    """The same seed gives the same tokens; None draws a new seed."""
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit for each time it was generated."""
     presence_penalty: float = 0.0
-    """Subtracted from the logit of every token that was generated."""
+    """Subtracted once from the logit of every token that was generated."""
     logit_bias: dict[int, float] = field(default_factory=dict)
-    """Added to the logits of these tokens."""
+    """Added to the logits of these tokens, by token id."""
 
 
 class Constraint(Protocol):
-    """What an answer has to look like, token by token; belongs to one sequence."""
+    """A rule that the answer of one sequence has to follow, token by token."""
 
     allowed: bytes
-    """Bit `i % 8` of byte `i // 8` is set if token i may come next; there need not be a bit for every token."""
+    """Bit mask of the next token: bit `i % 8` of byte `i // 8` allows token i. Tokens beyond its end are forbidden."""
 
     @property
     def complete(self) -> bool:
-        """Nothing may follow, not even an end token."""
+        """True when nothing may follow, not even an end token."""
 
-    def take(self, token: int) -> None:
-        """Note that a token came, and find out what may follow. Raises ValueError with a reason if that is impossible."""
+    def consume(self, token: int) -> None:
+        """Advance by a generated token and compute `allowed`. Raises ValueError with a reason if that is impossible."""
 
     def copy(self) -> Self:
-        """The same for another sequence."""
+        """Return an independent copy for another sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +59,20 @@ class TokenRequest:
     prompt: list[int]
     """Token ids, at least one."""
     adapter: str | None
-    """Name of the adapter, for taking turns; None is the base model."""
+    """Name of the adapter, by which the waiting queue takes turns; None is the base model."""
     max_tokens: int
-    """Tokens to generate at most; 0 only reads the prompt."""
+    """Most tokens to generate; 0 only scores the prompt."""
     weights: "AdapterWeights | None" = None
-    """What `Engine.load_adapter` returned for the version that this request is answered with; None is the base model."""
+    """Result of `Engine.load_adapter` for the adapter version of this request; None is the base model."""
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
-    """Tokens that end the answer, beside those of the model's own generation config."""
+    """Tokens that end the answer, in addition to those of the model's generation config."""
     logprobs: int | None = None
-    """How many of the likeliest tokens to report at each position; None reports no log-probabilities at all."""
+    """Number of the likeliest tokens to report per position; None reports no log-probabilities at all."""
     score_prompt: bool = False
     """Report the prompt's log-probabilities as well."""
     constraint: Constraint | None = None
-    """What the answer has to look like; None leaves it free."""
+    """Rule for the answer; None leaves it free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,52 +81,52 @@ class ScoredToken:
 
     token_id: int
     logprob: float | None = None
-    """None when not asked for, and for a prompt's first token: nothing comes before it."""
+    """None when not requested, and for the first token of a prompt, which nothing precedes."""
     top: tuple[tuple[int, float], ...] = ()
-    """Likeliest tokens at this position, best first."""
+    """Likeliest tokens at this position with their log-probabilities, best first."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptScored:
-    """The prompt's tokens with their log-probabilities; comes before any generated token."""
+    """The prompt's tokens with their log-probabilities; precedes all generated tokens."""
 
     tokens: list[ScoredToken]
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """One more token of the answer. The token that ends it is not reported."""
+    """One more token of the answer. The token that ends an answer is not reported."""
 
     token: ScoredToken
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The sequence is complete; nothing follows."""
+    """End of a complete sequence; no event follows."""
 
     reason: FinishReason
     completion_tokens: int
-    """Tokens generated, the ending one included."""
+    """Number of generated tokens, the end token included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The engine failed on this sequence, or ended before it; nothing follows."""
+    """End of a sequence that the engine could not complete; no event follows."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Refused(Failed):
-    """The sequence cannot go on as the request wants it; the reason lies in the request, and the message says it."""
+    """End of a sequence whose request cannot be met; the message names the cause in the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimedOut:
-    """The sequence took longer than sequences may; nothing follows. Comes from the scheduler, never from an engine."""
+    """End of a sequence that exceeded its time limit; no event follows. Sent by the scheduler, never by an engine."""
 
     seconds: float
-    """The time that it had."""
+    """The time limit."""
 
 
 Event = PromptScored | Generated | Finished | Failed | TimedOut
@@ -134,28 +134,28 @@ Event = PromptScored | Generated | Finished | Failed | TimedOut
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What the rest needs to know about the loaded base model."""
+    """Properties of the loaded base model."""
 
     context_length: int
-    """Longest prompt plus answer in tokens."""
+    """Longest prompt plus answer, in tokens."""
     vocabulary_size: int
-    """Token ids are below this: rows of the embedding."""
+    """Rows of the embedding; token ids are below this."""
     parameters: int
     dtype: str
     device: str
 
 
 class AdapterWeights(Protocol):
-    """One version of an adapter in the engine's memory; free again when nobody refers to it any more."""
+    """One version of an adapter in the engine's memory, which is freed with the last reference."""
 
     @property
     def size_bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory of the tensors, in bytes."""
 
 
 @dataclass(frozen=True)
 class VerifiedAdapter:
-    """A whole adapter folder with a configuration that is plain LoRA."""
+    """A complete adapter folder whose configuration is plain LoRA."""
 
     name: str
     directory: Path
@@ -164,55 +164,55 @@ class VerifiedAdapter:
     lora: dict[str, Any]
     """Arguments for peft's LoraConfig."""
     weights_sha256: str
-    """What the manifest says of the file with the tensors."""
+    """SHA-256 of the file with the tensors, from the manifest."""
     has_tokenizer: bool
-    """The folder has a tokenizer of its own; else the base model's is used."""
+    """True if the folder has its own tokenizer; otherwise the base model's is used."""
 
     @property
     def weights(self) -> Path:
-        """The file with the tensors."""
+        """Path of the file with the tensors."""
         return self.directory / ADAPTER_WEIGHTS_FILE
 
 
 class Engine(Protocol):
-    """Computes tokens. Every method but `load_adapter` is called by one and the same thread."""
+    """Token generator. Every method but `load_adapter` is called by one and the same thread."""
 
     capacity: int
-    """Sequences that can be in work at the same time."""
+    """Most sequences that run at the same time."""
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens that room for keys and values is taken for; 0 if nothing is in work. Any thread may ask."""
+        """Tokens reserved in the KV cache; 0 if no sequence runs. Any thread may read it."""
 
     @property
     def spare_memory(self) -> int:
-        """Bytes that are free where adapters go."""
+        """Free bytes on the device that holds adapters."""
 
     def load_model(self, merged: VerifiedAdapter | None = None) -> ModelFacts:
-        """Load the base model, with an adapter as a part of its weights if there is one.
+        """Load the base model, and merge an adapter into its weights if one is given.
 
         Raises ModelLoadError or AdapterRefusedError.
         """
 
     def load_adapter(self, adapter: VerifiedAdapter) -> AdapterWeights | None:
-        """Read one adapter into memory. Raises AdapterRefusedError.
+        """Read one adapter into memory and return the handle for requests. Raises AdapterRefusedError.
 
-        Returns what requests refer to it by: forgetting that is all there is to removing or replacing an adapter. Any one
-        thread may call it, while another one works.
+        To remove or replace an adapter, drop every reference to the handle. Any one thread may call this while another
+        thread calls `step`.
         """
 
     def add(self, key: int, request: TokenRequest) -> None:
-        """Take a sequence into work; there is room for it."""
+        """Start a sequence; the caller respects `capacity`."""
 
     def step(self) -> list[tuple[int, Event]]:
-        """Advance the sequences in work by one piece (a slice of a prompt, or a token each) and say what came of it.
+        """Advance the running sequences by one chunk (a part of a prompt, or one token each) and return the events.
 
-        A sequence that finished or failed is no longer in work. May raise: then no sequence is in work any more.
+        A finished or failed sequence no longer runs. If this raises, no sequence runs any more.
         """
 
     def remove(self, key: int) -> None:
-        """Forget a sequence; nothing happens if it is not in work."""
+        """Drop a sequence; does nothing if it does not run."""
 
 
 class ModelLoadError(Exception):
-    """The base model cannot be served; the message names it and says why."""
+    """The base model cannot be served; the message names the model and the reason."""

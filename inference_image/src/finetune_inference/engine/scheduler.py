@@ -1,8 +1,8 @@
-"""The one thread that owns the engine, and the queue in front of it.
+"""The thread that owns the engine, and the waiting queue in front of it.
 
-Whoever wants tokens submits sequences from any thread and gets events through a callback. The queue is bounded (a full one
-is an answer, not a wait) and fair: models take turns, so that a flood for one adapter does not starve the others. While
-there is nothing to do the thread waits on a condition and uses no CPU.
+Any thread may submit sequences; their events arrive through a callback. The queue is bounded: a full queue refuses at once
+instead of blocking. It is fair: models take turns, so that many requests for one adapter do not starve the others. An idle
+thread waits on a condition and uses no CPU.
 """
 
 import itertools
@@ -19,25 +19,25 @@ from finetune_inference.engine.interface import Engine, Event, Failed, Finished,
 log = logging.getLogger(__name__)
 
 Listener = Callable[[Event], None]
-"""Called in the scheduler's thread: must return at once and must not raise."""
+"""Callback in the scheduler's thread; must return at once and must not raise."""
 
 MAX_FAILURES_IN_A_ROW = 3
-"""Engine failures without a success in between after which the engine is given up: a device that fell over stays so."""
+"""Consecutive engine failures after which the engine is stopped, because a failed device does not recover by itself."""
 LONGEST_RETRY_AFTER = 30
-"""Seconds; no client should be told to wait longer on a guess."""
+"""Upper bound of the estimated Retry-After, in seconds."""
 
 
 class QueueFullError(Exception):
-    """There is no room for the sequences."""
+    """The waiting queue has no room for the sequences."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
-        super().__init__(f"{waiting} sequences wait already")
+        super().__init__(f"the queue is full: {waiting} sequences are waiting")
         self.waiting = waiting
         self.retry_after = retry_after
 
 
 class SchedulerStoppedError(Exception):
-    """The engine's thread has ended; the message says why."""
+    """The engine's thread has ended; the message gives the reason."""
 
 
 @dataclass(eq=False)
@@ -48,14 +48,14 @@ class Ticket:
     request: TokenRequest
     listener: Listener
     deadline: float = math.inf
-    """Monotonic seconds at which it is given up."""
+    """Monotonic seconds after which the sequence times out."""
     cancelled: bool = False
     started: float = field(default=0.0)
-    """Monotonic seconds at which the engine took it."""
+    """Monotonic seconds at which the sequence was added to the engine."""
 
 
 class FairQueue:
-    """First in, first out for each model; models take turns."""
+    """Waiting queue: first in, first out for each model, and models take turns (round robin)."""
 
     def __init__(self) -> None:
         self._lanes: OrderedDict[str | None, deque[Ticket]] = OrderedDict()
@@ -68,12 +68,12 @@ class FairQueue:
         return itertools.chain.from_iterable(self._lanes.values())
 
     def push(self, ticket: Ticket) -> None:
-        """Add at the end of the model's lane."""
+        """Append to the lane of the request's model."""
         self._lanes.setdefault(ticket.request.adapter, deque()).append(ticket)
         self._length += 1
 
     def pop(self) -> Ticket:
-        """Take from the lane whose turn it is. Raises KeyError if there is nothing."""
+        """Remove and return the first ticket of the next lane. Raises KeyError if the queue is empty."""
         model, lane = self._lanes.popitem(last=False)
         ticket = lane.popleft()
         if lane:
@@ -82,7 +82,7 @@ class FairQueue:
         return ticket
 
     def discard(self, ticket: Ticket) -> None:
-        """Take out a ticket, wherever it is; nothing happens if it is not here."""
+        """Remove a ticket from any position; does nothing if the queue does not hold it."""
         lane = self._lanes.get(ticket.request.adapter)
         if lane is None or ticket not in lane:
             return
@@ -92,15 +92,15 @@ class FairQueue:
             del self._lanes[ticket.request.adapter]
 
     def drain(self) -> list[Ticket]:
-        """Take everything."""
+        """Remove and return all tickets."""
         return [self.pop() for _ in range(self._length)]
 
 
 class Scheduler:
-    """Owns the engine's thread from loading to the end."""
+    """Owner of the engine's thread, from loading to the end."""
 
     def __init__(self, prepare: Callable[[], Engine], *, max_waiting: int, timeout: float = math.inf) -> None:
-        """`timeout`: seconds that a sequence may take, waiting included."""
+        """Set limits. `prepare` makes the engine; `timeout` limits a sequence, in seconds, waiting included."""
         self._prepare = prepare
         self._max_waiting = max_waiting
         self._timeout = timeout
@@ -112,52 +112,52 @@ class Scheduler:
         self._failures = 0
         self._engine: Engine | None = None
         self._capacity = 1
-        """Sequences that the engine works on at the same time; known once it is prepared."""
+        """Most running sequences; set when the engine is prepared."""
         self._seconds_per_sequence = 1.0
         self._prepared = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Begin to prepare the engine in the thread that will own it. Returns at once."""
+        """Start to prepare the engine in the thread that will own it. Returns at once."""
         self._thread.start()
 
     def wait_prepared(self) -> None:
-        """Wait until the engine is prepared. Raises what the preparation raised."""
+        """Wait until the engine is prepared. Raises the exception of a failed preparation."""
         self._prepared.wait()
         if self._failure:
             raise self._failure
 
     @property
     def ready(self) -> bool:
-        """The engine is prepared and its thread runs."""
+        """True while the engine is prepared and its thread runs."""
         return self._prepared.is_set() and self._failure is None and self._thread.is_alive() and not self._stopping
 
     @property
     def failure(self) -> BaseException | None:
-        """Why the engine's thread ended, if it ended by itself."""
+        """Exception that ended the engine's thread; None while it runs or was stopped."""
         return self._failure
 
     @property
     def waiting(self) -> int:
-        """Sequences that wait for the engine."""
+        """Number of sequences in the waiting queue."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Sequences that the engine works on."""
+        """Number of running sequences."""
         return len(self._running)
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens that the engine has taken room for."""
+        """Tokens reserved in the engine's KV cache."""
         return self._engine.cached_tokens if self._engine else 0
 
     def submit(self, sequences: Sequence[tuple[TokenRequest, Listener]]) -> list[Ticket]:
         """Queue sequences, all or none. Raises QueueFullError or SchedulerStoppedError."""
         with self._changed:
             if self._stopping or self._failure:
-                raise SchedulerStoppedError(str(self._failure or "the server is stopping"))
+                raise SchedulerStoppedError(str(self._failure or "The server is stopping."))
             self.require_room(len(sequences))
             deadline = time.monotonic() + self._timeout
             tickets = [Ticket(next(self._keys), request, listener, deadline) for request, listener in sequences]
@@ -167,13 +167,13 @@ class Scheduler:
         return tickets
 
     def require_room(self, sequences: int = 1) -> None:
-        """Raise QueueFullError if so many would not be taken now."""
+        """Raise QueueFullError if the queue has no room for that many sequences."""
         room = self._max_waiting + max(0, self._capacity - len(self._running)) - len(self._waiting)
         if sequences > room:
             raise QueueFullError(len(self._waiting), self._retry_after())
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
-        """Stop work on sequences; those that are complete do not mind. No event follows, not even an end."""
+        """Cancel sequences; completed ones are ignored. No further event follows, not even an end."""
         with self._changed:
             for ticket in tickets:
                 ticket.cancelled = True
@@ -181,7 +181,7 @@ class Scheduler:
             self._changed.notify()
 
     def stop(self, timeout: float | None = None) -> None:
-        """End the thread after the step it is at; unfinished sequences fail. Loading cannot be interrupted or waited for."""
+        """End the thread after its current step; unfinished sequences fail. Does not interrupt loading or wait for it."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -189,7 +189,7 @@ class Scheduler:
             self._thread.join(timeout)
 
     def _retry_after(self) -> int:
-        """Seconds until those that wait have probably been taken into work."""
+        """Estimate the seconds until all waiting sequences run."""
         seconds = self._seconds_per_sequence * len(self._waiting) / self._capacity
         return max(1, min(LONGEST_RETRY_AFTER, math.ceil(seconds)))
 
@@ -198,20 +198,20 @@ class Scheduler:
             self._engine = engine = self._prepare()
             self._capacity = engine.capacity
             self._prepared.set()
-            while self._take_work(engine):
+            while self._admit_work(engine):
                 self._step(engine)
         except ModelLoadError as error:
             self._failure = error
         except BaseException as error:
-            # The thread's last words: probes and waiting requests need them.
-            log.exception("the engine's thread ended")
+            # Probes and waiting requests report this reason.
+            log.exception("The engine's thread ended")
             self._failure = error
         finally:
             self._prepared.set()
             self._fail_everything()
 
-    def _take_work(self, engine: Engine) -> bool:
-        """Wait for work, drop what was cancelled and admit what there is room for; False when it is time to end."""
+    def _admit_work(self, engine: Engine) -> bool:
+        """Wait for work, drop cancelled sequences, and admit waiting ones up to the capacity. Returns False to end the thread."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._waiting or self._running)
             if self._stopping:
@@ -235,15 +235,15 @@ class Scheduler:
         return True
 
     def _admit(self, engine: Engine, ticket: Ticket) -> None:
-        """Hand a sequence to the engine. One that it cannot take fails alone: that says nothing about the engine."""
+        """Add a sequence to the engine. If that raises, only this sequence fails, because the engine may be fine."""
         try:
             engine.add(ticket.key, ticket.request)
         except Exception as error:
-            log.exception("the engine did not take a sequence")
+            log.exception("The engine rejected a sequence")
             self._deliver(ticket.key, Failed(f"{type(error).__name__}: {error}"))
 
     def _expired(self) -> list[Ticket]:
-        """Give up what has taken too long. Looked at between steps, since whoever waits, waits for a step."""
+        """Cancel and return the sequences past their deadline. Runs between steps."""
         now = time.monotonic()
         expired = [t for t in (*self._running.values(), *self._waiting) if t.deadline <= now and not t.cancelled]
         for ticket in expired:
@@ -258,7 +258,7 @@ class Scheduler:
             events = engine.step()
         except Exception as error:
             self._failures += 1
-            log.exception("the engine failed (%d in a row)", self._failures)
+            log.exception("The engine failed (%d in a row)", self._failures)
             self._fail_running(f"{type(error).__name__}: {error}")
             if self._failures >= MAX_FAILURES_IN_A_ROW:
                 raise
@@ -272,7 +272,7 @@ class Scheduler:
         if isinstance(event, Finished | Failed):
             with self._changed:
                 del self._running[key]
-            # Moving average over about ten sequences.
+            # Exponential moving average over about ten sequences.
             self._seconds_per_sequence += 0.1 * (time.monotonic() - ticket.started - self._seconds_per_sequence)
         if not ticket.cancelled:
             ticket.listener(event)

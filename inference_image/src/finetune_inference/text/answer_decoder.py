@@ -1,4 +1,4 @@
-"""The answer of one request as text: detokenized, cut at stop texts, with its finish reason."""
+"""From one sequence's events to text: detokenized, cut at stop texts, with its finish reason."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ from finetune_inference.text.vocabulary import Vocabulary
 
 
 class StopTexts:
-    """Cuts a text stream before the first stop text, and holds back what may be the beginning of one."""
+    """Cuts a text stream before the first stop text, and holds back a possible beginning of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
         self.found = False
 
-    def push(self, piece: str) -> str:
-        """Text that is certainly before any stop text."""
+    def push(self, chunk: str) -> str:
+        """Add text and return the part that is certainly before any stop text."""
         if not self._stops:
-            return piece
-        text = self._held + piece
+            return chunk
+        text = self._held + chunk
         positions = [position for stop in self._stops if (position := text.find(stop)) >= 0]
         if positions:
             self.found = True
@@ -41,40 +41,40 @@ class StopTexts:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """The rest, when no text follows."""
+        """Return the text held back, when no text follows."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """What one event of the engine adds to an answer."""
+    """Addition to an answer by one event of the engine."""
 
     text: str = ""
     token: ScoredToken | None = None
     prompt: list[ScoredToken] | None = None
-    """The scored prompt; comes once and first, if it was asked for."""
+    """The scored prompt, if requested; comes once and first."""
     finish_reason: FinishReason | None = None
-    """Set on the last delta of a sequence."""
+    """Set on the last delta of a sequence, else None."""
     completion_tokens: int = 0
-    """On the last delta: tokens generated."""
+    """Number of generated tokens; set on the last delta, else 0."""
 
 
 class EngineFailedError(Exception):
-    """The engine could not finish a sequence."""
+    """The engine could not complete a sequence."""
 
 
 class AnswerRefusedError(Exception):
-    """A sequence cannot go on as the request wants it; the message says why."""
+    """The request of a sequence cannot be met; the message gives the reason."""
 
 
 class AnswerTimeoutError(Exception):
-    """A sequence took longer than sequences may."""
+    """A sequence exceeded its time limit."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"the answer was not complete after {seconds:g} s")
@@ -82,7 +82,7 @@ class AnswerTimeoutError(Exception):
 
 
 class AnswerDecoder:
-    """Turns one sequence's events into deltas of text."""
+    """Decoder of one sequence's events into deltas of text."""
 
     def __init__(self, vocabulary: Vocabulary, stops: Sequence[str]) -> None:
         self._detokenizer = Detokenizer(vocabulary)
@@ -90,7 +90,7 @@ class AnswerDecoder:
         self._tokens = 0
 
     def feed(self, event: Event) -> TextDelta:
-        """The delta of one event; after one with a finish reason nothing may be fed.
+        """Return the delta of one event. A delta with a finish reason is the last one.
 
         Raises EngineFailedError, AnswerRefusedError or AnswerTimeoutError.
         """

@@ -1,8 +1,8 @@
-"""What an answer has to look like: JSON schemas as sets of tokens that may come next. The only module that knows llguidance.
+"""Structured output: JSON schemas as constraints on the next token. The only module that knows llguidance.
 
-A schema comes from whoever may ask. llguidance counts the work it does and gives up, so that neither compiling nor a step
-takes long, with one exception that is caught here (`multipleOf`); what it cannot hold an answer to is refused with its
-reason, never passed over, unless the request asks for that.
+Any client may send a schema. llguidance bounds its own work, so that neither compilation nor a step takes long, except for
+`multipleOf`, which is bounded here. A keyword that cannot be enforced is an error with a reason; it is ignored only if the
+request allows that.
 """
 
 import json
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 MAX_SCHEMA_BYTES = 32 << 10
-"""Of a schema as JSON: compiling one takes longer the longer it is, two seconds at worst."""
+"""Largest schema as JSON. Compilation time grows with the size; the longest takes two seconds."""
 MAX_DIVISOR = 10_000
-"""Product of all different `multipleOf` of a schema, in units of their last digit: llguidance makes a state of each remainder."""
+"""Largest product of all different `multipleOf` of a schema, in units of their last digit; llguidance needs a state per remainder."""
 MAX_ALTERNATIVES = 20_000
-"""Parts of a schema once what stands beside a choice is written into each of its options, which llguidance does."""
+"""Most parts of a schema after llguidance has copied the keywords beside a choice into each of its options."""
 MAX_LEXER_STATES = 50_000
-"""1 or 2 KB each; a long answer to an ordinary schema needs some hundreds."""
+"""Most states of the lexer, 1 or 2 KB each; a long answer to an ordinary schema needs some hundreds."""
 MAX_REASON = 300
-"""Characters of llguidance's reason in ours: it may quote all of a pattern."""
+"""Most characters of llguidance's reason in a message, because it may quote a whole pattern."""
 ANY_OBJECT = {"type": "object"}
-"""The schema of `{"type": "json_object"}`."""
+"""Schema of `{"type": "json_object"}`."""
 WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,20}"
-"""Between the parts of a document: as the model likes to write it, but not for ever; small models get lost in it otherwise."""
+"""White space between the parts of a document. Its length is limited, because small models may generate it without end."""
 
 
 class GrammarError(ValueError):
-    """A schema that no answer can be held to, or an answer that could not be held to it; the message says why."""
+    """A schema that cannot be enforced, or an answer that could not be constrained; the message gives the reason."""
 
 
 class Grammars:
-    """Compiles schemas for the tokens of one tokenizer. Any thread may use it."""
+    """Compiler of schemas for the tokens of one tokenizer. Any thread may use it."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def compile(self, schema: dict[str, Any], *, lenient: bool) -> "JsonAnswer":
-        """An answer that has yet to begin. Raises GrammarError.
+    def compile(self, schema: dict[str, Any], *, lenient: bool) -> "JsonConstraint":
+        """Compile a schema to the constraint of a new answer. Raises GrammarError.
 
-        `lenient`: keywords that cannot be enforced are passed over; otherwise they are an error.
+        `lenient`: ignore keywords that cannot be enforced; otherwise they are an error.
         """
         from llguidance import LLMatcher
 
@@ -55,60 +55,60 @@ class Grammars:
             )
         except ValueError as error:
             raise GrammarError(f"the schema cannot be used: {error}") from None
-        return JsonAnswer(LLMatcher(self._tokens, grammar, log_level=0, limits=_limits()))
+        return JsonConstraint(LLMatcher(self._tokens, grammar, log_level=0, limits=_limits()))
 
     def prepare(self) -> None:
-        """Make now what the other methods need, which takes up to two seconds the first time. Raises GrammarError."""
-        self._tokens  # noqa: B018 - made by being asked for
+        """Prepare the other methods, which takes up to two seconds the first time. Raises GrammarError."""
+        self._tokens  # noqa: B018 - a cached property, computed on first access
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for, which need not be whole characters. Raises GrammarError."""
+        """Return the bytes of a token, which may be a part of a character. Raises GrammarError."""
         return self._tokens.decode_bytes([token_id])
 
     @cached_property
     def _tokens(self) -> "LLTokenizer":
-        """Made when it is needed first: that takes up to a second, and most servers are never asked for a schema."""
+        """Tokenizer for llguidance. Made on first use, because that takes up to a second and most servers never get a schema."""
         import llguidance.hf
 
         try:
             return llguidance.hf.from_tokenizer(self._tokenizer)
         except ValueError as error:
-            raise GrammarError(f"answers cannot be held to a schema with this model's tokenizer: {error}") from None
+            raise GrammarError(f"this model's tokenizer does not support structured output: {error}") from None
 
 
-class JsonAnswer:
+class JsonConstraint:
     """`engine.Constraint` for one answer."""
 
     def __init__(self, matcher: "LLMatcher") -> None:
-        """Raises GrammarError if the answer cannot begin."""
+        """Start an answer. Raises GrammarError if no token may start it."""
         self._matcher = matcher
         self.allowed = b""
         self._advance()
 
     def copy(self) -> Self:
-        """The same for another answer."""
+        """Return an independent copy for another answer."""
         return type(self)(self._matcher.deep_copy())
 
     @property
     def complete(self) -> bool:
-        """Nothing may follow."""
+        """True when nothing may follow."""
         return self._matcher.is_stopped()
 
-    def take(self, token: int) -> None:
-        """Note that a token came. Raises GrammarError if what may follow it is too much to find out."""
+    def consume(self, token: int) -> None:
+        """Advance by a generated token. Raises GrammarError if computing the next allowed tokens exceeds a limit."""
         self._matcher.consume_token(token)
         self._advance()
 
     def _advance(self) -> None:
-        # What may follow is computed now and not when it is needed, so that only the two places that can say so can fail.
+        # Computed now instead of on access, so that only the constructor and `consume` can fail.
         if not self._matcher.is_stopped():
             self.allowed = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            # Over several lines, of which some draw arrows below a pattern.
+            # Joined, because the reason has several lines, some with arrows below a pattern.
             reason = " ".join(self._matcher.get_error().replace("<non-verbose/>", "").split())
             raise GrammarError(f"the schema cannot be used: {reason[:MAX_REASON]}")
         if not self.complete and not any(self.allowed):
-            raise GrammarError("this model has no token that could come next in an answer to the schema")
+            raise GrammarError("this model's vocabulary has no token that continues an answer to the schema")
 
 
 def _limits() -> "LLParserLimits":
@@ -118,7 +118,7 @@ def _limits() -> "LLParserLimits":
 
 
 def _checked(schema: dict[str, Any]) -> str:
-    """The schema as JSON. Raises GrammarError for one that could take long."""
+    """Return the schema as JSON. Raises GrammarError for a schema whose compilation could take long."""
     try:
         text = json.dumps(schema, allow_nan=False)
         divisors = {divisor for value in _values_of("multipleOf", schema) if (divisor := _divisor(value))}
@@ -132,8 +132,8 @@ def _checked(schema: dict[str, Any]) -> str:
         )
     if math.prod(divisors) > MAX_DIVISOR:
         raise GrammarError(
-            "the schema's multipleOf are too fine: written without their decimal point, the different ones have a product "
-            f"of more than {MAX_DIVISOR}"
+            "the schema's multipleOf values are too fine: without decimal points, the product of the different values exceeds "
+            f"{MAX_DIVISOR}"
         )
     return text
 
@@ -150,7 +150,7 @@ def _values_of(key: str, value: Any) -> Iterator[Any]:
 
 
 def _expanded(value: Any) -> int:
-    """Parts of a schema with its choices multiplied out; more than the real ones, not less."""
+    """Return an upper bound for the parts of a schema with its choices multiplied out."""
     if isinstance(value, list):
         return sum(map(_expanded, value))
     if not isinstance(value, dict):
@@ -163,11 +163,11 @@ def _expanded(value: Any) -> int:
 
 
 def _divisor(value: Any) -> int:
-    """0.25 and 25 as 25; 0 for what is no number, which llguidance refuses by itself."""
+    """Return a number without its decimal point (25 for 0.25); 0 for other values, which llguidance refuses itself."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0
     _, digits, exponent = Decimal(str(value)).normalize().as_tuple()
     number = int("".join(map(str, digits)))
-    assert isinstance(exponent, int)  # noqa: S101 - a word only for what is not finite, and there is no such number in JSON
+    assert isinstance(exponent, int)  # noqa: S101 - a letter only for infinity and NaN, which JSON does not have
     zeros = min(max(exponent, 0), 9)
     return min(number * int("1" + "0" * zeros), MAX_DIVISOR + 1)

@@ -1,6 +1,6 @@
-"""Between text and tokens: a model's tokenizer and chat template, and token streams as text that is safe to send.
+"""A model's tokenizer and chat template.
 
-Nothing here knows HTTP or torch. `Vocabulary` is used from several threads; it only calls what tokenizers allow then.
+Knows neither HTTP nor torch. Several threads use a `Vocabulary`, so it calls only thread-safe methods of the tokenizer.
 """
 
 from collections.abc import Sequence
@@ -12,24 +12,24 @@ from finetune_model.chat import ChatTemplateError, encode_chat, has_unpaired_sur
 from finetune_model.model_files import load_tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What stands for bytes that are no whole character."""
-FIRST_LOOK = 8
-"""Characters for each token that there is room for: longer texts are looked at from their beginning. Most have about four."""
-NEXT_LOOK = 4
-"""How many times as long the next beginning is."""
-UNCERTAIN = 256
-"""Last tokens of a beginning that may come out as fewer once the text goes on: a word that was cut, for example."""
+"""Character that stands for bytes that are not a whole character."""
+FIRST_PREFIX = 8
+"""Characters per token of the limit. Of a longer text a prefix is encoded first, because most tokens have about four."""
+PREFIX_GROWTH = 4
+"""Factor by which the next prefix is longer."""
+UNCERTAIN_TOKENS = 256
+"""Last tokens of a prefix that may become fewer when the text continues, for example at a word that was cut."""
 
 
 class PromptError(ValueError):
-    """A prompt that cannot be made into tokens; the message says why."""
+    """A prompt that cannot be encoded; the message gives the reason."""
 
 
 class PromptTooLongError(PromptError):
-    """A prompt that was not read to its end, because its beginning has more tokens than there is room for."""
+    """A prompt that was not encoded to its end, because a prefix already exceeds the limit."""
 
     def __init__(self, limit: int, least: int) -> None:
-        super().__init__(f"it has more than {least} tokens; the model's context has {limit}")
+        super().__init__(f"it has more than {least} tokens; the model's context length is {limit}")
         self.limit = limit
         self.least = least
 
@@ -40,29 +40,29 @@ class Vocabulary:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.grammars = Grammars(tokenizer)
-        # The first call may change the tokenizer (truncation that was saved with it); after that threads can share it.
+        # The first call may change the tokenizer (truncation that was saved with it); afterwards threads can share it.
         tokenizer("")
 
     @property
     def has_chat_template(self) -> bool:
-        """Messages can be made into a prompt."""
+        """True if the tokenizer has a chat template."""
         return bool(self._tokenizer.chat_template)
 
     @property
     def size(self) -> int:
-        """Token ids are below this."""
+        """Number of token ids; all ids are below this."""
         return len(self._tokenizer)
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """The token that ends a text, if the tokenizer names one."""
+        """End token of the tokenizer, if it has one."""
         token = self._tokenizer.eos_token_id
         return frozenset() if token is None else frozenset([token])
 
     def encode(self, text: str, limit: int | None = None) -> list[int]:
-        """Token ids of a text as the model wants it to begin; at least one. Raises PromptError.
+        """Encode a text, with the tokenizer's start token; at least one token. Raises PromptError.
 
-        A text of clearly more than `limit` tokens is refused without finding out how many.
+        A text with clearly more than `limit` tokens is refused before all of it is encoded.
         """
         _check_unicode(text)
         if limit is not None:
@@ -75,48 +75,48 @@ class Vocabulary:
         return ids
 
     def encode_chat(self, messages: Sequence[dict[str, Any]], limit: int | None = None) -> list[int]:
-        """Token ids of a conversation, up to where the assistant begins to speak; `limit` as for `encode`. Raises PromptError."""
+        """Encode a conversation with the generation prompt; `limit` as for `encode`. Raises PromptError."""
         if not self.has_chat_template:
             raise PromptError("this model has no chat template; use /v1/completions")
         for message in messages:
             _check_unicode(message["content"])
         try:
-            if limit is not None and sum(len(message["content"]) for message in messages) > FIRST_LOOK * limit:
-                # Of the rendered text, because a template may drop most of a conversation.
+            if limit is not None and sum(len(message["content"]) for message in messages) > FIRST_PREFIX * limit:
+                # Checks the rendered text, because a template may drop most of a conversation.
                 self._check_length(render_chat(self._tokenizer, messages, add_generation_prompt=True), limit)
             ids = encode_chat(self._tokenizer, messages)
         except ChatTemplateError as error:
             raise PromptError(str(error)) from None
         if not ids:
-            raise PromptError("the model's chat template made an empty prompt of these messages")
+            raise PromptError("the model's chat template renders these messages as an empty prompt")
         return ids
 
     def _check_length(self, text: str, limit: int) -> None:
-        """Raise PromptTooLongError if a beginning has too many tokens: megabytes of text keep a thread busy for a minute."""
-        end = FIRST_LOOK * limit
+        """Raise PromptTooLongError if a prefix has too many tokens, because encoding megabytes of text takes a minute."""
+        end = FIRST_PREFIX * limit
         while end < len(text):
-            least = len(self._tokenizer(text[:end]).input_ids) - UNCERTAIN
+            least = len(self._tokenizer(text[:end]).input_ids) - UNCERTAIN_TOKENS
             if least > limit:
                 raise PromptTooLongError(limit, least)
-            end *= NEXT_LOOK
+            end *= PREFIX_GROWTH
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of tokens, without special ones."""
+        """Decode tokens, without special ones."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
     def token_text(self, token_id: int) -> str:
-        """One token as text, special or not; a token that is a part of a character shows the replacement character."""
+        """Decode one token, special or not; a part of a character becomes the replacement character."""
         text: str = self._tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
     def prepare_token_bytes(self) -> None:
-        """Make now what `token_bytes` needs, which takes up to two seconds the first time."""
+        """Prepare `token_bytes`, which takes up to two seconds the first time."""
         with suppress(GrammarError):
             self.grammars.prepare()
 
     def token_bytes(self, token_id: int) -> bytes | None:
-        """One token as bytes; those of tokens in a row make whole characters where each alone may not. None if unknown."""
+        """Return the bytes of one token, which may be a part of a character; None if unknown."""
         text = self.token_text(token_id)
         if REPLACEMENT not in text:
             return text.encode()
@@ -132,5 +132,5 @@ def _check_unicode(text: str) -> None:
 
 
 def load_vocabulary(path: str, revision: str | None = None) -> Vocabulary:
-    """The tokenizer of a local folder, or of a hub repository. Raises OSError or ValueError; never runs code from there."""
+    """Load the tokenizer of a local folder or a hub repository, never running its code. Raises OSError or ValueError."""
     return Vocabulary(load_tokenizer(path, revision))

@@ -1,1 +1,1 @@
-"""The default engine: batched generation with transformers, LoRA by row."""
+"""The default engine: batched generation with transformers, and an adapter per sequence."""

@@ -1,8 +1,8 @@
-"""The default engine: a transformers model that works on many sequences at once, on whatever device there is.
+"""The default engine: a transformers model with continuous batching, on a CPU or a GPU.
 
-Every step is one forward pass over one token of each sequence that answers, and slices of the prompts of those that do not
-yet. Sequences come and go between steps; each may have an adapter of its own. Greedy answers are those of
-`transformers.generate`. Torch is imported with this module.
+Every step is one forward pass over one token of each sequence in decode, and chunks of the prompts of sequences in prefill
+(chunked prefill). Sequences start and end between steps; each may have its own adapter. Greedy answers are equal to those of
+`transformers.generate`. Importing this module imports torch.
 """
 
 import inspect
@@ -15,22 +15,23 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.serving import ServingConfig
-from finetune_inference.backends.defaults import CACHE_SHARE, NOT_NUMBERS, PREFILL_TOKENS
-from finetune_inference.backends.transformers.batched_model import BatchedModelRunner
+from finetune_inference.backends.common.defaults import CACHE_SHARE, NOT_FINITE, PREFILL_TOKENS
+from finetune_inference.backends.common.lora_loader import LoraLoader
+from finetune_inference.backends.common.lora_merge import merge
+from finetune_inference.backends.common.lora_weights import LoadedLora
+from finetune_inference.backends.transformers.batched_runner import BatchedModelRunner
 from finetune_inference.backends.transformers.kv_cache import KVCache
 from finetune_inference.backends.transformers.linear_layers import fuse_and_pack_linear, shared_inputs
-from finetune_inference.backends.transformers.lora import LoraLoader
-from finetune_inference.backends.transformers.lora_batch import LoadedLora, LoraBatch
-from finetune_inference.backends.transformers.lora_merge import merge
+from finetune_inference.backends.transformers.lora_batch import LoraBatch
 from finetune_inference.backends.transformers.model_check import (
     CACHED_TOKENS,
     disagreement,
-    moving_positions,
+    length_dependent_positions,
     reference_logits,
 )
 from finetune_inference.backends.transformers.model_runner import Chunk, ModelRunner
 from finetune_inference.backends.transformers.running_sequence import RunningSequence
-from finetune_inference.backends.transformers.sampling import Sampler
+from finetune_inference.backends.transformers.sampler import Sampler
 from finetune_inference.backends.transformers.sequential_runner import SequentialModelRunner
 from finetune_inference.config import Settings
 from finetune_inference.engine.interface import (
@@ -48,7 +49,7 @@ from finetune_model.process import available_cpus, release_free_memory, spare_me
 log = logging.getLogger(__name__)
 
 PACKED_SHARE = 3
-"""A third of the memory that the model leaves may be taken by a second, packed copy of its weights."""
+"""The packed copy of the weights may take one part in this many of the free memory."""
 
 
 class TransformersEngine:
@@ -59,9 +60,9 @@ class TransformersEngine:
         self._config = config
         self._settings = settings
         self._sequences: dict[int, RunningSequence] = {}
-        """By key, in the order in which they came."""
+        """Running sequences by key, in order of arrival."""
         self._loader: LoraLoader
-        self._model: ModelRunner
+        self._runner: ModelRunner
         self._facts: ModelFacts
         self._stop_ids: frozenset[int]
         self._repetition_penalty: float
@@ -69,16 +70,16 @@ class TransformersEngine:
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens that room for keys and values is taken for; 0 if nothing is in work. Any thread may ask."""
-        return self._model.reserved
+        """Tokens reserved in the KV cache; 0 if no sequence runs. Any thread may read it."""
+        return self._runner.reserved
 
     @property
     def spare_memory(self) -> int:
-        """Bytes that are free on the device."""
+        """Free bytes on the device."""
         return torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else spare_memory()
 
     def load_model(self, merged: VerifiedAdapter | None = None) -> ModelFacts:
-        """Read the base model into memory, and an adapter into its weights. Raises ModelLoadError or AdapterRefusedError."""
+        """Load the base model and, if given, merge an adapter into its weights. Raises ModelLoadError or AdapterRefusedError."""
         torch.set_num_threads(self._settings.threads or available_cpus())
         transformers_logging.disable_progress_bar()
         model = self._read_model()
@@ -96,10 +97,10 @@ class TransformersEngine:
         )
         if merged:
             merge(model, LoraLoader(model).load(merged))
-        # What can be kept beside the model is counted next.
+        # Frees memory before the KV cache and the packed copy are sized by what is free.
         release_free_memory()
-        self._model = self._piece_model(model)
-        # Last, because it imports peft beside whatever comes next.
+        self._runner = self._make_runner(model)
+        # Last, because it imports peft in a thread beside the next steps.
         self._loader = LoraLoader(model)
         release_free_memory()
         return self._facts
@@ -109,7 +110,7 @@ class TransformersEngine:
         return self._loader.load(adapter)
 
     def add(self, key: int, request: TokenRequest) -> None:
-        """Take a sequence into work."""
+        """Start a sequence."""
         sampler = Sampler(
             request.sampling,
             request.prompt,
@@ -124,81 +125,81 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def remove(self, key: int) -> None:
-        """Forget a sequence."""
+        """Drop a sequence and free its cache."""
         if self._sequences.pop(key, None):
-            self._model.release(key)
+            self._runner.release(key)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Event]]:
-        """One token for each sequence that answers, and the next slices of prompts."""
+        """Compute one token of each sequence in decode, and the next chunks of prompts."""
         if not self._sequences:
             return []
         try:
-            pieces = self._admitted()
-            events = self._taken(pieces, self._model.forward(pieces))
+            chunks = self._schedule_chunks()
+            events = self._events(chunks, self._runner.forward(chunks))
         except BaseException:
             self._sequences.clear()
-            self._model.clear()
+            self._runner.clear()
             raise
         for key, event in events:
             if isinstance(event, Finished | Failed):
                 self.remove(key)
         return events
 
-    def _admitted(self) -> list[Chunk]:
-        """The pieces of this step: what there is room for, older sequences first. At least one: any sequence fits alone."""
-        counts = planned_counts(list(self._sequences.values()), PREFILL_TOKENS[self._device.type])
-        pieces = []
+    def _schedule_chunks(self) -> list[Chunk]:
+        """Return the chunks of this step that fit the cache, older sequences first. At least one, because any sequence fits alone."""
+        sizes = chunk_sizes(list(self._sequences.values()), PREFILL_TOKENS[self._device.type])
+        chunks = []
         for sequence in list(self._sequences.values()):
-            count = counts.get(sequence.key, 0)
-            if count and self._make_room(sequence, sequence.read + count):
-                pieces.append(sequence.piece(count))
-        return pieces
+            size = sizes.get(sequence.key, 0)
+            if size and self._reserve(sequence, sequence.computed + size):
+                chunks.append(sequence.next_chunk(size))
+        return chunks
 
-    def _make_room(self, sequence: RunningSequence, tokens: int) -> bool:
-        """Reserve memory, if need be at the cost of younger sequences, which will read their tokens again later."""
-        while not self._model.reserve(sequence.key, tokens):
-            younger = next((s for s in reversed(self._sequences.values()) if s is sequence or s.read), sequence)
+    def _reserve(self, sequence: RunningSequence, tokens: int) -> bool:
+        """Reserve cache. If it is full, preempt younger sequences, which compute their tokens again later."""
+        while not self._runner.reserve(sequence.key, tokens):
+            younger = next((s for s in reversed(self._sequences.values()) if s is sequence or s.computed), sequence)
             if younger is sequence:
                 return False
-            self._model.release(younger.key)
+            self._runner.release(younger.key)
             younger.restart()
         return True
 
-    def _taken(self, pieces: list[Chunk], logits: torch.Tensor) -> list[tuple[int, Event]]:
-        """What the logits mean for each sequence. logits: [wanted positions of all pieces, vocabulary].
+    def _events(self, chunks: list[Chunk], logits: torch.Tensor) -> list[tuple[int, Event]]:
+        """Pick the next tokens and return the events. logits: [wanted positions of all chunks, vocabulary].
 
-        A sequence without a likeliest token fails alone: sampling from its logits would raise, and end all others.
+        A sequence with logits that are not finite fails alone; sampling from them would raise and end all sequences.
         """
         events: list[tuple[int, Event]] = []
         picking: list[tuple[RunningSequence, int]] = []
         largest, likeliest = logits.max(dim=-1)
-        # The largest logit is NaN if any is, and infinite if there is no probability to speak of.
+        # The largest logit is NaN if any logit is, and infinite if softmax has no finite result.
         usable = largest.isfinite().tolist()
         end = 0
-        for piece in pieces:
-            sequence = self._sequences[piece.key]
-            begin, end = end, end + piece.wanted
+        for chunk in chunks:
+            sequence = self._sequences[chunk.key]
+            begin, end = end, end + chunk.wanted
             if not all(usable[begin:end]):
-                events.append((piece.key, Failed(NOT_NUMBERS)))
+                events.append((chunk.key, Failed(NOT_FINITE)))
                 continue
-            events += [(piece.key, event) for event in sequence.take_prompt_logits(piece, logits[begin:end])]
-            if sequence.unread:
+            events += [(chunk.key, event) for event in sequence.add_computed(chunk, logits[begin:end])]
+            if sequence.uncomputed:
                 continue
             if sequence.request.max_tokens == 0:
-                events.append((piece.key, Finished("length", 0)))
+                events.append((chunk.key, Finished("length", 0)))
             else:
                 picking.append((sequence, end - 1))
         greedy = likeliest.tolist()
         for sequence, row in picking:
             token = greedy[row] if sequence.sampler.is_argmax else sequence.sampler.pick(logits[row].float())
-            events += [(sequence.key, event) for event in sequence.take_token(token, logits[row])]
+            events += [(sequence.key, event) for event in sequence.add_token(token, logits[row])]
         return events
 
     def _read_model(self) -> Any:
         wanted = self._config.model
         precision = resolve_precision(self._config.precision, on_gpu=self._device.type != "cpu")
-        log.info("loading base model %s from %s as %s on %s", wanted.name, wanted.path, precision, self._device)
+        log.info("Loading base model %s from %s as %s on %s", wanted.name, wanted.path, precision, self._device)
         try:
             return AutoModelForCausalLM.from_pretrained(
                 wanted.path,
@@ -210,71 +211,82 @@ class TransformersEngine:
                 local_files_only=Path(wanted.path).is_absolute() or Path(wanted.path).exists(),
             )
         except Exception as error:
-            # transformers raises OSError, ValueError, KeyError, RuntimeError, … depending on what is wrong with the files.
+            # transformers raises OSError, ValueError, KeyError, RuntimeError, … depending on the fault in the files.
             raise ModelLoadError(f"base model {wanted.name} cannot be loaded from {wanted.path}: {error}") from error
 
-    def _piece_model(self, model: Any) -> ModelRunner:
-        """The model for many sequences at once, or one after the other if that is the only way it computes rightly."""
+    def _make_runner(self, model: Any) -> ModelRunner:
+        """Make the batched runner, or the sequential one for a model whose batched pass computes other logits."""
         takes_logits_to_keep = _takes_logits_to_keep(model)
         groups = shared_inputs(model)
         lora = LoraBatch(model, groups)
         own_attention = model.config._attn_implementation  # noqa: SLF001 - transformers has no other name for it
         reference = reference_logits(model, self._facts.vocabulary_size)
         if self._device.type == "cpu":
-            self._speed_up(model, groups)
-        # Products with quantized weights are made from 16 bits, differently for different numbers of rows.
+            self._fuse_and_pack(model, groups)
+        # Products with quantized weights use 16-bit floats, and round differently for different numbers of rows.
         computed_in = torch.bfloat16 if quantization_of(model.config) else model.dtype
         cache = KVCache(self._facts.context_length, CACHED_TOKENS)
         try:
             batched = BatchedModelRunner(model, lora, cache, takes_logits_to_keep=takes_logits_to_keep)
-            reason = moving_positions(model.config) or disagreement(batched, reference, computed_in)
+            reason = length_dependent_positions(model.config) or disagreement(batched, reference, computed_in)
         except (ValueError, RuntimeError) as error:
-            # transformers' way to say that a model has only attention of its own.
+            # transformers raises these for a model that supports only its own attention.
             reason = str(error)
         if reason is None:
             cache.set_budget(self._cache_tokens(batched.bytes_per_token))
             return batched
-        log.warning("%s is served one sequence at a time: %s", self._config.model.name, reason)
+        log.warning(
+            "Base model %s computes one sequence at a time, which is slower: %s", self._config.model.name, reason
+        )
         model.set_attn_implementation(own_attention)
-        # What a token takes is not known here; the longest sequence has to fit anyway.
+        # The memory per token is unknown here; the longest sequence has to fit in any case.
         budget = max(self._facts.context_length, self._settings.max_cached_tokens or 0)
         return SequentialModelRunner(model, lora, budget=budget, takes_logits_to_keep=takes_logits_to_keep)
 
-    def _speed_up(self, model: Any, groups: list[list[str]]) -> None:
+    def _fuse_and_pack(self, model: Any, groups: list[list[str]]) -> None:
         spare = self.spare_memory // PACKED_SHARE
         packing = fuse_and_pack_linear(model, groups, spare)
+        size, limit = packing.packable_bytes >> 20, spare >> 20
         if not packing.packable_bytes:
-            log.info("weights are not kept packed as well: there is no product from such in %s here", self._facts.dtype)
-            return
-        kept = "kept packed as well" if packing.is_packed else "not kept packed as well, which would be faster"
-        log.info("weights are %s: %d MiB, and %d MiB are to be had", kept, packing.packable_bytes >> 20, spare >> 20)
+            log.info(
+                "No packed copy of the weights: this CPU has no product from packed %s weights.", self._facts.dtype
+            )
+        elif packing.is_packed:
+            log.info("A packed copy of the weights, for speed, takes %d of %d MiB that it may use.", size, limit)
+        else:
+            log.info(
+                "Slower than possible: a packed copy of the weights needs %d MiB, and may use %d (a third of the free memory). "
+                "Raise resources.memory.",
+                size,
+                limit,
+            )
 
     def _cache_tokens(self, bytes_per_token: int) -> int:
-        """Tokens whose keys and values are kept."""
+        """Return the KV cache budget in tokens."""
         if self._settings.max_cached_tokens:
             return self._settings.max_cached_tokens
         return self.spare_memory // CACHE_SHARE // max(1, bytes_per_token)
 
 
-def planned_counts(sequences: list[RunningSequence], budget: int) -> dict[int, int]:
-    """Tokens that each sequence should read in the next step, by key.
+def chunk_sizes(sequences: list[RunningSequence], budget: int) -> dict[int, int]:
+    """Return the number of tokens that each sequence computes in the next step, by key.
 
-    Those that answer read their last token. The rest shares the budget: half of it is the oldest's, so that a giant prompt
-    comes to its end, and all else goes to whoever has the least to read, so that few wait for many. Of equals the older one
-    comes first: two that take turns would both be late.
+    A sequence in decode computes its one token. Sequences in prefill share the budget: half of it goes to the oldest, so that
+    a very long prompt completes, and the rest to the shortest remaining prompts, so that few sequences wait for many. Among
+    equals the older one comes first, because alternating would delay both.
     """
-    counts = {sequence.key: 1 for sequence in sequences if sequence.unread == 1}
-    reading = [sequence for sequence in sequences if sequence.unread > 1]
-    counts |= {sequence.key: min(sequence.unread, budget // 2) for sequence in reading[:1]}
-    left = budget - sum(counts[sequence.key] for sequence in reading[:1])
-    for sequence in sorted(reading, key=lambda each: each.unread):
-        already = counts.get(sequence.key, 0)
-        more = min(sequence.unread - already, left)
-        counts[sequence.key] = already + more
+    sizes = {sequence.key: 1 for sequence in sequences if sequence.uncomputed == 1}
+    prefills = [sequence for sequence in sequences if sequence.uncomputed > 1]
+    sizes |= {sequence.key: min(sequence.uncomputed, budget // 2) for sequence in prefills[:1]}
+    left = budget - sum(sizes[sequence.key] for sequence in prefills[:1])
+    for sequence in sorted(prefills, key=lambda each: each.uncomputed):
+        already = sizes.get(sequence.key, 0)
+        more = min(sequence.uncomputed - already, left)
+        sizes[sequence.key] = already + more
         left -= more
-    return counts
+    return sizes
 
 
 def _takes_logits_to_keep(model: Any) -> bool:
-    """Most models can skip the head for all but some positions; a few have no such argument."""
+    """Return whether the model can skip the head for all but some positions; a few models cannot."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters

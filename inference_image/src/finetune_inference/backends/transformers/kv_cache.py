@@ -1,8 +1,8 @@
-"""Keys and values of all sequences in work, in tensors that attention reads without copying.
+"""The KV cache: keys and values of all running sequences, in tensors that attention reads without copying.
 
-A sequence occupies one row of a pool; a pool's rows have the same capacity, a power of two of tokens. So one call attends
-for all sequences of a pool, with little padding. A sequence that outgrows its pool moves to the next one; rows are kept
-dense by moving the last one into a gap. Only the engine's thread works with it.
+A sequence occupies one row of a pool; the rows of a pool have the same capacity, a power of two of tokens. So one attention
+call serves all sequences of a pool, with little padding. A sequence that outgrows its pool moves to the next larger one. Rows
+stay contiguous, because the last row moves into a gap. Only the engine's thread uses the cache.
 """
 
 import math
@@ -13,15 +13,15 @@ import torch
 from finetune_model.process import release_free_memory
 
 SMALLEST_CAPACITY = 64
-"""Tokens; below this, copying from pool to pool costs more than the padding."""
+"""Smallest capacity of a row, in tokens. Below it, copying between pools costs more than padding."""
 FEWEST_ROWS = 4
-"""Rows that a pool begins with, if the budget has room for them."""
+"""Rows of a new pool, if the budget allows them."""
 GROWTH = 1.5
-"""Rows that are made for each that is needed; copying all of them for every new one would cost more."""
+"""Rows to allocate per needed row, because growing by one row would copy all of them each time."""
 MAX_GROWTH = 2
-"""How many times as many rows as would be made now a pool keeps at most."""
+"""Shrink a pool when it holds this multiple of the rows that would be allocated now."""
 LARGE_BYTES = 1 << 28
-"""Bytes of a pool that the machine would miss. The C library alone keeps some of them in pieces, differently in each run."""
+"""Bytes of a pool from which freed memory is returned to the system, because the C library alone keeps an unpredictable part."""
 
 
 @dataclass
@@ -32,30 +32,30 @@ class Layer:
     values: torch.Tensor
 
     def move(self, source: int, target: int) -> None:
-        """Copy a row to another one, its padding as well: that of the target may hold what is not a number."""
+        """Copy a row to another one, padding included, because the target's padding may hold NaN."""
         self.keys[target] = self.keys[source]
         self.values[target] = self.values[source]
 
     def wipe(self, row: int) -> None:
-        """Fill a row with zeros, if there is one yet."""
+        """Fill a row with zeros, if it exists."""
         self.keys[row : row + 1] = 0
         self.values[row : row + 1] = 0
 
 
 @dataclass
 class Pool:
-    """Sequences with room for the same number of tokens."""
+    """Rows of one capacity, one per sequence."""
 
     capacity: int
     most: int
-    """Rows that the budget has room for; no more are made ahead of their use."""
+    """Rows that the budget allows; no more are allocated in advance."""
     owners: list[int] = field(default_factory=list)
     """Key of the sequence in each row."""
     layers: dict[int, Layer] = field(default_factory=dict)
-    """By layer index; made when the layer is first written, because only then its shapes are known."""
+    """By layer index; allocated at the layer's first write, which tells its shapes."""
 
     def layer(self, index: int, keys: torch.Tensor, values: torch.Tensor) -> Layer:
-        """The tensors of a layer with room for all owners. keys, values: [heads, tokens, head size], for their shapes."""
+        """Return the tensors of a layer with a row for every owner. keys, values: [heads, tokens, head size], for their shapes."""
         layer = self.layers.get(index)
         if layer is None or layer.keys.shape[0] < len(self.owners):
             ahead = max(FEWEST_ROWS, math.ceil(len(self.owners) * GROWTH))
@@ -67,37 +67,37 @@ class Pool:
             layer = self.layers[index] = grown
         return layer
 
-    def take_row(self, key: int) -> None:
-        """Give a row to a sequence. Padding is masked, but a masked NaN would still be one, so the row begins with zeros."""
+    def add_row(self, key: int) -> None:
+        """Add a row for a sequence. It starts with zeros, because masking does not remove a NaN from padding."""
         for layer in self.layers.values():
             layer.wipe(len(self.owners))
         self.owners.append(key)
 
     def shrink(self) -> None:
-        """Give memory back that a crowd left behind: all pools together may hold what only the budget of each one bounds."""
+        """Free the rows left over from a peak. The budget bounds each pool, not the sum of all pools."""
         rows = max(FEWEST_ROWS, math.ceil(len(self.owners) * GROWTH))
         for layer in self.layers.values():
             if layer.keys.shape[0] >= MAX_GROWTH * rows:
                 layer.keys, layer.values = layer.keys[:rows].clone(), layer.values[:rows].clone()
 
     def free(self) -> None:
-        """Give all memory back."""
+        """Free all memory."""
         size = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers.values())
         self.layers.clear()
         if size >= LARGE_BYTES:
             release_free_memory()
 
     def _empty(self, rows: int, like: torch.Tensor) -> torch.Tensor:
-        """Zeros, as in `take_row`."""
+        """Allocate zeros, for the reason in `add_row`."""
         heads, _, size = like.shape
         return torch.zeros(rows, heads, self.capacity, size, dtype=like.dtype, device=like.device)
 
 
 class KVCache:
-    """Rows for sequences, within a budget of tokens."""
+    """Rows of running sequences, within a budget of tokens."""
 
     def __init__(self, longest: int, budget: int) -> None:
-        """`longest`: tokens that one sequence can have. `budget`: tokens that there is room for, at least `longest`."""
+        """Make an empty cache. `longest`: most tokens of one sequence. `budget`: tokens of all rows together, at least `longest`."""
         self._longest = longest
         self._budget = max(longest, budget)
         self._pools: dict[int, Pool] = {}
@@ -106,20 +106,20 @@ class KVCache:
 
     @property
     def used(self) -> int:
-        """Tokens of the budget that are given away."""
-        # A copy, because others ask while the engine's thread works.
+        """Reserved tokens of the budget."""
+        # A copy, because other threads read while the engine's thread writes.
         return sum(pool.capacity for pool in list(self._homes.values()))
 
     def set_budget(self, tokens: int) -> None:
-        """Change the budget; what is given away stays."""
+        """Change the budget; reserved rows stay."""
         self._budget = max(self._longest, tokens)
 
     def length(self, key: int) -> int:
-        """Tokens of a sequence that are in the cache."""
+        """Return the number of a sequence's tokens in the cache."""
         return self._lengths.get(key, 0)
 
     def reserve(self, key: int, tokens: int) -> bool:
-        """Make room for a sequence of `tokens` in all; False if the budget does not allow it, and nothing has changed."""
+        """Reserve a row for `tokens` tokens of a sequence in total. Returns False, without a change, if the budget is exceeded."""
         home = self._homes.get(key)
         if home is not None and tokens <= home.capacity:
             return True
@@ -127,7 +127,7 @@ class KVCache:
         if self.used - (home.capacity if home else 0) + capacity > self._budget:
             return False
         target = self._pools.setdefault(capacity, Pool(capacity, self._budget // capacity))
-        target.take_row(key)
+        target.add_row(key)
         if home is not None:
             if self.length(key):
                 self._copy(key, home, target)
@@ -136,28 +136,28 @@ class KVCache:
         return True
 
     def place(self, key: int) -> tuple[Pool, int]:
-        """Pool and row of a sequence for which there is room."""
+        """Return pool and row of a sequence with a reserved row."""
         pool = self._homes[key]
         return pool, pool.owners.index(key)
 
     def bytes_per_token(self, key: int) -> int:
-        """Bytes that a token of a sequence takes in all layers together, once some were written."""
+        """Return the bytes of one token in all layers together, after a first write for this sequence."""
         layers = self._homes[key].layers.values()
         return sum(t.shape[1] * t.shape[3] * t.element_size() for layer in layers for t in (layer.keys, layer.values))
 
     def advance(self, key: int, tokens: int) -> None:
-        """Take note that so many tokens were written for every layer."""
+        """Record that this many tokens were written to every layer."""
         self._lengths[key] = self.length(key) + tokens
 
     def release(self, key: int) -> None:
-        """Forget a sequence; nothing happens if it has no room here."""
+        """Free the row of a sequence; does nothing if there is none."""
         home = self._homes.pop(key, None)
         self._lengths.pop(key, None)
         if home is not None:
             self._leave(key, home)
 
     def clear(self) -> None:
-        """Forget all sequences and give the memory back."""
+        """Drop all sequences and free the memory."""
         self._homes.clear()
         self._lengths.clear()
         for pool in self._pools.values():
@@ -175,11 +175,11 @@ class KVCache:
             moved.values[len(target.owners) - 1, :, :length] = layer.values[row, :, :length]
 
     def _leave(self, key: int, pool: Pool) -> None:
-        """Take a row out of a pool; the last row moves into its place."""
+        """Remove a row from a pool; the last row moves into its place."""
         row, last = pool.owners.index(key), len(pool.owners) - 1
         if row != last:
             moved = pool.owners[last]
-            # Where nothing was written yet, the tensors may not even have the row.
+            # Before the first write the tensors may not have the row at all.
             for layer in pool.layers.values() if self.length(moved) else ():
                 layer.move(last, row)
             pool.owners[row] = moved

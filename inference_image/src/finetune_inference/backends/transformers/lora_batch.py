@@ -1,9 +1,9 @@
-"""Adapters of many sequences in one forward pass, as hooks on the base model's own modules.
+"""Adapters of many sequences in one forward pass, as hooks on the base model's modules.
 
-A hook adds to a module's output what the adapters of the batch add. The low-rank matrices of all adapters in the batch are
-stacked, for all modules that read the same input, so that such a group costs one product, and every module in it another
-one, however many adapters there are; a mask keeps each token to the columns of its own adapter. Nothing in the base model
-changes: without an adapter in the batch it computes what it always did.
+A hook adds the deltas of the batch's adapters to a module's output. The low-rank matrices of all adapters in the batch are
+stacked, for all modules that read the same input. So a group of modules costs one matrix product, and each of its modules one
+more, for any number of adapters; a mask restricts each token to the columns of its own adapter. The base model itself stays
+unchanged: without an adapter in the batch it computes its own output.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,94 +15,42 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import nn
 
+from finetune_inference.backends.common.lora_weights import LoadedLora, LoraDelta, Replacement
+
 Rows = torch.Tensor | slice
-"""Rows of a module's output; a slice is all of them."""
-
-
-@dataclass(frozen=True, eq=False)
-class LoraDelta:
-    """What one adapter adds to one module."""
-
-    a: torch.Tensor
-    """[rank, in], or [rank, vocabulary] for an embedding."""
-    b: torch.Tensor
-    """[out, rank]"""
-    scaling: float
-    bias: torch.Tensor | None = None
-    """[out] added after the second product, scaled like it (`lora_bias`)."""
-    magnitude: torch.Tensor | None = None
-    """[out] DoRA's factor on base plus delta: learned magnitude over the norm of the tuned weight."""
-    embedding: bool = False
-    """The module is an embedding: `a` is looked up, not multiplied."""
-
-    @property
-    def is_plain(self) -> bool:
-        """Stacking is all it takes."""
-        return self.bias is None and self.magnitude is None and not self.embedding
-
-
-@dataclass(frozen=True, eq=False)
-class Replacement:
-    """A module that the adapter brings along whole (`modules_to_save`)."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedLora:
-    """One version of an adapter in memory. Whoever refers to it can go on using it; its name may mean another one by then."""
-
-    name: str
-    digest: str
-    deltas: dict[str, LoraDelta]
-    """By module path."""
-    replacements: dict[str, Replacement] = field(default_factory=dict)
-    """By module path."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory that the tensors take."""
-        tensors = [t for d in self.deltas.values() for t in (d.a, d.b, d.bias, d.magnitude) if t is not None]
-        tensors += [t for r in self.replacements.values() for t in (r.weight, r.bias) if t is not None]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-    @property
-    def paths(self) -> set[str]:
-        """Modules that it changes."""
-        return self.deltas.keys() | self.replacements.keys()
+"""Rows of a module's output; a slice selects all of them."""
 
 
 @dataclass(eq=False)
 class _Stack:
-    """The matrices of all adapters for modules that read the same input, one after the other."""
+    """Concatenated matrices of all adapters, for modules that read the same input."""
 
     a: torch.Tensor
-    """[in, ranks of all]"""
+    """[in, sum of ranks]"""
     b: dict[str, tuple[slice, torch.Tensor]]
-    """By module path: its part of the ranks, and [ranks in it, out]."""
+    """By module path: its slice of the ranks, and [ranks of the slice, out]."""
     layout: tuple[tuple[int, int, float], ...]
-    """Place in the batch, rank and scaling of each adapter, for each module."""
+    """Index of the adapter in the batch, rank and scaling, for each adapter of each module."""
 
 
 @dataclass
 class _Assignment:
-    """Which adapter each row of a module's output belongs to."""
+    """Adapter of each row of a module's output."""
 
     places: torch.Tensor
-    """[rows, 1] place of each row's adapter in the stacks; -1 is the base. One row stands for all if they agree."""
+    """[rows, 1] index of each row's adapter; -1 is the base model. A single row stands for all rows."""
     masks: dict[tuple[tuple[int, int, float], ...], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     rows: dict[int, Rows] = field(default_factory=dict)
-    """By place; only adapters of this batch."""
+    """Rows by adapter index; only adapters of this batch."""
     latest: tuple[_Stack, torch.Tensor, torch.Tensor] | None = None
-    """The last first product, with its stack and its input: the modules of a group come one after the other."""
+    """The latest first product with its stack and input, because the modules of a group run one after the other."""
 
 
 class LoraBatch:
-    """Applies adapters to the batch that is being computed. `applied` says which row has which."""
+    """Adapters of the current batch. `applied` assigns an adapter to each row."""
 
     def __init__(self, model: Any, groups: Sequence[Sequence[str]] = ()) -> None:
-        """`groups`: paths of modules that read the same input."""
+        """Prepare a model for adapters. `groups`: paths of modules that read the same input."""
         self._modules: dict[str, nn.Module] = dict(model.named_modules())
         self._groups = {path: tuple(group) for group in groups for path in group}
         self._device = model.device
@@ -118,9 +66,9 @@ class LoraBatch:
     def applied(
         self, tokens: Sequence[LoadedLora | None], logits: Sequence[LoadedLora | None] | None = None
     ) -> Iterator[None]:
-        """Within the block the model answers each row as its adapter does.
+        """Apply to each row its adapter within the block.
 
-        `tokens`: adapter of each token, or one for all. `logits`: the same for the head, where it sees other rows.
+        `tokens`: adapter of each token, or one for all. `logits`: the same for the rows of the head, if those are others.
         """
         wanted = list(dict.fromkeys(lora for lora in tokens if lora is not None))
         if wanted:
@@ -133,11 +81,11 @@ class LoraBatch:
             self._tokens = self._logits = None
 
     def _stack(self, wanted: list[LoadedLora]) -> None:
-        """Have the stacks hold the wanted adapters; others may stay while they cost little."""
+        """Make the stacks hold the wanted adapters. Others stay as long as they are at most half of the stacks."""
         present = set(self._stacked)
         if present.issuperset(wanted) and len(self._stacked) <= 2 * len(wanted):
             return
-        # Whoever comes after a failure half way (memory may run out) must not take the part that exists for the whole.
+        # After a failure half way (out of memory) the next call must not mistake the incomplete stacks for complete ones.
         self._stacked = ()
         self._stacks.clear()
         self._special.clear()
@@ -155,7 +103,7 @@ class LoraBatch:
         self._stacked = tuple(wanted)
 
     def _stack_group(self, group: Sequence[str], wanted: list[LoadedLora]) -> None:
-        """Make the stack of modules that read the same input."""
+        """Build the stack of modules that read the same input."""
         deltas = [
             (path, i, lora.deltas[path]) for path in group for i, lora in enumerate(wanted) if path in lora.deltas
         ]
@@ -185,7 +133,7 @@ class LoraBatch:
     def _add(
         self, path: str, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor, assignment: _Assignment
     ) -> torch.Tensor:
-        """The output with what the adapters add. inputs: [..., in] or ids [...]; output: [..., out], written in place."""
+        """Add the adapters' deltas to the output, in place, and return it. inputs: [..., in] or ids [...]; output: [..., out]."""
         flat = output.view(-1, output.shape[-1])
         if assignment.places.shape[0] not in (1, flat.shape[0]):
             raise RuntimeError(f"{path} computes {flat.shape[0]} rows for {assignment.places.shape[0]} tokens")
@@ -212,7 +160,7 @@ class LoraBatch:
 
 
 def _inner(stack: _Stack, inputs: torch.Tensor, assignment: _Assignment) -> torch.Tensor:
-    """[rows, ranks of all] the first product, scaled; zero where a column is not of a row's own adapter."""
+    """Return [rows, sum of ranks] the scaled first product; zero in the columns of other adapters."""
     if assignment.latest is not None and assignment.latest[0] is stack and assignment.latest[1] is inputs:
         return assignment.latest[2]
     inner = inputs.reshape(-1, inputs.shape[-1]) @ stack.a
@@ -220,7 +168,7 @@ def _inner(stack: _Stack, inputs: torch.Tensor, assignment: _Assignment) -> torc
     if mask is None:
         mask = assignment.masks[stack.layout] = _mask(assignment.places, stack.layout, inner.dtype)
     scalings, foreign = mask
-    # Filled, not multiplied by zero: what another adapter makes of a row may be infinite.
+    # Filled instead of multiplied by zero, because the product with another adapter may be infinite.
     inner.mul_(scalings).masked_fill_(foreign, 0)
     assignment.latest = stack, inputs, inner
     return inner
@@ -229,7 +177,7 @@ def _inner(stack: _Stack, inputs: torch.Tensor, assignment: _Assignment) -> torc
 def _mask(
     places: torch.Tensor, layout: tuple[tuple[int, int, float], ...], dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[ranks of all] each column's scaling, and [rows, ranks of all] True outside of a row's own adapter."""
+    """Return [sum of ranks] the scaling of each column, and [rows, sum of ranks] True in the columns of other adapters."""
     owners = [place for place, rank, _ in layout for _ in range(rank)]
     scalings = [scaling for _, rank, scaling in layout for _ in range(rank)]
     foreign = places != torch.tensor(owners, device=places.device)
@@ -239,7 +187,7 @@ def _mask(
 def _special(
     part: LoraDelta | Replacement, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor, rows: Rows
 ) -> torch.Tensor:
-    """[rows, out] what cannot be stacked. output: [all rows, out], with the stacked part in it."""
+    """Return [rows, out] the output with a part that cannot be stacked. output: [all rows, out], stacked parts included."""
     if isinstance(part, Replacement):
         if isinstance(module, nn.Embedding):
             return F.embedding(inputs.reshape(-1)[rows], part.weight)

@@ -1,4 +1,4 @@
-"""Can this model compute many sequences in one pass? Tried on a few tokens rather than guessed from its architecture."""
+"""Trial of a model with many sequences in one pass, on a few tokens, so that no list of architectures is needed."""
 
 import logging
 from typing import Any
@@ -11,17 +11,17 @@ from finetune_inference.backends.transformers.model_runner import Chunk, ModelRu
 log = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
-"""Largest difference of two logits over the largest logit; a mistake in attention is of the order of one."""
+"""Largest difference of two logits, relative to the largest logit. Wrong attention differs by about 1."""
 CACHED_TOKENS = 4 * SMALLEST_CAPACITY
-"""Room for both in the cache, also where one sequence may not be that long."""
+"""Cache budget for both sequences, even if the context length is shorter than one row."""
 LENGTHS = (7, 4)
-"""Tokens of the two sequences; read in slices, side by side."""
+"""Tokens of the two sequences, which are computed in chunks, side by side."""
 
 
-def moving_positions(config: Any) -> str | None:
-    """Why what the model makes of positions depends on the longest of a pass; None if it does not.
+def length_dependent_positions(config: Any) -> str | None:
+    """Return why the position embedding depends on the longest sequence of a pass; None if it does not.
 
-    Such models look right in a short trial: they change their frequencies beyond some length, for all who share the pass.
+    A short trial does not reveal such models: beyond some length they change their frequencies for all sequences of the pass.
     """
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
     # Some models have one set of parameters, others one for each type of layer.
@@ -34,7 +34,7 @@ def moving_positions(config: Any) -> str | None:
 
 @torch.inference_mode()
 def reference_logits(model: Any, vocabulary_size: int) -> torch.Tensor:
-    """Logits [tokens of both sequences, vocabulary] as the model computes them on its own."""
+    """Compute logits [tokens of both sequences, vocabulary] with the unchanged model."""
     rows = [
         model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
         for ids in _sequences(vocabulary_size)
@@ -44,15 +44,15 @@ def reference_logits(model: Any, vocabulary_size: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def disagreement(batched: ModelRunner, reference: torch.Tensor, computed_in: torch.dtype) -> str | None:
-    """Why `batched` is no replacement for the model that gave the reference; None if it is one.
+    """Return how the logits of `batched` differ from the reference; None if they agree.
 
-    `computed_in`: the coarsest type on the way, whose rounding is no disagreement.
+    `computed_in`: the coarsest type of the computation, whose rounding error is tolerated.
     """
     try:
         found = _batched_logits(batched, reference.shape[-1])
     except Exception as error:
-        # Models fail in ways of their own when they do not find the cache or the attention they expect.
-        log.debug("the batched pass failed", exc_info=True)
+        # Models raise various exceptions when they miss the cache or the attention that they expect.
+        log.debug("The trial of the batched pass failed", exc_info=True)
         return f"{type(error).__name__}: {error}"
     finally:
         batched.clear()
@@ -68,17 +68,17 @@ def _sequences(vocabulary_size: int) -> list[list[int]]:
 
 
 def _batched_logits(batched: ModelRunner, vocabulary_size: int) -> torch.Tensor:
-    """The same logits from slices: first two tokens, then all but the last, then one, side by side."""
+    """Compute the same logits in chunks, side by side: the first two tokens, then all but the last, then the last."""
     sequences = _sequences(vocabulary_size)
     rows: list[list[torch.Tensor]] = [[] for _ in sequences]
     for begin, end in ((0, 2), (2, -1), (-1, None)):
-        pieces = []
+        chunks = []
         for key, ids in enumerate(sequences):
             part = ids[begin:end]
             batched.reserve(key, len(ids))
-            pieces.append(Chunk(key, part, len(ids) + begin if begin < 0 else begin, None, len(part)))
-        logits = batched.forward(pieces)
-        for key, piece in enumerate(pieces):
-            rows[key].append(logits[: piece.wanted])
-            logits = logits[piece.wanted :]
+            chunks.append(Chunk(key, part, len(ids) + begin if begin < 0 else begin, None, len(part)))
+        logits = batched.forward(chunks)
+        for key, chunk in enumerate(chunks):
+            rows[key].append(logits[: chunk.wanted])
+            logits = logits[chunk.wanted :]
     return torch.cat([row for parts in rows for row in parts])

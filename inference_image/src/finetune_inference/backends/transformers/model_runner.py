@@ -1,4 +1,4 @@
-"""What an engine asks of a model in one step, whichever way the model computes it."""
+"""The interface between the engine and its two model runners, batched and sequential."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,38 +6,38 @@ from typing import Protocol
 
 import torch
 
-from finetune_inference.backends.transformers.lora_batch import LoadedLora
+from finetune_inference.backends.common.lora_weights import LoadedLora
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next tokens of one sequence."""
+    """The next tokens of one sequence: a part of its prompt, or the latest token of its answer."""
 
     key: int
     ids: Sequence[int]
     start: int
-    """Tokens of the sequence that the model has seen already."""
+    """Number of tokens of the sequence that the model has computed already."""
     lora: LoadedLora | None
     """None is the base model."""
     wanted: int
-    """At how many positions, counted from the end, logits are wanted."""
+    """Number of positions, counted from the end, whose logits are wanted."""
 
 
 class ModelRunner(Protocol):
-    """A model with a memory of the sequences in work."""
+    """A model with the KV cache of the running sequences."""
 
     @property
     def reserved(self) -> int:
-        """Tokens that there is room taken for, of all sequences together. Any thread may ask."""
+        """Tokens reserved in the KV cache, of all sequences together. Any thread may read it."""
 
     def reserve(self, key: int, tokens: int) -> bool:
-        """Make room for a sequence of `tokens` in all; False if there is none at the moment."""
+        """Reserve cache for `tokens` tokens of a sequence in total. Returns False if the budget does not allow it now."""
 
-    def forward(self, pieces: Sequence[Chunk]) -> torch.Tensor:
-        """Logits [wanted positions of all pieces, vocabulary], in the order of the pieces; there is room for each."""
+    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """Return logits [wanted positions of all chunks, vocabulary], in the order of the chunks; each was reserved."""
 
     def release(self, key: int) -> None:
-        """Forget a sequence; nothing happens if it is not known."""
+        """Free the cache of a sequence; does nothing if there is none."""
 
     def clear(self) -> None:
-        """Forget all sequences."""
+        """Free the cache of all sequences."""

@@ -1,8 +1,8 @@
-"""One forward pass for many sequences: a transformers model, with attention and cache of our own.
+"""One forward pass for many sequences: a transformers model with our own attention and KV cache.
 
-The tokens of all sequences lie in one row, `[1, tokens]`, without padding: every layer but attention treats tokens alike.
-Attention is registered with transformers' `AttentionInterface` and knows which tokens belong together. Whether a model can
-be served like this is not guessed from its name but tried, see `model_check`.
+The tokens of all sequences form one row, `[1, tokens]`, without padding, because every layer but attention treats tokens
+independently. Our attention is registered with transformers' `AttentionInterface` and knows the sequence of each token.
+`model_check` tests by trial whether a model computes correctly this way.
 """
 
 from collections.abc import Sequence
@@ -20,28 +20,28 @@ from finetune_inference.backends.transformers.lora_batch import LoraBatch
 from finetune_inference.backends.transformers.model_runner import Chunk
 
 UNSUPPORTED = ("softcap", "s_aux", "position_bias", "attention_mask")
-"""What some models hand to attention that this one does not compute."""
+"""Arguments of some models' attention that ours does not implement."""
 
 
 @dataclass
 class _Decode:
-    """Sequences of one pool that add one token each; their tokens are neighbors."""
+    """Sequences of one pool in decode, one token each; their tokens are contiguous."""
 
     pool: Pool
     tokens: slice
     rows: torch.Tensor
     """[n] rows of the pool."""
     view: slice | None
-    """The same rows as a slice, if they are neighbors too; None makes attention copy."""
+    """The same rows as a slice if they are contiguous too; None makes attention copy them."""
     positions: torch.Tensor
-    """[n] where each token goes."""
+    """[n] position of each token."""
     longest: int
-    """Tokens of the longest of these sequences, the new one included."""
+    """Tokens of the longest of these sequences, the new token included."""
 
 
 @dataclass
 class _Prefill:
-    """Several tokens of one sequence."""
+    """Several tokens of one sequence in prefill."""
 
     pool: Pool
     tokens: slice
@@ -51,16 +51,16 @@ class _Prefill:
 
 @dataclass
 class _Plan:
-    """Which tokens of a pass belong together."""
+    """Tokens of one forward pass by sequence."""
 
     decodes: list[_Decode] = field(default_factory=list)
     prefills: list[_Prefill] = field(default_factory=list)
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
-    """By group and sliding window; all layers share them."""
+    """By group and sliding window, shared by all layers."""
 
 
 class BatchedModelRunner:
-    """Runs pieces of many sequences in one forward pass."""
+    """Model runner that computes the chunks of many sequences in one forward pass."""
 
     def __init__(self, model: Any, lora: LoraBatch, cache: KVCache, *, takes_logits_to_keep: bool) -> None:
         self._model = model
@@ -69,23 +69,23 @@ class BatchedModelRunner:
         self._takes_logits_to_keep = takes_logits_to_keep
         self._device = model.device
         self.bytes_per_token = 0
-        """Of keys and values in all layers; known after the first pass."""
+        """Bytes of keys and values in all layers; known after the first pass."""
         self._plan = _Plan()
         self._adapter = _CacheAdapter()
         name = f"finetune_batched_{id(self)}"
-        # The registry lasts as long as the process, the model only as long as somebody uses it.
+        # A weak reference, because the registry lasts as long as the process and must not keep the model alive.
         own = WeakMethod(self._attend)
         AttentionInterface.register(name, lambda *arguments, **options: own()(*arguments, **options))  # type: ignore[misc]
         model.set_attn_implementation(name)
 
-    def forward(self, pieces: Sequence[Chunk]) -> torch.Tensor:
-        """Logits [wanted positions of all pieces, vocabulary], in the order of the pieces; there is room for each."""
-        ordered = sorted(pieces, key=lambda piece: (len(piece.ids) > 1, *self._place(piece)))
-        self._plan = self._planned(ordered)
-        ids = [token for piece in ordered for token in piece.ids]
-        positions = [piece.start + i for piece in ordered for i in range(len(piece.ids))]
-        kept = _kept(pieces, ordered)
-        owners = [piece.lora for piece in ordered for _ in piece.ids]
+    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """Return logits [wanted positions of all chunks, vocabulary], in the order of the chunks; each was reserved."""
+        ordered = sorted(chunks, key=lambda chunk: (len(chunk.ids) > 1, *self._place(chunk)))
+        self._plan = self._make_plan(ordered)
+        ids = [token for chunk in ordered for token in chunk.ids]
+        positions = [chunk.start + i for chunk in ordered for i in range(len(chunk.ids))]
+        kept = _kept(chunks, ordered)
+        owners = [chunk.lora for chunk in ordered for _ in chunk.ids]
         with self._lora.applied(owners, [owners[i] for i in kept] if self._takes_logits_to_keep else owners):
             index = torch.tensor(kept, dtype=torch.long, device=self._device)
             output = self._model(
@@ -98,60 +98,60 @@ class BatchedModelRunner:
         logits: torch.Tensor = output.logits[0]
         if not self._takes_logits_to_keep:
             logits = logits[index]
-        for piece in pieces:
-            self._cache.advance(piece.key, len(piece.ids))
-        self.bytes_per_token = self.bytes_per_token or self._cache.bytes_per_token(pieces[0].key)
+        for chunk in chunks:
+            self._cache.advance(chunk.key, len(chunk.ids))
+        self.bytes_per_token = self.bytes_per_token or self._cache.bytes_per_token(chunks[0].key)
         return logits
 
     @property
     def reserved(self) -> int:
-        """Tokens that there is room taken for, of all sequences together. Any thread may ask."""
+        """Tokens reserved in the KV cache, of all sequences together. Any thread may read it."""
         return self._cache.used
 
     def reserve(self, key: int, tokens: int) -> bool:
-        """Make room for a sequence of `tokens` in all; False if there is none at the moment."""
+        """Reserve cache for `tokens` tokens of a sequence in total. Returns False if the budget does not allow it now."""
         return self._cache.reserve(key, tokens)
 
     def release(self, key: int) -> None:
-        """Forget a sequence."""
+        """Free the cache of a sequence."""
         self._cache.release(key)
 
     def clear(self) -> None:
-        """Forget all sequences."""
+        """Free the cache of all sequences."""
         self._cache.clear()
 
-    def _place(self, piece: Chunk) -> tuple[int, int]:
-        pool, row = self._cache.place(piece.key)
+    def _place(self, chunk: Chunk) -> tuple[int, int]:
+        pool, row = self._cache.place(chunk.key)
         return pool.capacity, row
 
-    def _planned(self, ordered: Sequence[Chunk]) -> _Plan:
+    def _make_plan(self, ordered: Sequence[Chunk]) -> _Plan:
         plan = _Plan()
         begin = 0
         singles: dict[int, list[Chunk]] = {}
-        for piece in ordered:
-            if len(piece.ids) == 1:
-                singles.setdefault(self._cache.place(piece.key)[0].capacity, []).append(piece)
+        for chunk in ordered:
+            if len(chunk.ids) == 1:
+                singles.setdefault(self._cache.place(chunk.key)[0].capacity, []).append(chunk)
         for group in singles.values():
             plan.decodes.append(self._decode(group, begin))
             begin += len(group)
-        for piece in ordered:
-            if len(piece.ids) > 1:
-                pool, row = self._cache.place(piece.key)
-                plan.prefills.append(_Prefill(pool, slice(begin, begin + len(piece.ids)), row, piece.start))
-                begin += len(piece.ids)
+        for chunk in ordered:
+            if len(chunk.ids) > 1:
+                pool, row = self._cache.place(chunk.key)
+                plan.prefills.append(_Prefill(pool, slice(begin, begin + len(chunk.ids)), row, chunk.start))
+                begin += len(chunk.ids)
         return plan
 
     def _decode(self, group: Sequence[Chunk], begin: int) -> _Decode:
         pool = self._cache.place(group[0].key)[0]
-        rows = [self._cache.place(piece.key)[1] for piece in group]
+        rows = [self._cache.place(chunk.key)[1] for chunk in group]
         neighbors = rows[-1] - rows[0] + 1 == len(rows)
         return _Decode(
             pool,
             slice(begin, begin + len(group)),
             torch.tensor(rows, device=self._device),
             slice(rows[0], rows[-1] + 1) if neighbors else None,
-            torch.tensor([piece.start for piece in group], device=self._device),
-            max(piece.start for piece in group) + 1,
+            torch.tensor([chunk.start for chunk in group], device=self._device),
+            max(chunk.start for chunk in group) + 1,
         )
 
     def _attend(
@@ -165,7 +165,7 @@ class BatchedModelRunner:
         sliding_window: int | None = None,
         **options: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Attention for transformers. query, key, value: [1, heads, tokens, size]; returns [1, tokens, heads, size]."""
+        """Compute attention for transformers. query, key, value: [1, heads, tokens, size]; returns [1, tokens, heads, size]."""
         unsupported = [name for name in UNSUPPORTED if options.get(name) is not None]
         if unsupported or attention_mask is not None:
             raise NotImplementedError(f"attention with {', '.join(unsupported) or 'a mask'}")
@@ -180,7 +180,7 @@ class BatchedModelRunner:
         return output[None], None
 
     def _decode_mask(self, decode: _Decode, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """[n, 1, 1, longest] to be added to scores."""
+        """Return the mask [n, 1, 1, longest] that is added to attention scores."""
         known = self._plan.masks.get((id(decode), window))
         if known is not None:
             return known
@@ -192,7 +192,7 @@ class BatchedModelRunner:
         return self._plan.masks.setdefault((id(decode), window), mask[:, None, None])
 
     def _prefill_mask(self, prefill: _Prefill, window: int | None) -> torch.Tensor | None:
-        """[tokens, start + tokens], True where attention looks; None if that is plain causal attention."""
+        """Return [tokens, start + tokens], True where attention is allowed; None for plain causal attention."""
         tokens = prefill.tokens.stop - prefill.tokens.start
         if window is not None and prefill.start + tokens <= window:
             window = None
@@ -210,7 +210,7 @@ class BatchedModelRunner:
 
 
 class _CacheAdapter(Cache):  # type: ignore[misc]  # transformers has no types
-    """What transformers takes for its cache: passes new keys and values on to attention, which stores them."""
+    """Cache object for transformers. It passes new keys and values on to our attention, which stores them."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -218,11 +218,11 @@ class _CacheAdapter(Cache):  # type: ignore[misc]  # transformers has no types
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The new keys and values as they came."""
+        """Return the new keys and values unchanged."""
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Nothing that models could count on; positions are given to them."""
+        """Return 0: models get their positions as an argument."""
         return 0
 
 
@@ -235,9 +235,9 @@ def _attend_decode(
     mask: torch.Tensor,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Store and attend for one token of each sequence; query, key, value: [heads, tokens, size] -> [n, heads, size].
+    """Store and attend for one token of each sequence. query, key, value: [heads, tokens, size] -> [n, heads, size].
 
-    Query heads that share a key-value head stand where several query tokens would: nothing has to be repeated.
+    Query heads that share a key-value head take the place of query tokens, so that no key-value head is repeated.
     """
     key, value = key[:, decode.tokens], value[:, decode.tokens]
     layer = decode.pool.layer(layer_index, key, value)
@@ -260,7 +260,7 @@ def _attend_prefill(
     mask: torch.Tensor | None,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Store and attend for the next tokens of one sequence -> [tokens, heads, size]."""
+    """Store and attend for the next tokens of one sequence; returns [tokens, heads, size]."""
     key, value = key[:, prefill.tokens], value[:, prefill.tokens]
     layer = prefill.pool.layer(layer_index, key, value)
     end = prefill.start + key.shape[1]
@@ -278,11 +278,11 @@ def _attend_prefill(
     return result[0].transpose(0, 1)
 
 
-def _kept(pieces: Sequence[Chunk], ordered: Sequence[Chunk]) -> list[int]:
-    """Positions in the row of tokens (as `ordered` has it) at which logits are wanted, in the order of `pieces`."""
+def _kept(chunks: Sequence[Chunk], ordered: Sequence[Chunk]) -> list[int]:
+    """Return the positions, in the row of tokens by `ordered`, whose logits are wanted, in the order of `chunks`."""
     ends: dict[int, int] = {}
     end = 0
-    for piece in ordered:
-        end += len(piece.ids)
-        ends[piece.key] = end
-    return [position for piece in pieces for position in range(ends[piece.key] - piece.wanted, ends[piece.key])]
+    for chunk in ordered:
+        end += len(chunk.ids)
+        ends[chunk.key] = end
+    return [position for chunk in chunks for position in range(ends[chunk.key] - chunk.wanted, ends[chunk.key])]

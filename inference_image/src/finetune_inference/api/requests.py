@@ -1,7 +1,7 @@
-"""Requests and responses of OpenAI's API, as far as it is served here.
+"""Requests of OpenAI's API, in the part that this server supports.
 
-Unknown fields are ignored, because clients of many releases send many fields. Fields that would change the answer and are
-not served are named in `UNSUPPORTED` and refused: an answer that silently lacks what was asked for is worse than an error.
+Unknown fields are ignored, because clients of many releases send many fields. Unsupported fields that would change the answer
+are listed in `UNSUPPORTED` and refused, because an answer that silently ignores a field is worse than an error.
 """
 
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -9,20 +9,20 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
 from finetune_api.validation import FieldError
-from finetune_inference.engine.interface import MAX_TOP_LOGPROBS, FinishReason
+from finetune_inference.engine.interface import MAX_TOP_LOGPROBS
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
 MAX_BIASES = 1024
 MAX_KIND = 32
-"""Characters of an unsupported part's type that are shown."""
+"""Most characters of an unsupported part's type in a message."""
 SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**63 - 1
 
 
-def _bounded(value: Any) -> Any:
+def _limit_entries(value: Any) -> Any:
     """Refuse a large mapping before its entries are checked one by one."""
     if isinstance(value, dict) and len(value) > MAX_BIASES:
-        raise ValueError(f"at most {MAX_BIASES} tokens can have a bias")
+        raise ValueError(f"has {len(value)} tokens; use {MAX_BIASES} or less")
     return value
 
 
@@ -37,12 +37,13 @@ class StreamOptions(BaseModel):
 
 
 class GenerationRequest(BaseModel):
-    """What chats and completions have in common."""
+    """Fields that chats and completions share."""
 
     model_config = ConfigDict(allow_inf_nan=False, extra="ignore")
     UNSUPPORTED: ClassVar[tuple[str, ...]] = ()
-    """Fields that are refused if they are set to anything but null, false, an empty list or their neutral value."""
+    """Fields that are refused unless their value is neutral."""
     NEUTRAL: ClassVar[tuple[Any, ...]] = (None, False, [], {}, "none", "auto", "default", "")
+    """Values of unsupported fields that do not change an answer."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -54,7 +55,7 @@ class GenerationRequest(BaseModel):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: (
         Annotated[
-            dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_bounded)
+            dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_limit_entries)
         ]
         | None
     ) = None
@@ -79,27 +80,27 @@ class GenerationRequest(BaseModel):
 
     @property
     def stops(self) -> list[str]:
-        """Stop texts, however they were written."""
+        """Stop texts as a list."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
 
     @property
     def choices(self) -> int:
-        """Answers per prompt."""
+        """Number of answers per prompt."""
         return self.n or 1
 
     @property
     def limit_field(self) -> str:
-        """The field that says how long an answer may be."""
+        """Name of the field with the length limit of the answer."""
         return "max_tokens"
 
     @property
     def include_usage(self) -> bool:
-        """A stream ends with the token counts."""
+        """True if the stream ends with the token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
 class TextPart(BaseModel):
-    """A part of a message. Only text is served."""
+    """Part of a message; only text is supported."""
 
     type: Literal["text"]
     text: StrictStr
@@ -113,7 +114,7 @@ class TextPart(BaseModel):
 
 
 class Message(BaseModel):
-    """A message of a conversation."""
+    """Message of a conversation."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -122,23 +123,23 @@ class Message(BaseModel):
     name: str | None = None
 
     def to_template(self) -> dict[str, str]:
-        """As chat templates expect it: text only; `developer` is OpenAI's newer word for `system`."""
+        """Return the message for chat templates: text only, and `system` for OpenAI's newer role `developer`."""
         parts = self.content if isinstance(self.content, list) else []
         text = "\n".join(part.text for part in parts) if parts else self.content or ""
         return {"role": "system" if self.role == "developer" else self.role, "content": str(text)}
 
 
 class JsonSchema(BaseModel):
-    """A schema that an answer is held to."""
+    """Schema that the answer has to match."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     json_schema: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool | None = None
-    """Unless true, keywords that cannot be enforced are passed over; the others are enforced anyway."""
+    """If true, keywords that cannot be enforced are an error; otherwise they are ignored and all others enforced."""
 
 
 class TextFormat(BaseModel):
-    """Any text."""
+    """Free text."""
 
     type: Literal["text"]
 
@@ -150,7 +151,7 @@ class JsonObjectFormat(BaseModel):
 
 
 class JsonSchemaFormat(BaseModel):
-    """A JSON value that a schema describes."""
+    """JSON value that matches a schema."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchema
@@ -160,7 +161,7 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 
 class ChatCompletionRequest(GenerationRequest):
-    """POST /v1/chat/completions."""
+    """Body of POST /v1/chat/completions."""
 
     UNSUPPORTED: ClassVar[tuple[str, ...]] = (
         "tools",
@@ -189,17 +190,17 @@ class ChatCompletionRequest(GenerationRequest):
 
     @property
     def answer_limit(self) -> int | None:
-        """Tokens wanted at most."""
+        """Most tokens of the answer."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def limit_field(self) -> str:
-        """OpenAI's newer field, where it is used."""
+        """Name of the field with the length limit: OpenAI's newer one, if the request has it."""
         return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
 
 
 class CompletionRequest(GenerationRequest):
-    """POST /v1/completions."""
+    """Body of POST /v1/completions."""
 
     UNSUPPORTED: ClassVar[tuple[str, ...]] = ("suffix",)
 
@@ -221,7 +222,7 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """Each prompt as text or as token ids."""
+        """Prompts, each as text or as token ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
@@ -230,7 +231,7 @@ class CompletionRequest(GenerationRequest):
 
 
 class TokenizeRequest(BaseModel):
-    """POST /tokenize, as vLLM has it: a text, or a conversation that goes through the chat template."""
+    """Body of POST /tokenize, in vLLM's format: a text, or a conversation for the chat template."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -243,156 +244,3 @@ class TokenizeRequest(BaseModel):
         if (self.prompt is None) == (self.messages is None):
             raise FieldError("prompt", "set either prompt or messages")
         return self
-
-
-class TokenizeResponse(BaseModel):
-    """Response of POST /tokenize."""
-
-    count: int
-    max_model_len: int
-    tokens: list[int]
-
-
-class Usage(BaseModel):
-    """Token counts."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-    @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int) -> Self:
-        """Counts with their sum."""
-        return cls(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            total_tokens=prompt_tokens + completion_tokens,
-        )
-
-
-class TopLogprob(BaseModel):
-    """One of the likeliest tokens."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class TokenLogprob(TopLogprob):
-    """A token of a chat's answer."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    """Log-probabilities of a chat's answer."""
-
-    content: list[TokenLogprob]
-    refusal: None = None
-
-
-class AssistantMessage(BaseModel):
-    """The answer of a chat."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class ChatChoice(BaseModel):
-    """One answer."""
-
-    index: int
-    message: AssistantMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
-
-
-class ChatCompletion(BaseModel):
-    """Response of POST /v1/chat/completions."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    system_fingerprint: str
-
-
-class ChatDelta(BaseModel):
-    """What a chunk adds to the answer. Unset fields are not sent."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChatChunkChoice(BaseModel):
-    """A chunk of one answer."""
-
-    index: int
-    delta: ChatDelta
-    logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
-
-
-class CompletionLogprobs(BaseModel):
-    """Log-probabilities of a completion; the lists run in parallel, one entry per token."""
-
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
-
-
-class CompletionChoice(BaseModel):
-    """One completion, whole or a chunk."""
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: FinishReason | None = None
-
-
-class Completion(BaseModel):
-    """Response of POST /v1/completions; also a chunk of it."""
-
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: Usage | None = None
-    system_fingerprint: str
-
-
-class ChatChunk(BaseModel):
-    """A chunk of a streamed chat."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChatChunkChoice]
-    usage: Usage | None = None
-    system_fingerprint: str
-
-
-class ModelCard(BaseModel):
-    """A served model. `parent` and `root` are set for adapters as vLLM sets them, `digest` is ours."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "finetune-operator"
-    root: str
-    parent: str | None
-    max_model_len: int
-    digest: str | None
-
-
-class ModelList(BaseModel):
-    """Response of GET /v1/models."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]

@@ -1,8 +1,8 @@
-"""Does an adapter fit the base model, and what does it add to which module? The only module that knows peft.
+"""Reading an adapter's tensors, and checking that they fit the base model. The only module that knows peft.
 
-peft loads what it can: keys it does not recognize are dropped, missing ones keep their initial zeros, and the result is an
-adapter that "works" and does nothing. So names and shapes are compared first, against what peft itself would make for
-this base model. That comparison runs on a copy of the model without storage; the real one is never touched.
+peft itself drops keys that it does not recognize and leaves missing ones at their initial zeros; the result is an adapter that
+loads and does nothing. So names and shapes are first compared with those that peft would create for this base model. The
+comparison runs on a copy of the model without storage (device meta); the real model is never changed.
 """
 
 import hashlib
@@ -19,40 +19,40 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from finetune_inference.adapters.verification import AdapterRefusedError
-from finetune_inference.backends.transformers.lora_batch import LoadedLora, LoraDelta, Replacement
+from finetune_inference.backends.common.lora_weights import LoadedLora, LoraDelta, Replacement
 from finetune_inference.engine.interface import VerifiedAdapter
 from finetune_model.model_files import quantization_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What adapters are stored as; a tensor of any other type is no weight."""
+"""Accepted types of an adapter's tensors."""
 TUNABLE = (nn.Linear, nn.Embedding, Conv1D)
-"""Modules that adapters may change. peft also wraps whole groups of experts, whose rows are not those of the batch."""
+"""Modules that adapters may change. peft also wraps groups of experts, whose rows are not the rows of the batch."""
 NAMED = 3
-"""Tensors named in a message; the rest is counted."""
+"""Most tensors named in a message; the others are counted."""
 PREFIX = "base_model.model."
-"""What peft puts before the base model's own names."""
+"""Prefix that peft puts before the base model's names."""
 _SLOT = "adapter"
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """What peft makes of one adapter configuration for this base."""
+    """Layout that peft creates for one adapter configuration on this base model."""
 
     tensors: dict[str, tuple[int, ...]]
-    """Shapes by the names under which peft saves."""
+    """Shapes by the names that peft saves."""
     scalings: dict[str, float]
-    """By module path; the modules that get low-rank matrices."""
+    """By path of each module that gets low-rank matrices."""
 
 
 class LoraLoader:
-    """Reads adapters for one base model; changes nothing. Any thread may use it, one at a time."""
+    """Reader of adapters for one base model, which stays unchanged. Any thread may use it, one at a time."""
 
     def __init__(self, base: Any) -> None:
         self._base = base
         self._modules: dict[str, nn.Module] = dict(base.named_modules())
         self._known: dict[str, _Shape] = {}
-        """By configuration: adapters of one kind are many, and finding out takes as long as loading."""
-        # Importing peft takes seconds, which the first adapter that comes to a running server would wait for.
+        """Cache by configuration, because many adapters share one and computing the layout takes as long as loading."""
+        # Importing peft takes seconds, for which the first adapter of a running server would wait.
         threading.Thread(target=importlib.import_module, args=["peft"], name="import-peft", daemon=True).start()
 
     def load(self, adapter: VerifiedAdapter) -> LoadedLora:
@@ -63,9 +63,9 @@ class LoraLoader:
         return LoadedLora(adapter.name, adapter.digest, deltas, self._replacements(adapter, deltas, tensors))
 
     def read(self, adapter: VerifiedAdapter) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-        """Scalings by module path and tensors as they were saved, once they are known to fit. Raises AdapterRefusedError.
+        """Return scalings by module path, and the tensors as saved, after all checks. Raises AdapterRefusedError.
 
-        Asks for nothing but the names, types and shapes of the base model, which may be one without storage.
+        Needs only names, types and shapes of the base model, which may be on the device meta.
         """
         tensors = _read_tensors(adapter)
         shape = self._shape_for(adapter)
@@ -74,7 +74,7 @@ class LoraLoader:
         odd = [path for path in shape.scalings if not isinstance(self._modules.get(path), TUNABLE)]
         if odd:
             raise AdapterRefusedError(
-                f"the adapter tunes {_listed(odd)}; only linear layers and embeddings are served tuned"
+                f"the adapter tunes {_listed(odd)}; only linear layers and embeddings are supported"
             )
         return shape.scalings, tensors
 
@@ -89,7 +89,7 @@ class LoraLoader:
         if f"{path}.lora_embedding_A" in tensors:
             a, b = tensors[f"{path}.lora_embedding_A"], tensors[f"{path}.lora_embedding_B"]
             if type(self._modules[path]) is not nn.Embedding:
-                raise AdapterRefusedError(f"the adapter tunes {path}, an embedding of a kind that is not served tuned")
+                raise AdapterRefusedError(f"the adapter tunes {path}, an embedding of an unsupported type")
             return LoraDelta(a, b, scaling, embedding=True)
         delta = LoraDelta(
             tensors[f"{path}.lora_A.weight"],
@@ -102,7 +102,7 @@ class LoraLoader:
             return delta
         if method := quantization_of(self._base.config):
             raise AdapterRefusedError(
-                f"the adapter was trained with DoRA, which needs the norms of the base model's weights; those are quantized ({method})"
+                f"the adapter was trained with DoRA, which needs the norms of the base model's weights; the weights are quantized ({method})"
             )
         weight = _weight(self._modules[path])
         tuned = weight + scaling * (delta.b @ delta.a)
@@ -116,22 +116,22 @@ class LoraLoader:
         odd = [path for path in paths if type(self._modules.get(path)) not in (nn.Linear, nn.Embedding)]
         if odd:
             raise AdapterRefusedError(
-                f"{adapter.directory} replaces {_listed(odd)} (modules_to_save); only linear layers and embeddings can be"
+                f"{adapter.directory} replaces {_listed(odd)} (modules_to_save); only linear layers and embeddings can be replaced"
             )
         return {path: Replacement(tensors[f"{path}.weight"], tensors.get(f"{path}.bias")) for path in paths}
 
 
 def _weight(module: nn.Module) -> torch.Tensor:
-    """[out, in]; transformers' Conv1D keeps the transpose."""
+    """Return the weight as [out, in]; transformers' Conv1D stores the transpose."""
     weight: Any = module.weight
     return weight if isinstance(module, nn.Linear) else weight.t()  # type: ignore[no-any-return]
 
 
 def _read_tensors(adapter: VerifiedAdapter) -> dict[str, torch.Tensor]:
-    """The tensors of the file, in memory of their own.
+    """Read the tensors of the file into memory and verify their digest.
 
-    A mapped file would be whatever somebody writes to it later, and end the process once it is shorter. So it is read once,
-    and what was read is checked, not what is there at another time.
+    A memory-mapped file would change when someone writes to it, and crash the process when it is truncated. So the file is
+    read once, and the digest is computed from the bytes in memory.
     """
     try:
         content = adapter.weights.read_bytes()
@@ -142,7 +142,7 @@ def _read_tensors(adapter: VerifiedAdapter) -> dict[str, torch.Tensor]:
     try:
         tensors: dict[str, torch.Tensor] = load(content)
     except Exception as error:
-        # safetensors raises types of its own, without a common base; whatever it is, the file is no use.
+        # safetensors raises types without a common base class.
         raise AdapterRefusedError(f"{adapter.weights} is not a safetensors file: {error}") from None
     broken = [name for name, tensor in tensors.items() if tensor.dtype not in DTYPES or not tensor.isfinite().all()]
     if broken:
@@ -153,10 +153,12 @@ def _read_tensors(adapter: VerifiedAdapter) -> dict[str, torch.Tensor]:
 def _check_range(
     adapter: VerifiedAdapter, scalings: dict[str, float], tensors: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
-    """Raise AdapterRefusedError unless everything is a number in the type that the base model computes in."""
+    """Raise AdapterRefusedError unless all values are finite in the type in which the base model computes."""
     wild = [path for path, scaling in scalings.items() if not torch.tensor(scaling, dtype=dtype).isfinite()]
     if wild:
-        raise AdapterRefusedError(f"{adapter.directory} scales {_listed(wild)} by what is not finite as {dtype}")
+        raise AdapterRefusedError(
+            f"{adapter.directory} scales {_listed(wild)} by a factor that is not finite as {dtype}"
+        )
     broken = [name.removeprefix(PREFIX) for name, tensor in tensors.items() if not tensor.to(dtype).isfinite().all()]
     if broken:
         raise AdapterRefusedError(f"{adapter.weights} has values that are not finite as {dtype} in {_listed(broken)}")
@@ -172,18 +174,18 @@ def _check_fit(
         parts = [f"lacks {_listed(missing)}"] if missing else []
         parts += [f"has the unexpected {_listed(unexpected)}"] if unexpected else []
         raise AdapterRefusedError(
-            f"{adapter.weights} {' and '.join(parts)}; it was made for another model or its tensors were renamed"
+            f"{adapter.weights} {' and '.join(parts)}; the adapter was trained on another model, or its tensors were renamed"
         )
     for name, shape in expected.items():
         if (found := tuple(tensors[name].shape)) != shape:
             raise AdapterRefusedError(
                 f"{adapter.weights} has {name} with shape {found}; this base model needs {shape}, "
-                "so the adapter was made for another one"
+                "so the adapter was trained on another model"
             )
 
 
 def _shape_of(adapter: VerifiedAdapter, base_config: Any) -> _Shape:
-    """Names, shapes and scalings of the tensors that peft would make for this adapter on this base."""
+    """Return names, shapes and scalings of the tensors that peft would create for this adapter on this base model."""
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 
@@ -192,7 +194,7 @@ def _shape_of(adapter: VerifiedAdapter, base_config: Any) -> _Shape:
             empty: nn.Module = AutoModelForCausalLM.from_config(base_config)
         config = LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **adapter.lora)
         wrapped = PeftModel(empty, config, _SLOT, low_cpu_mem_usage=True)
-        # Without the "auto" for embeddings, which asks the model hub whether the vocabulary grew.
+        # Not "auto", which would ask the model hub whether the vocabulary was extended.
         state = get_peft_model_state_dict(wrapped, adapter_name=_SLOT, save_embedding_layers=False)
         scalings = {
             path.removeprefix(PREFIX): float(module.scaling[_SLOT])
@@ -200,7 +202,7 @@ def _shape_of(adapter: VerifiedAdapter, base_config: Any) -> _Shape:
             if isinstance(module, LoraLayer)
         }
     except Exception as error:
-        # What peft raises for a configuration it cannot apply is anything from KeyError to ValueError.
+        # For a configuration that peft cannot apply it raises anything from KeyError to ValueError.
         raise AdapterRefusedError(f"{adapter.directory} cannot be applied to this base model: {error}") from None
     return _Shape({name: tuple(tensor.shape) for name, tensor in state.items()}, scalings)
 

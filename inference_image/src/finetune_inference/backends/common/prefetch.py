@@ -1,4 +1,4 @@
-"""Reading the weights from a volume while Python is still importing torch, which takes longer than most reads."""
+"""Read-ahead of the weights while Python imports torch, which takes longer than most reads."""
 
 import logging
 import os
@@ -8,20 +8,20 @@ log = logging.getLogger(__name__)
 
 
 def prefetch(folder: Path) -> int:
-    """Ask the kernel to read a model's weights into the page cache; returns at once, with the number of bytes asked for.
+    """Ask the kernel to read a model's weights into the page cache. Returns the number of requested bytes, at once.
 
-    A hint and nothing more: what cannot be opened now is complained about by whoever needs it.
+    This is a hint: a file that cannot be opened is skipped here and reported by the engine.
     """
-    asked = 0
+    requested = 0
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            asked += _ask_for(path)
+            requested += _read_ahead(path)
         except OSError as error:
             log.debug("%s is not read ahead: %s", path, error)
-    return asked
+    return requested
 
 
-def _ask_for(path: Path) -> int:
+def _read_ahead(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(descriptor).st_size

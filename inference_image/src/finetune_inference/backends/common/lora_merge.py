@@ -1,7 +1,7 @@
-"""An adapter as a part of the base model's weights, for a server that serves nothing else.
+"""Merging an adapter into the base model's weights, for a server of this one adapter (mergeAdapter).
 
-The weights are computed as 32-bit floats and rounded once, to the type that they are kept in. In float32 the answers are those
-of the unmerged adapter; in bfloat16 they differ by the rounding of the weights, which an unmerged adapter does not have.
+The weights are computed in float32 and rounded once, to the model's dtype. In float32 the answers are those of the unmerged
+adapter; in bfloat16 they differ by the rounding of the weights, which an unmerged adapter does not have.
 """
 
 from typing import Any
@@ -10,20 +10,20 @@ import torch
 from torch import nn
 
 from finetune_inference.adapters.verification import AdapterRefusedError
-from finetune_inference.backends.transformers.lora_batch import LoadedLora, LoraDelta
+from finetune_inference.backends.common.lora_weights import LoadedLora, LoraDelta
 from finetune_model.model_files import quantization_of
 
 
 @torch.no_grad()
 def merge(model: Any, lora: LoadedLora) -> None:
-    """Change the modules of `model` to what they compute with the adapter.
+    """Merge an adapter into the modules of `model`.
 
-    Raises AdapterRefusedError if the weights are quantized: rounding the sum to four bits again would lose most of the adapter.
+    Raises AdapterRefusedError if the weights are quantized, because rounding the sum to four bits would lose most of the adapter.
     """
     if method := quantization_of(model.config):
         raise AdapterRefusedError(
-            f"the base model's weights are quantized ({method}) and cannot take it in; set mergeAdapter to false, and it is served "
-            "beside them"
+            f"the base model's weights are quantized ({method}), so an adapter cannot be merged into them; set mergeAdapter to false "
+            "to serve the adapter unmerged"
         )
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for path, replacement in lora.replacements.items():
@@ -36,7 +36,7 @@ def merge(model: Any, lora: LoadedLora) -> None:
 
 def _merge_delta(module: nn.Module, delta: LoraDelta) -> None:
     weight: Any = module.weight
-    # Only linear layers have [out, in]; embeddings and transformers' Conv1D keep the transpose.
+    # Linear weights are [out, in]; embeddings and transformers' Conv1D store the transpose.
     is_linear = isinstance(module, nn.Linear)
     change = delta.scaling * (delta.b.float() @ delta.a.float())
     tuned = weight.float() + (change if is_linear else change.t())
@@ -51,5 +51,5 @@ def _merge_delta(module: nn.Module, delta: LoraDelta) -> None:
 
 
 def _set(module: nn.Module, name: str, value: torch.Tensor) -> None:
-    """A parameter of the module's own: its old one may be shared with another module, which the adapter leaves alone."""
+    """Set a new parameter. The old one may be shared (tied) with a module that the adapter does not change."""
     setattr(module, name, nn.Parameter(value.contiguous(), requires_grad=False))

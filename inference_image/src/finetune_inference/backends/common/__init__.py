@@ -1,0 +1,1 @@
+"""Parts that both engines use: LoRA weights and their checks, sampling rules, defaults."""

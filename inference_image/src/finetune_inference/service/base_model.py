@@ -1,0 +1,68 @@
+"""Loading the base model, alone or with the one adapter that is merged into it, and the first token."""
+
+import logging
+import math
+
+from finetune_api.serving import ServedAdapter, ServedModel
+from finetune_inference.adapters.registry import LoadedModel
+from finetune_inference.adapters.verification import AdapterRefusedError, Limits, verify
+from finetune_inference.engine.interface import (
+    Engine,
+    Event,
+    Failed,
+    Finished,
+    Generated,
+    ModelFacts,
+    ModelLoadError,
+    TokenRequest,
+)
+from finetune_inference.text.vocabulary import load_vocabulary
+
+log = logging.getLogger(__name__)
+
+
+def load_base(engine: Engine, model: ServedModel, created: int) -> tuple[ModelFacts, LoadedModel]:
+    """Load the base model and its tokenizer. `created`: Unix seconds. Raises ModelLoadError."""
+    facts = engine.load_model()
+    try:
+        vocabulary = load_vocabulary(model.path, model.revision)
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"base model {model.name} has no usable tokenizer at {model.path}: {error}") from error
+    log.info("Loaded base model %s: context length %d tokens", model.name, facts.context_length)
+    return facts, LoadedModel(model.name, vocabulary, root=model.path, created=created)
+
+
+def load_merged(
+    engine: Engine, model: ServedModel, entry: ServedAdapter, limits: Limits, created: int
+) -> tuple[ModelFacts, LoadedModel]:
+    """Load the base model with one adapter merged into its weights.
+
+    Raises ModelLoadError, also for an adapter that is refused, because there is nothing else to serve.
+    """
+    try:
+        adapter = verify(entry, limits)
+        facts = engine.load_model(adapter)
+        path, revision = (entry.path, None) if adapter.has_tokenizer else (model.path, model.revision)
+        vocabulary = load_vocabulary(path, revision)
+    except (AdapterRefusedError, OSError, ValueError) as error:
+        raise ModelLoadError(f"adapter {entry.name} cannot be merged into {model.name}: {error}") from error
+    if vocabulary.size > facts.vocabulary_size:
+        raise ModelLoadError(
+            f"adapter {entry.name} cannot be merged into {model.name}: its tokenizer has {vocabulary.size} tokens, the base "
+            f"model has {facts.vocabulary_size}"
+        )
+    log.info("Merged adapter %s (%s) into %s", entry.name, adapter.digest, model.name)
+    merged = LoadedModel(entry.name, vocabulary, root=entry.path, created=created, adapter=adapter, parent=model.name)
+    return facts, merged
+
+
+def warm_up(engine: Engine, name: str) -> None:
+    """Generate one token, so that the slow first pass happens now and damaged weights are noticed. Raises ModelLoadError."""
+    engine.add(-1, TokenRequest(prompt=[0, 0], adapter=None, max_tokens=1, logprobs=0, score_prompt=True))
+    events: list[Event] = []
+    while not any(isinstance(event, Finished | Failed) for event in events):
+        events += [event for _, event in engine.step()]
+    scores = [event.token.logprob for event in events if isinstance(event, Generated)]
+    failed = any(isinstance(event, Failed) for event in events)
+    if failed or any(score is None or not math.isfinite(score) for score in scores):
+        raise ModelLoadError(f"base model {name} computes values that are not finite numbers; its weights are damaged")
