@@ -1,4 +1,4 @@
-"""A FastAPI application of your own around `process_text`: it sorts support messages with a fine-tuned adapter.
+"""Your own FastAPI application around `process_text`: it sorts support messages with a fine-tuned adapter.
 
     BASE=/models/smollm2 ADAPTER=/adapters/support-tickets python inference_image/examples/application.py
     curl localhost:8080/sort --json '"Our invoice lists a product that we did not buy."'
@@ -21,21 +21,21 @@ from finetune_inference.inference import ContextLengthError, InferenceService, N
 
 
 class Sorted(BaseModel):
-    """What becomes of a message."""
+    """Answers to one message."""
 
     tuned: str
-    """With the adapter."""
+    """Answer with the adapter."""
     base: str
-    """Without it, to compare."""
+    """Answer of the base model, for comparison."""
 
 
 def create_app(base: str, adapter: str) -> FastAPI:
-    """The application for a base model and one adapter, both folders."""
+    """Make the application for a base model and one adapter, both folders."""
     service = InferenceService(standalone_config(base, {"tuned": adapter}, name="base"))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start()  # loads in a thread of its own, so that /healthz answers meanwhile
+        service.start()  # loads in a background thread, so that /healthz answers meanwhile
         yield
         service.close()
 
@@ -45,7 +45,7 @@ def create_app(base: str, adapter: str) -> FastAPI:
     def healthz() -> dict[str, bool]:
         return {"ready": service.ready}
 
-    # A plain def: FastAPI runs it in a thread, and any number of threads may call process_text at the same time.
+    # A plain def, because FastAPI runs it in a thread, and any number of threads may call process_text at the same time.
     @app.post("/sort")
     def sort(message: Annotated[str, Body(max_length=2000)]) -> Sorted:
         try:

@@ -1,4 +1,4 @@
-"""The official `openai` client against a server: a streamed chat, and an answer that is a document.
+"""The official `openai` client with this server: a streamed chat, and an answer as a JSON document.
 
 pip install openai
 python inference_image/examples/client.py http://localhost:8000/v1 support-tickets "The app crashes on the map."
@@ -12,14 +12,14 @@ from pydantic import BaseModel
 
 
 class Ticket(BaseModel):
-    """What the answer has to be: the server lets through no token that would lead elsewhere."""
+    """Schema of the answer; the server generates only tokens that match it."""
 
     team: Literal["billing", "app", "account"]
     urgent: bool
 
 
 def main(url: str, model: str, message: str) -> None:
-    """Ask twice."""
+    """Send the message twice: for a stream, and for a document."""
     client = openai.OpenAI(base_url=url, api_key="none")
 
     chunks = client.chat.completions.create(

@@ -13,21 +13,21 @@ from support.server.tampered_adapter import renewed, sabotage
 
 @dataclass(frozen=True)
 class AdapterCopies:
-    """Makes them in a folder of their own; each has a digest of its own, and the fingerprint of the genuine adapter."""
+    """Copies in a folder; each has its own digest, and the fingerprint of the genuine adapter."""
 
     claim: str
     genuine: Path
-    """The genuine adapter, as this machine sees it."""
+    """Path of the genuine adapter on this machine."""
     directory: Path
-    """Where copies go."""
+    """Folder of the copies."""
     fingerprint: Raw
 
     def renewed(self, folder: str, name: str) -> Raw:
-        """An adapter called `name` with the same weights."""
+        """Make an adapter called `name` with the same weights."""
         return self._entry(folder, name, renewed(self.genuine, self.directory / folder))
 
     def sabotaged(self, how: str, name: str) -> Raw:
-        """An adapter called `name` with other weights, see `sabotage`."""
+        """Make an adapter called `name` with other weights, see `sabotage`."""
         return self._entry(how, name, sabotage(self.genuine, self.directory / how, how))
 
     def _entry(self, folder: str, name: str, digest: str) -> Raw:
@@ -37,7 +37,7 @@ class AdapterCopies:
 
 @contextmanager
 def adapter_copies(kubernetes: LocalKubernetes, job: Raw, folder: str) -> Iterator[AdapterCopies]:
-    """For a job in the demonstration's namespace; the folder, at the top of its claim, is removed in the end."""
+    """Make copies for a job in the demonstration's namespace; their folder, at the top of its claim, is removed at the end."""
     adapter = job["status"]["adapter"]
     claim, _, path = adapter["uri"].removeprefix("pvc://").partition("/")
     volume = kubernetes.volume_of(DEMO_NAMESPACE, claim)

@@ -1,13 +1,13 @@
-"""The peak of this process's memory, as scripts that tests start measure it."""
+"""Peak memory of a process, for scripts that tests start."""
 
 import re
 from pathlib import Path
 
 
 def peak_bytes() -> int:
-    """Largest resident set since the program started.
+    """Return the largest resident set since the program started.
 
-    Not ru_maxrss: that of a child begins with its parent's, so nothing would ever grow beside a large pytest.
+    Not ru_maxrss, because that of a child starts with its parent's, which is larger in pytest.
     """
     found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None

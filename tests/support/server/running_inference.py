@@ -1,4 +1,4 @@
-"""The inference server in a thread of the test's own process, on loopback."""
+"""The inference server in a thread of the test's process, on loopback."""
 
 import asyncio
 import socket
@@ -53,7 +53,7 @@ def running(service: InferenceService, *, wait: bool = True) -> Iterator[Running
 
 
 def verdict_about(model: Path, adapter: Path, fingerprint: Fingerprint) -> Verdict:
-    """What the operator would find out from a server of our own with this adapter."""
+    """Return the operator's verdict about this adapter on a server in this process."""
     config = ServingConfig(
         model=ServedModel(name="base", path=str(model)), adapters=[ServedAdapter(name="tuned", path=str(adapter))]
     )

@@ -1,4 +1,4 @@
-"""Copies of a genuine adapter that were changed and committed anew: every file verifies, and the weights are others."""
+"""Copies of a genuine adapter that were changed and committed again: every file verifies, but the weights differ."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def sabotage(genuine: Path, folder: Path, how: str) -> str:
-    """A copy with other tensors and a manifest that verifies; returns its digest."""
+    """Make a copy with other tensors and a manifest that verifies; returns its digest."""
     import torch
 
     shutil.copytree(genuine, folder)
@@ -24,7 +24,7 @@ def sabotage(genuine: Path, folder: Path, how: str) -> str:
     elif how == "halved":
         changed = {name: tensor * (0.5 if "lora_B" in name else 1.0) for name, tensor in tensors.items()}
     else:
-        # Larger than the genuine ones: random directions of their size would hardly change an answer.
+        # Larger than the genuine ones, because random directions of their size would hardly change an answer.
         changed = {
             name: torch.randn(tensor.shape, generator=generator) * tensor.std() * 10 for name, tensor in tensors.items()
         }
@@ -33,14 +33,14 @@ def sabotage(genuine: Path, folder: Path, how: str) -> str:
 
 
 def renewed(genuine: Path, folder: Path) -> str:
-    """A copy with the same weights and a digest of its own; returns that."""
+    """Make a copy with the same weights and its own digest; returns the digest."""
     shutil.copytree(genuine, folder)
     (folder / "copy.txt").write_text(folder.name)
     return commit_readable(folder)
 
 
 def commit_readable(folder: Path) -> str:
-    """Commit a folder that a server of another user reads; returns its digest."""
+    """Commit a folder and make it readable for a server of another user; returns its digest."""
     digest = commit(folder)
     for path in (folder.parent, folder, *folder.iterdir()):
         path.chmod(0o755 if path.is_dir() else 0o644)
