@@ -115,7 +115,7 @@ def test_a_fingerprint_is_matched_without_the_base(models: Path, merged: Running
 def test_merging_needs_exactly_one_adapter(count: int) -> None:
     adapters = [{"name": f"a{i}", "path": "/a"} for i in range(count)]
     document = {"model": {"name": "base", "path": "/m"}, "adapters": adapters, "mergeAdapter": True}
-    with pytest.raises(ValidationError, match=f"{count} adapters; it needs exactly one"):
+    with pytest.raises(ValidationError, match="mergeAdapter needs exactly one adapter"):
         ServingConfig.model_validate_json(json.dumps(document))
 
 
