@@ -148,11 +148,11 @@ def test_loss_and_gradients_are_those_of_padded_rows(
 ) -> None:
     import torch
 
-    from finetune_trainer.kernels import attention
+    from finetune_trainer.kernels import attention, attention_layout
     from finetune_trainer.kernels.fused_lora import fused_lora
 
     if fused_attention:
-        monkeypatch.setattr(attention, "SHORT_KEYS", 0)
+        monkeypatch.setattr(attention_layout, "SHORT_KEYS", 0)
     rows = rows_with_common_beginnings(seed)
     model = tiny("Llama", **LLAMA_LIKE)
     expected = loss_and_gradients(model, Collator(0)(rows))
