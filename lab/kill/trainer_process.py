@@ -27,8 +27,7 @@ STEP: Final = re.compile(r"step finished step=(\d+)")
 START: Final = re.compile(r"training starts .*from_step=(\d+)")
 COMMAND: Final = ["-m", "finetune_trainer", "work"]
 IMPORTED: Final = [
-    "finetune_trainer.loop.checkpoints",
-    "finetune_trainer.loop.step_trainer",
+    "finetune_trainer.loop.assemble",
     "finetune_trainer.tasks.worker",
     "lab.kill.warm_imports",
 ]

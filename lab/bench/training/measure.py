@@ -98,17 +98,14 @@ def ours(
     from finetune_trainer.dataset import PreparedDataset
     from finetune_trainer.training import FinetuningPipeline
     from lab.fixtures.datasets import tokenized
+    from lab.fixtures.reporters import OnStep
 
     ends: list[tuple[float, float]] = []
     losses: list[float] = []
 
-    class Clock:
-        def report(self, progress: Any) -> None:
-            ends.append((time.perf_counter(), time.process_time()))
-            losses.append(progress.loss)
-
-        def close(self, outcome: Any = None) -> None:
-            pass
+    def on_step(progress: Any) -> None:
+        ends.append((time.perf_counter(), time.process_time()))
+        losses.append(progress.loss)
 
     config = TrainingConfig.model_validate(
         {
@@ -123,17 +120,17 @@ def ours(
             "checkpoint": {"everySteps": 100_000},
         }
     )  # fmt: skip
-    pipeline = FinetuningPipeline(config, reporter=Clock())
+    pipeline = FinetuningPipeline(config, reporter=OnStep(on_step))
     pipeline.store.open()
     base = pipeline.load_base_model()
     model = pipeline.add_lora(base)
     dataset = PreparedDataset(training=tokenized(rows), evaluation=None, max_length=512, report=None)
-    passes: Any = pipeline.choose_passes(model, base, dataset)
-    assert passes.name == "packed"
+    layout: Any = pipeline.choose_layout(model, base, dataset)
+    assert layout.name == "packed"
     if not shared:
-        passes = PackedLayout(min_shared=0)
+        layout = PackedLayout(min_shared=0)
     collating = 0.0
-    collate = passes.collate
+    collate = layout.collate
 
     def timed_collate(batch: Any) -> Any:
         nonlocal collating
@@ -142,9 +139,9 @@ def ours(
         collating += time.perf_counter() - start
         return made
 
-    passes.collate = timed_collate
+    layout.collate = timed_collate
     started = time.perf_counter()
-    pipeline.train(model, base, dataset, passes)
+    pipeline.train(model, base, dataset, layout)
     return {"ends": ends, "losses": losses, "waiting_share": collating / (time.perf_counter() - started)}
 
 

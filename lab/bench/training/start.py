@@ -27,15 +27,12 @@ def ours(model_path: str, modules: Path) -> None:
     prepare_environment()
     from finetune_api.training import TrainingConfig
     from finetune_trainer.training import FinetuningPipeline
+    from lab.fixtures.reporters import OnStep
 
-    class FirstStep:
-        def report(self, _progress: Any) -> None:
-            _arrive()
-            modules.write_text("\n".join(sys.modules))
-            os._exit(0)
-
-        def close(self, outcome: Any = None) -> None:
-            pass
+    def on_first_step(_progress: Any) -> None:
+        _arrive()
+        modules.write_text("\n".join(sys.modules))
+        os._exit(0)
 
     with tempfile.TemporaryDirectory() as directory:
         config = TrainingConfig.model_validate(
@@ -46,7 +43,7 @@ def ours(model_path: str, modules: Path) -> None:
                 "hyperparameters": {"batchSize": BATCH_SIZE, "maxSteps": 1, "precision": "float32"},
             }
         )
-        FinetuningPipeline(config, reporter=FirstStep()).run()
+        FinetuningPipeline(config, reporter=OnStep(on_first_step)).run()
 
 
 def floor(model_path: str, modules: Path) -> None:

@@ -1,46 +1,18 @@
-"""Fixtures of the trainer's tests: the tiny model on disk, and one finished run that several tests look at."""
+"""Fixtures of the trainer's tests: the tiny model on disk, and one finished run that several tests check."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from finetune_api.outcome import Outcome, Progress
-from finetune_api.training import TrainingConfig
-from finetune_trainer.reporting.progress import Reporter
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.reporters import RecordingReporter
 from lab.fixtures.tiny_model import make_tiny_model, make_tiny_tokenizer
-from lab.fixtures.training_runs import a_training_config
+from lab.fixtures.training_runs import FinishedRun, a_training_config
 
 # A model this small gains nothing from a second thread, and loses much to it on a busy machine. Set before torch is loaded,
 # and inherited by trainers that tests start as processes.
 os.environ["OMP_NUM_THREADS"] = "1"
-
-
-@dataclass
-class FinishedRun:
-    config: TrainingConfig
-    outcome: Outcome
-    progress: list[Progress]
-
-    @property
-    def adapter(self) -> Path:
-        assert self.outcome.adapter is not None
-        return Path(self.config.output.directory) / self.outcome.adapter.path
-
-
-class Recorder:
-    """A reporter that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.progress: list[Progress] = []
-
-    def report(self, progress: Progress) -> None:
-        self.progress.append(progress)
-
-    def close(self, outcome: Outcome | None = None) -> None:
-        pass
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +41,6 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Fini
             "inline": '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Bye"}]}'
         },
     )
-    recorder: Reporter = Recorder()
+    recorder = RecordingReporter()
     outcome = FinetuningPipeline(config, reporter=recorder).run()
     return FinishedRun(config, outcome, recorder.progress)

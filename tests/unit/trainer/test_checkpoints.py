@@ -7,38 +7,21 @@ from typing import Any
 import pytest
 
 from finetune_api.artifacts import Manifest
-from finetune_api.outcome import Outcome, Progress
 from finetune_api.reasons import Reason
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.store.run_store import Committed, RunStore
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.reporters import AtStep, OnStep
 from lab.fixtures.training_runs import a_training_config
 
 pytestmark = pytest.mark.model
 
 
-class StopAt:
-    """A reporter that asks for a stop when a step is finished, and notes each."""
-
-    def __init__(self, step: int, events: list[str] | None = None) -> None:
-        self.stop = StopSignal()
-        self._step = step
-        self._events = events if events is not None else []
-
-    def report(self, progress: Progress) -> None:
-        self._events.append(f"step {progress.step}")
-        if progress.step == self._step:
-            self.stop.request()
-
-    def close(self, outcome: Outcome | None = None) -> None:
-        pass
-
-
 def interrupted_after(step: int, config: Any) -> Committed:
     """The newest checkpoint of a run that was stopped after a step."""
-    reporter = StopAt(step)
-    pipeline = FinetuningPipeline(config, reporter=reporter, stop=reporter.stop)
+    stop = StopSignal()
+    pipeline = FinetuningPipeline(config, reporter=AtStep(step, stop.request), stop=stop)
     with pytest.raises(TrainingError) as caught:
         pipeline.run()
     assert caught.value.reason is Reason.INTERRUPTED
@@ -112,7 +95,7 @@ def test_the_next_step_is_computed_while_a_checkpoint_is_written_and_applied_onc
     monkeypatch.setattr(StepTrainer, "training_step", announced)
     hyperparameters = {"batchSize": 4, "learningRate": 0.01, "maxSteps": 4}
     config = a_training_config(tiny_model, tmp_path, hyperparameters=hyperparameters)
-    FinetuningPipeline(config, reporter=StopAt(-1, events)).run()
+    FinetuningPipeline(config, reporter=OnStep(lambda progress: events.append(f"step {progress.step}"))).run()
     assert events == ["step 1", "step 2", "checkpoint 2", "step 3", "step 4", "checkpoint 4"]
 
 
@@ -139,7 +122,7 @@ def test_a_checkpoint_that_a_pass_left_no_memory_for_is_written_after_it(
 def test_a_checkpoint_is_due_by_the_clock_too() -> None:
     from transformers import TrainerControl
 
-    from finetune_trainer.loop.step_trainer import CheckpointCallback
+    from finetune_trainer.loop.callbacks import CheckpointCallback
 
     now = 0.0
     callback = CheckpointCallback(None, 60, clock=lambda: now)  # type: ignore[arg-type]

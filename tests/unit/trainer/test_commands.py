@@ -4,7 +4,6 @@ import json
 import shutil
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +15,7 @@ from finetune_trainer.__main__ import EXAMPLE, main
 from finetune_trainer.data.formats import detect_format
 from finetune_trainer.data.rows import Row
 from finetune_trainer.runtime.interruption import STOP, StopSignal
-from lab.fixtures.training_runs import a_training_config, write_config
+from lab.fixtures.training_runs import FinishedRun, a_training_config, write_config
 
 pytestmark = pytest.mark.model
 
@@ -75,7 +74,7 @@ def test_validate_counts_rows_and_finds_the_model_without_loading_it(
 
 
 def test_inspect_shows_the_record_of_a_whole_adapter_and_refuses_a_torn_one(
-    finished: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", str(finished.adapter)]) == ExitCode.SUCCEEDED
     printed = capsys.readouterr().out

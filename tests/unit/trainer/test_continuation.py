@@ -16,8 +16,9 @@ from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.reporters import AtStep, RecordingReporter
 from lab.fixtures.tiny_model import LINES, as_jsonl, make_tiny_model
-from lab.fixtures.training_runs import AtStep, a_training_config
+from lab.fixtures.training_runs import FinishedRun, a_training_config
 
 pytestmark = pytest.mark.model
 
@@ -35,7 +36,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 SIX_STEPS = {"batchSize": 4, "microBatchSize": 2, "learningRate": 0.005, "maxSteps": 6}
 
 
-def continuing(finished: Any, output: Path, /, **changes: Any) -> Any:
+def continuing(finished: FinishedRun, output: Path, /, **changes: Any) -> Any:
     """The finished run's configuration, from its adapter on."""
     document = {
         "evaluation": finished.config.to_dict()["evaluation"],
@@ -46,18 +47,14 @@ def continuing(finished: Any, output: Path, /, **changes: Any) -> Any:
 
 def run(config: Any) -> tuple[FinetuningPipeline, Outcome, list[float]]:
     """The pipeline, its outcome and the loss of each step."""
-    losses: list[float] = []
-
-    class Losses(AtStep):
-        def report(self, progress: Any) -> None:
-            losses.append(progress.loss)
-
-    pipeline = FinetuningPipeline(config, reporter=Losses(0, lambda: None))
-    return pipeline, pipeline.run(), losses
+    reporter = RecordingReporter()
+    pipeline = FinetuningPipeline(config, reporter=reporter)
+    outcome = pipeline.run()
+    return pipeline, outcome, [*reporter.losses.values()]
 
 
 def test_it_starts_with_the_loss_that_the_first_run_ended_with_and_says_where_from(
-    finished: Any, tmp_path: Path
+    finished: FinishedRun, tmp_path: Path
 ) -> None:
     still = {"batchSize": 4, "learningRate": 1e-9, "maxSteps": 2}
     pipeline, outcome, losses = run(continuing(finished, tmp_path, hyperparameters=still))
@@ -73,7 +70,7 @@ def test_it_starts_with_the_loss_that_the_first_run_ended_with_and_says_where_fr
     assert f"{SOURCE} ({digest[:19]})" in (folder / "README.md").read_text()
 
 
-def test_the_reference_of_pairs_is_the_adapter_that_it_starts_from(finished: Any, tmp_path: Path) -> None:
+def test_the_reference_of_pairs_is_the_adapter_that_it_starts_from(finished: FinishedRun, tmp_path: Path) -> None:
     _, outcome, losses = run(continuing(finished, tmp_path, hyperparameters=SIX_STEPS, **OBJECTIVES["dpo"]))
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
     assert losses[-1] < losses[0] - 0.01
@@ -94,7 +91,7 @@ def test_the_reference_is_the_adapter_in_every_kind_of_lora(tiny_model: Path, tm
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_adapter(
-    finished: Any, tmp_path: Path, objective: str
+    finished: FinishedRun, tmp_path: Path, objective: str
 ) -> None:
     changes = {"hyperparameters": SIX_STEPS, **OBJECTIVES[objective]}
     straight = FinetuningPipeline(continuing(finished, tmp_path / "straight", **changes))
@@ -127,19 +124,19 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_adapter(
     ],
 )  # fmt: skip
 def test_what_it_cannot_continue_from_is_told_by_validate_and_by_the_trainer(
-    finished: Any, tmp_path: Path, changes: dict[str, Any], reason: Reason, words: str
+    finished: FinishedRun, tmp_path: Path, changes: dict[str, Any], reason: Reason, words: str
 ) -> None:
     initial = {"path": str(finished.adapter), "source": SOURCE, **changes.get("initialAdapter", {})}
     refused(continuing(finished, tmp_path, **changes | {"initialAdapter": initial}), reason, words)
 
 
-def test_an_adapter_of_another_model_is_refused(finished: Any, tmp_path: Path) -> None:
+def test_an_adapter_of_another_model_is_refused(finished: FinishedRun, tmp_path: Path) -> None:
     other = make_tiny_model(tmp_path / "other", seed=1)
     config = continuing(finished, tmp_path / "out", model={"path": str(other)})
     refused(config, Reason.ADAPTER_INCOMPATIBLE, "is for base model pvc://models/tiny of revision sha256:")
 
 
-def test_an_adapter_that_was_changed_is_refused(finished: Any, tmp_path: Path) -> None:
+def test_an_adapter_that_was_changed_is_refused(finished: FinishedRun, tmp_path: Path) -> None:
     copy = shutil.copytree(finished.adapter, tmp_path / "copy")
     with (copy / "adapter_model.safetensors").open("r+b") as file:
         file.seek(-1, 2)

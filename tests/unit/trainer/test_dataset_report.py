@@ -13,7 +13,7 @@ from finetune_trainer.data.report import DatasetReport, remarks, render_report
 from finetune_trainer.data.token_rows import IGNORED, TokenRowsBuilder, as_ids
 from finetune_trainer.dataset import PreparedDataset, prepare_dataset, read_examples
 from lab.fixtures.tiny_model import as_jsonl
-from lab.fixtures.training_runs import a_training_config
+from lab.fixtures.training_runs import FinishedRun, a_training_config
 
 pytestmark = pytest.mark.model
 
@@ -78,7 +78,7 @@ def test_a_clean_dataset_has_no_remarks_and_prints_its_histogram(tokenizer: Any)
     assert "#" * 40 in printed
 
 
-def test_the_report_lies_beside_the_adapter(finished: Any) -> None:
+def test_the_report_lies_beside_the_adapter(finished: FinishedRun) -> None:
     report = DatasetReport.model_validate_json((finished.adapter / "dataset-report.json").read_text())
     assert (report.training.rows, report.format, report.overlap) == (8, "messages", 0)
     assert report.evaluation is not None
@@ -103,7 +103,7 @@ def test_rows_come_back_from_flat_memory_as_they_went_in() -> None:
 def test_a_stop_signal_is_heard_between_two_batches(tokenizer: Any) -> None:
     calls = []
     examples = [data.Example("row", text="a")] * 1500
-    data.tokenize(examples, tokenizer, max_length=8, loss_on="all", between=lambda: calls.append(1))
+    data.tokenize(examples, tokenizer, max_length=8, loss_on="all", check_stop=lambda: calls.append(1))
     assert len(calls) == 3
 
 

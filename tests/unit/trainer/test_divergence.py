@@ -14,7 +14,8 @@ from finetune_api.reasons import Reason
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
-from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
+from lab.fixtures.reporters import AtStep, RecordingReporter
+from lab.fixtures.training_runs import FinishedRun, a_training_config, an_attempt
 
 pytestmark = pytest.mark.model
 
@@ -73,7 +74,7 @@ def diverging(model: Path, output: Path, attempt: int = 1) -> Any:
 
 
 @pytest.fixture
-def learned(finished: Any, tiny_model: Path, tmp_path: Path) -> Path:
+def learned(finished: FinishedRun, tiny_model: Path, tmp_path: Path) -> Path:
     """A model that knows the rows: one with random weights has no way left to get worse."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -87,7 +88,7 @@ def learned(finished: Any, tiny_model: Path, tmp_path: Path) -> Path:
 def test_too_high_a_learning_rate_ends_with_its_reason_at_the_same_step_after_an_interruption(
     learned: Path, tmp_path: Path
 ) -> None:
-    straight = run_finetuning(diverging(learned, tmp_path / "straight"), AtStep(0, lambda: None), StopSignal())
+    straight = run_finetuning(diverging(learned, tmp_path / "straight"), RecordingReporter(), StopSignal())
     assert (straight.result, straight.reason, straight.retryable) == (Result.FAILED, Reason.LOSS_DIVERGED, False)
     assert "for the last 20 steps" in straight.message
     assert "Lower hyperparameters.learningRate" in straight.message
@@ -97,5 +98,5 @@ def test_too_high_a_learning_rate_ends_with_its_reason_at_the_same_step_after_an
     stop = StopSignal()
     first = run_finetuning(diverging(learned, tmp_path / "broken"), AtStep(straight.step - 8, stop.request), stop)
     assert first.result is Result.INTERRUPTED
-    again = run_finetuning(diverging(learned, tmp_path / "broken", 2), AtStep(0, lambda: None), StopSignal())
+    again = run_finetuning(diverging(learned, tmp_path / "broken", 2), RecordingReporter(), StopSignal())
     assert (again.reason, again.message) == (Reason.LOSS_DIVERGED, straight.message)

@@ -8,12 +8,13 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api.artifacts import read_verified
-from finetune_api.outcome import Outcome, Progress, Result
+from finetune_api.outcome import Outcome, Result
 from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.reporters import AtStep, RecordingReporter
 from lab.fixtures.tiny_model import LINES, as_jsonl
-from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
+from lab.fixtures.training_runs import a_training_config, an_attempt
 
 pytestmark = pytest.mark.model
 
@@ -47,30 +48,17 @@ def overfitting(model: Path, output: Path, *, attempt: int = 1, **settings: Any)
     )
 
 
-class Curve:
-    """A reporter that keeps the newest evaluation of each step."""
-
-    def __init__(self) -> None:
-        self.eval_losses: dict[int, float | None] = {}
-
-    def report(self, progress: Progress) -> None:
-        self.eval_losses[progress.step] = progress.eval_loss
-
-    def close(self, outcome: Outcome | None = None) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
-def straight(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, Curve]:
+def straight(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, RecordingReporter]:
     """An uninterrupted run that stops early: its adapter's folder, its end and its curve."""
-    curve = Curve()
+    curve = RecordingReporter()
     config = overfitting(tiny_model, tmp_path_factory.mktemp("straight"), earlyStoppingPatience=3)
     pipeline = FinetuningPipeline(config, reporter=curve)
     return pipeline.store.adapter, pipeline.run(), curve
 
 
 def test_training_stops_early_and_commits_the_adapter_of_the_best_evaluation(
-    straight: tuple[Path, Outcome, Curve],
+    straight: tuple[Path, Outcome, RecordingReporter],
 ) -> None:
     folder, outcome, curve = straight
     evaluated = {step: loss for step, loss in curve.eval_losses.items() if step % 2 == 0 and loss is not None}
@@ -86,7 +74,7 @@ def test_training_stops_early_and_commits_the_adapter_of_the_best_evaluation(
 
 
 def test_without_patience_all_steps_are_trained_and_the_last_is_evaluated_too(tiny_model: Path, tmp_path: Path) -> None:
-    curve = Curve()
+    curve = RecordingReporter()
     config = overfitting(tiny_model, tmp_path, evalSteps=7)
     outcome = FinetuningPipeline(config, reporter=curve).run()
     assert outcome.step == STEPS
@@ -110,11 +98,11 @@ class StopsAtLook(StopSignal):
 
 @pytest.mark.parametrize("look", [11, 12, 13, 14, 20, 31, 35])
 def test_a_stop_at_any_moment_changes_neither_the_best_step_nor_any_byte(
-    straight: tuple[Path, Outcome, Curve], tiny_model: Path, tmp_path: Path, look: int
+    straight: tuple[Path, Outcome, RecordingReporter], tiny_model: Path, tmp_path: Path, look: int
 ) -> None:
     folder, expected, _ = straight
     first = run_finetuning(
-        overfitting(tiny_model, tmp_path, earlyStoppingPatience=3), AtStep(0, lambda: None), StopsAtLook(look)
+        overfitting(tiny_model, tmp_path, earlyStoppingPatience=3), RecordingReporter(), StopsAtLook(look)
     )
     assert (first.result, first.step) == (Result.INTERRUPTED, first.checkpoint_step)
     again = FinetuningPipeline(overfitting(tiny_model, tmp_path, attempt=2, earlyStoppingPatience=3))
@@ -123,7 +111,7 @@ def test_a_stop_at_any_moment_changes_neither_the_best_step_nor_any_byte(
 
 @pytest.mark.parametrize("step", [7, 9, 14])
 def test_a_kill_at_any_step_changes_neither_the_best_step_nor_any_byte(
-    straight: tuple[Path, Outcome, Curve], tiny_model: Path, tmp_path: Path, step: int
+    straight: tuple[Path, Outcome, RecordingReporter], tiny_model: Path, tmp_path: Path, step: int
 ) -> None:
     """Nothing is saved when it comes: the next attempt repeats steps and evaluations since the last checkpoint."""
     folder, expected, _ = straight
@@ -147,7 +135,7 @@ def assert_same(outcome: Outcome, folder: Path, expected: Outcome, expected_fold
         assert (folder / name).read_bytes() == (expected_folder / name).read_bytes(), name
 
 
-def test_the_page_shows_the_curve_of_held_out_rows(straight: tuple[Path, Outcome, Curve]) -> None:
+def test_the_page_shows_the_curve_of_held_out_rows(straight: tuple[Path, Outcome, RecordingReporter]) -> None:
     page = (straight[0] / "report.html").read_text()
     assert page.count('stroke="var(--held-out)" stroke-width="2"') == 1
     assert "<th>best step</th>" in page
@@ -162,10 +150,10 @@ def test_an_exact_match_is_an_answer_that_greedy_generation_gives(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from finetune_trainer.batches import layout as passes
+    from finetune_trainer.batches import layout
 
     if not packed:
-        monkeypatch.setattr(passes, "supports_packing", lambda _: False)
+        monkeypatch.setattr(layout, "supports_packing", lambda _: False)
     config = overfitting(tiny_model, tmp_path, evalSteps=None, metrics=["exact_match"])
     # Rows that are learnt by heart, and others.
     rows = (config.dataset.inline or "") + answered(2)
@@ -223,7 +211,7 @@ def test_held_out_rows_that_memory_does_not_suffice_for_are_measured_in_halves(
             checkpoint={"everySteps": 5},
             **changes,
         )
-        outcomes.append(run_finetuning(config, Curve(), StopSignal()))
+        outcomes.append(run_finetuning(config, RecordingReporter(), StopSignal()))
     expected, found = outcomes
     assert found.result is expected.result is Result.SUCCEEDED, found
     assert len(refused) > 1, "memory hardly ran out, so little was shown"
@@ -238,8 +226,8 @@ def test_settings_that_have_nothing_to_work_on_are_refused(tiny_model: Path, tmp
 
 
 def test_evaluations_are_spread_over_the_history_for_themselves() -> None:
-    from finetune_trainer.evaluation.evaluation import held_out_curve
-    from finetune_trainer.loop.step_trainer import CURVE_POINTS, RECENT_ENTRIES, thin_history
+    from finetune_trainer.evaluation.evaluation import eval_loss_curve
+    from finetune_trainer.loop.callbacks import CURVE_POINTS, RECENT_ENTRIES, thin_history
 
     history: list[dict[str, float]] = []
     for step in range(1, 6001):
@@ -247,6 +235,6 @@ def test_evaluations_are_spread_over_the_history_for_themselves() -> None:
         if step % 7 == 0:
             history.append({"step": step, "eval_loss": 1.0})
         thin_history(history, 6000, 7)
-    steps = [step for step, _ in held_out_curve(history)]
+    steps = [step for step, _ in eval_loss_curve(history)]
     assert CURVE_POINTS / 2 < len(steps) < CURVE_POINTS + RECENT_ENTRIES
     assert steps[:3] == [21, 42, 63]

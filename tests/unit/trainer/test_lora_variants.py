@@ -10,7 +10,8 @@ from finetune_api.fingerprint import Fingerprint, Verdict
 from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
-from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
+from lab.fixtures.reporters import AtStep
+from lab.fixtures.training_runs import a_training_config, an_attempt
 from support.server.running_inference import verdict_about
 
 pytestmark = pytest.mark.model

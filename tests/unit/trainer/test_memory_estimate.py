@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
-from finetune_api.outcome import Outcome, Progress, Result
+from finetune_api.outcome import Result
 from finetune_api.reasons import Reason
 from finetune_trainer.data import TokenRow
 from finetune_trainer.data.token_rows import TokenRowsBuilder, as_ids
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.memory.estimate import GIB, LargestPass, estimate_memory, largest_pass, plan_memory
+from finetune_trainer.memory.estimate import GIB, LargestPass, estimate_memory, largest_pass
+from finetune_trainer.memory.plan import plan_memory
 from finetune_trainer.preflight import describe, run_preflight
 from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
+from lab.fixtures.reporters import RecordingReporter
 from lab.fixtures.tiny_model import as_jsonl, chat_rows
 from lab.fixtures.training_runs import a_training_config
 
@@ -34,9 +36,9 @@ def a_llama() -> Any:
 @pytest.mark.parametrize(
     ("setting", "limit", "expected", "explanation"),
     [
-        ("auto", 100 * GIB, False, "of 100.0 GiB that there are"),
-        ("auto", 5 * GIB, False, "of 5.0 GiB that there are"),
-        ("auto", 3 * GIB, True, "of 3.0 GiB that there are"),
+        ("auto", 100 * GIB, False, "100.0 GiB available"),
+        ("auto", 5 * GIB, False, "5.0 GiB available"),
+        ("auto", 3 * GIB, True, "3.0 GiB available"),
         ("enabled", 100 * GIB, True, "as configured"),
         ("disabled", 4 * GIB, False, "as configured"),
     ],
@@ -101,17 +103,6 @@ def test_dora_and_dpo_take_more_and_recomputing_takes_less(tmp_path: Path) -> No
     assert estimate(recomputing=True).least == plain.least
 
 
-class Losses:
-    def __init__(self) -> None:
-        self.losses: list[float | None] = []
-
-    def report(self, progress: Progress) -> None:
-        self.losses.append(progress.loss)
-
-    def close(self, outcome: Outcome | None = None) -> None:
-        pass
-
-
 @pytest.mark.parametrize(
     "changes",
     [{}, {"dpo": {}, "dataset": {"inline": PAIRS}}, {"lora": {"useDora": True, "dropout": 0.1}}],
@@ -122,13 +113,13 @@ def test_recomputed_activations_give_the_same_losses(tiny_model: Path, tmp_path:
     for setting in ("disabled", "enabled"):
         hyperparameters = {"batchSize": 4, "learningRate": 0.01, "maxSteps": 4, "gradientCheckpointing": setting}
         sections = {"dataset": {"inline": as_jsonl(chat_rows(8))}, **changes}
-        losses = Losses()
+        reporter = RecordingReporter()
         config = a_training_config(tiny_model, tmp_path / setting, hyperparameters=hyperparameters, **sections)
-        outcome = run_finetuning(config, losses, StopSignal())
+        outcome = run_finetuning(config, reporter, StopSignal())
         assert outcome.result is Result.SUCCEEDED, outcome
         assert outcome.passes is not None
         assert outcome.passes.gradient_checkpointing is (setting == "enabled")
-        found.append(losses.losses)
+        found.append([*reporter.losses.values()])
     assert found[1] == pytest.approx(found[0], abs=1e-6)
 
 
@@ -144,7 +135,7 @@ def test_validate_says_what_auto_would_do(tiny_model: Path, tmp_path: Path, monk
         tight = run_preflight(config)
         assert tight.memory is not None
         assert tight.memory.gradient_checkpointing is recomputed
-        assert "without it about" in describe(config, tight)
+        assert "needs about" in describe(config, tight)
     unknown = run_preflight(config, gpu_memory=0).memory
     assert unknown is not None
     assert not unknown.gradient_checkpointing

@@ -24,12 +24,12 @@ from finetune_trainer.errors import TrainingError
 from finetune_trainer.evaluation.answer_metrics import (
     answer_match,
     check_metrics,
+    compute_metrics,
     known_metrics,
-    measure,
     rouge_l,
     token_f1,
 )
-from finetune_trainer.evaluation.prompts import Question, find_questions
+from finetune_trainer.evaluation.prompts import Prompt, find_prompts
 from finetune_trainer.preflight import run_preflight
 from finetune_trainer.reporting.progress import LogReporter
 from finetune_trainer.runtime.interruption import StopSignal
@@ -142,7 +142,7 @@ def test_rouge_l_of_two_books_is_a_matter_of_a_moment() -> None:
 def test_packages_add_metrics() -> None:
     assert {"exact_match", "answer_match", "token_f1", "rouge_l", "shouts"} <= set(known_metrics())
     check_metrics(a_config("shouts", "exact_match", "token_f1"))
-    assert measure(["shouts", "answer_match"], ["YES", "no"], ["yes", "maybe"], lambda: None).values == {
+    assert compute_metrics(["shouts", "answer_match"], ["YES", "no"], ["yes", "maybe"], lambda: None).values == {
         "shouts": 0.5,
         "answer_match": 0.5,
     }
@@ -152,7 +152,7 @@ def test_packages_add_metrics() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("blue", "names blue, which is not installed here; known are answer_match, exact_match, "),
+        ("blue", "names blue, which is not installed; installed are answer_match, exact_match, "),
         ("raises", "raises KeyError ('weights') for a trial"),
         ("infinite", "returns inf for a trial"),
         ("says_nothing", "raises TypeError"),
@@ -174,7 +174,7 @@ def test_a_metric_that_two_packages_bring_is_refused_before_training(
     points = "[finetune_trainer.metrics]\nshouts = other:shouts\nrouge_l = other:rouge\n"
     monkeypatch.syspath_prepend(a_distribution(tmp_path / "second", "other-metrics", points))
     with pytest.raises(
-        TrainingError, match=r"brought by .*: other-metrics 1\.0 \(other:shouts\) and our-metrics 1\.0 \(our_"
+        TrainingError, match=r"provides: other-metrics 1\.0 \(other:shouts\) and our-metrics 1\.0 \(our_"
     ):
         check_metrics(a_config("shouts"))
     with pytest.raises(
@@ -200,41 +200,41 @@ def test_a_name_is_a_python_name(name: str) -> None:
 @pytest.mark.usefixtures("package")
 def test_a_metric_that_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     names = ["raises", "token_f1", "infinite", "says_nothing", "fails_later", "blue"]
-    measured = measure(names, ["a", "b", "c"], ["a", "b", "d"], lambda: None)
-    assert measured.values == {"token_f1": pytest.approx(2 / 3)}
-    assert [*measured.problems] == [name for name in names if name != "token_f1"]
-    assert (measured.problems["raises"], measured.problems["infinite"]) == ("raises KeyError ('weights')", "it is inf")
+    results = compute_metrics(names, ["a", "b", "c"], ["a", "b", "d"], lambda: None)
+    assert results.values == {"token_f1": pytest.approx(2 / 3)}
+    assert [*results.problems] == [name for name in names if name != "token_f1"]
+    assert (results.problems["raises"], results.problems["infinite"]) == ("raises KeyError ('weights')", "it is inf")
     left_out = [record.getMessage() for record in caplog.records]
     assert "name=raises problem=raises KeyError ('weights')" in left_out[0]
-    assert [text.split()[4] for text in left_out] == [f"name={name}" for name in names if name != "token_f1"]
+    assert [text.split()[3] for text in left_out] == [f"name={name}" for name in names if name != "token_f1"]
 
 
 def test_a_stop_is_heeded_before_the_next_metric() -> None:
     stop = StopSignal()
     calls = iter([lambda: None, stop.request])
 
-    def between() -> None:
+    def check_stop() -> None:
         next(calls)()
         stop.check("Stopped.")
 
     with pytest.raises(TrainingError, match=r"Stopped\."):
-        measure(["token_f1", "rouge_l", "answer_match"], ["a"], ["a"], between)
+        compute_metrics(["token_f1", "rouge_l", "answer_match"], ["a"], ["a"], check_stop)
     assert next(calls, None) is None
 
 
-def test_a_question_is_a_row_up_to_its_last_answer() -> None:
+def test_a_prompt_is_a_row_up_to_its_last_answer() -> None:
     chat = TokenRow([1, 2, 3, 4, 5, 6, 7], [IGNORED, 2, 3, IGNORED, 5, 6, IGNORED])
     text = TokenRow([1, 2, 3], [1, 2, 3])
-    assert find_questions([chat, text], 9) == [Question([1, 2, 3, 4], [5, 6])]
+    assert find_prompts([chat, text], 9) == [Prompt([1, 2, 3, 4], [5, 6])]
     numbered = [TokenRow([i, 9], [IGNORED, 9]) for i in range(10)]
-    assert [question.prompt for question in find_questions(numbered, 4)] == [[0], [2], [5], [7]]
+    assert [prompt.ids for prompt in find_prompts(numbered, 4)] == [[0], [2], [5], [7]]
 
 
-def test_rows_without_a_question_take_no_place_of_one_that_has() -> None:
+def test_rows_without_a_prompt_take_no_place_of_one_that_has() -> None:
     text, asking = TokenRow([1, 2], [1, 2]), [TokenRow([i, 9], [IGNORED, 9]) for i in range(6)]
     rows = [row for question in asking for row in (text, text, text, question)]
-    assert [question.prompt for question in find_questions(rows, 4)] == [[0], [1], [3], [4]]
-    assert len(find_questions(rows, 100)) == 6
+    assert [prompt.ids for prompt in find_prompts(rows, 4)] == [[0], [1], [3], [4]]
+    assert len(find_prompts(rows, 100)) == 6
 
 
 @pytest.mark.model
@@ -247,14 +247,14 @@ def test_rows_without_a_question_take_no_place_of_one_that_has() -> None:
     ],
     ids=["text", "loss on all"],
 )  # fmt: skip
-def test_rows_without_a_question_are_refused_before_training(
+def test_rows_without_a_prompt_are_refused_before_training(
     changes: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
     config = a_config("token_f1", model={"path": str(tiny_model)}, output=an_output(tmp_path), **changes)
     failures = run_preflight(config).failures
     assert [failure.reason for failure in failures] == [Reason.SPEC_INVALID]
-    assert "token_f1, which compares answers, and no held-out row says where its answer begins" in failures[0].message
-    with pytest.raises(TrainingError, match="no held-out row says"):
+    assert "token_f1, which compares answers, but no held-out row has a prompt" in failures[0].message
+    with pytest.raises(TrainingError, match="no held-out row has a prompt"):
         FinetuningPipeline(config).run()
 
 
@@ -333,7 +333,7 @@ def test_a_model_that_cannot_answer_costs_its_metrics_and_not_the_adapter(
         outcome = run_finetuning(config, LogReporter(), StopSignal())
     assert outcome.result is Result.SUCCEEDED, outcome
     assert outcome.metrics.keys() == {"train_loss", "eval_loss", "exact_match"}
-    problem = "generating answers raised ValueError (no cache): the log says where; ask for exact_match instead"
+    problem = "generating answers raised ValueError (no cache): see the traceback in the log, or use exact_match"
     assert f"Not measured: rouge_l, token_f1 ({problem}" in outcome.message
     assert f"left out names=token_f1,rouge_l problem={problem}" in caplog.text
     assert outcome.adapter is not None
@@ -342,7 +342,7 @@ def test_a_model_that_cannot_answer_costs_its_metrics_and_not_the_adapter(
     unmeasured = json.loads((adapter / "run.json").read_text())["unmeasured"]
     assert unmeasured.keys() == {"token_f1", "rouge_l"}
     assert problem in unmeasured["rouge_l"]
-    assert "<td>token_f1, rouge_l (run.json says why)</td>" in (adapter / "report.html").read_text()
+    assert "<td>token_f1, rouge_l (see run.json)</td>" in (adapter / "report.html").read_text()
 
 
 IN_A_CONTAINER = """
@@ -353,14 +353,14 @@ from finetune_model import process
 from finetune_trainer.training import FinetuningPipeline
 
 class Pipeline(FinetuningPipeline):
-    def score_answers(self, *what):
+    def score_predictions(self, *what):
         import finetune_trainer.evaluation.predictions
         status = Path("/proc/self/status").read_text().splitlines()
         used = int(next(line for line in status if line.startswith("RssAnon")).split()[1]) << 10
         limit = Path(sys.argv[2])
         limit.write_text(str(int((used + (512 << 10)) / 0.97)))
         process.MEMORY_LIMITS = (limit,)
-        return super().score_answers(*what)
+        return super().score_predictions(*what)
 
 print(Pipeline(TrainingConfig.model_validate_json(Path(sys.argv[1]).read_text())).run().to_termination_message())
 """
@@ -404,7 +404,7 @@ def test_neither_the_padding_nor_a_setting_nor_the_end_of_the_models_positions_c
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from finetune_trainer.evaluation.predictions import answer
+    from finetune_trainer.evaluation.predictions import generate_predictions
     from lab.fixtures.tiny_model import make_tiny_tokenizer
 
     # Absolute positions: there is no token after the last of them.
@@ -418,28 +418,28 @@ def test_neither_the_padding_nor_a_setting_nor_the_end_of_the_models_positions_c
     base: Any = SimpleNamespace(model=GPT2LMHeadModel(config), tokenizer=tokenizer, pad_token_id=tokenizer.eos_token_id)
     lora = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
     model = get_peft_model(base.model, lora).eval()
-    questions = [Question(torch.randint(3, 256, (tokens,)).tolist(), [3]) for tokens in (3, 40, 9, 63, 44, 45, 60, 60)]
+    prompts = [Prompt(torch.randint(3, 256, (tokens,)).tolist(), [3]) for tokens in (3, 40, 9, 63, 44, 45, 60, 60)]
     expected = []
-    for question in sorted(questions, key=lambda question: len(question.prompt)):
-        ids = list(question.prompt)
-        while len(ids) < min(length, len(question.prompt) + most) and tokenizer.eos_token_id not in ids:
+    for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids)):
+        ids = list(prompt.ids)
+        while len(ids) < min(length, len(prompt.ids) + most) and tokenizer.eos_token_id not in ids:
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        expected.append(tokenizer.decode(ids[len(question.prompt) :], skip_special_tokens=True))
+        expected.append(tokenizer.decode(ids[len(prompt.ids) :], skip_special_tokens=True))
     own = base.model.generation_config
     own.update(repetition_penalty=1.5, num_beams=2, do_sample=True, stop_strings=["a"], num_return_sequences=2)
-    answers, _ = answer(model, base, questions, most, lambda: None)
+    answers, _ = generate_predictions(model, base, prompts, most, lambda: None)
     assert answers == expected
     assert base.model.generation_config is own
 
     stop = StopSignal()
     calls = iter([lambda: None, lambda: None, stop.request])
 
-    def between() -> None:
+    def check_stop() -> None:
         next(calls)()
         stop.check("Stopped.")
 
     with pytest.raises(TrainingError, match=r"Stopped\."):
-        answer(model, base, questions[:1], most, between)
+        generate_predictions(model, base, prompts[:1], most, check_stop)
     assert base.model.generation_config is own
 
 

@@ -11,34 +11,18 @@ from typing import Any
 
 import pytest
 
-from finetune_api.outcome import MicroBatching, Outcome, Progress, Result
+from finetune_api.outcome import MicroBatching, Outcome, Result
 from finetune_api.reasons import Reason
 from finetune_trainer.errors import is_out_of_memory
 from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
+from lab.fixtures.reporters import AtStep, RecordingReporter
 from lab.fixtures.tiny_model import as_jsonl, chat_rows
-from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
+from lab.fixtures.training_runs import a_training_config, an_attempt
 
 pytestmark = pytest.mark.model
 
 PAIRS = [{"prompt": f"Question {n}?", "chosen": f"Yes, {n}.", "rejected": f"No, not {n}."} for n in range(8)]
-
-
-class Losses:
-    """A reporter that keeps the loss and the passes of each step."""
-
-    def __init__(self) -> None:
-        self.losses: dict[int, float] = {}
-        self.passes: dict[int, MicroBatching] = {}
-
-    def report(self, progress: Progress) -> None:
-        assert progress.loss is not None
-        assert progress.passes is not None
-        self.losses[progress.step] = progress.loss
-        self.passes[progress.step] = progress.passes
-
-    def close(self, outcome: Outcome | None = None) -> None:
-        pass
 
 
 @contextmanager
@@ -130,7 +114,7 @@ def record_of(config: Any, outcome: Outcome) -> dict[str, Any]:
 def test_a_step_that_ran_out_of_memory_is_taken_again_in_smaller_passes_with_the_same_result(
     tiny_model: Path, tmp_path: Path, error: Any, changes: dict[str, Any]
 ) -> None:
-    undisturbed, healed = Losses(), Losses()
+    undisturbed, healed = RecordingReporter(), RecordingReporter()
     expected = run_finetuning(a_config(tiny_model, tmp_path / "a", **changes), undisturbed, StopSignal())
     config = a_config(tiny_model, tmp_path / "b", **changes)
     with a_device_of(100, error(), first_step=3) as refused:
@@ -140,9 +124,9 @@ def test_a_step_that_ran_out_of_memory_is_taken_again_in_smaller_passes_with_the
     assert refused, "memory never ran out, so nothing was shown"
     assert healed.losses == pytest.approx(undisturbed.losses, abs=1e-5)
     assert outcome.trained_tokens == expected.trained_tokens
-    assert [healed.passes[step].micro_batch_size for step in (1, 2)] == [8, 8]
+    assert [healed.micro_batching[step].micro_batch_size for step in (1, 2)] == [8, 8]
     assert outcome.passes is not None
-    assert outcome.passes == healed.passes[6]
+    assert outcome.passes == healed.micro_batching[6]
     assert outcome.passes.micro_batch_size < 8
     reductions = record_of(config, outcome)["outOfMemory"]
     assert len(reductions) == outcome.passes.reductions
@@ -151,11 +135,11 @@ def test_a_step_that_ran_out_of_memory_is_taken_again_in_smaller_passes_with_the
         "passes": {"microBatchSize": 4, "gradientCheckpointing": False, "reductions": 1},
     }
     page = (Path(config.output.directory) / str(outcome.adapter and outcome.adapter.path) / "report.html").read_text()
-    assert "step 3, taken again in passes of 4 rows" in page
+    assert "step 3, repeated with micro-batches of 4 rows" in page
 
 
 def test_at_one_row_activations_are_computed_again(tiny_model: Path, tmp_path: Path) -> None:
-    undisturbed, healed = Losses(), Losses()
+    undisturbed, healed = RecordingReporter(), RecordingReporter()
     run_finetuning(a_config(tiny_model, tmp_path / "a"), undisturbed, StopSignal())
     with a_device_of(4, accelerator_error(), recomputed=1000):
         outcome = run_finetuning(a_config(tiny_model, tmp_path / "b"), healed, StopSignal())
@@ -175,7 +159,7 @@ def test_a_run_that_not_even_the_smallest_passes_fit_fails_with_what_to_change(
 ) -> None:
     config = a_config(tiny_model, tmp_path, hyperparameters={"gradientCheckpointing": setting})
     with a_device_of(4, error()) as refused:
-        outcome = run_finetuning(config, Losses(), StopSignal())
+        outcome = run_finetuning(config, RecordingReporter(), StopSignal())
     assert (outcome.result, outcome.reason, outcome.retryable) == (Result.FAILED, reason, False)
     assert "maxLength" in outcome.message
     assert len(refused) == (5 if setting == "auto" else 4)
@@ -183,7 +167,7 @@ def test_a_run_that_not_even_the_smallest_passes_fit_fails_with_what_to_change(
 
 def test_other_errors_are_not_taken_for_memory(tiny_model: Path, tmp_path: Path) -> None:
     with a_device_of(4, RuntimeError("shapes do not match")) as refused:
-        outcome = run_finetuning(a_config(tiny_model, tmp_path), Losses(), StopSignal())
+        outcome = run_finetuning(a_config(tiny_model, tmp_path), RecordingReporter(), StopSignal())
     assert outcome.reason is Reason.TRAINER_CRASHED
     assert len(refused) == 1
 
@@ -208,18 +192,18 @@ def test_a_resumed_attempt_starts_with_what_fitted(tiny_model: Path, tmp_path: P
     """Interrupted or not, a run that ran out of memory ends with the same bytes."""
     config = a_config(tiny_model, tmp_path / "whole")
     with a_device_of(100, accelerator_error()):
-        whole = run_finetuning(config, Losses(), StopSignal())
+        whole = run_finetuning(config, RecordingReporter(), StopSignal())
 
     stop = StopSignal()
     with a_device_of(100, accelerator_error()):
         interrupted = run_finetuning(a_config(tiny_model, tmp_path / "parts"), AtStep(3, stop.request), stop)
         assert interrupted.reason is Reason.INTERRUPTED
-    losses = Losses()
+    losses = RecordingReporter()
     with a_device_of(100, accelerator_error()) as refused:
         config = a_config(tiny_model, tmp_path / "parts", job=an_attempt(2))
         resumed = run_finetuning(config, losses, StopSignal())
     assert refused == []
-    assert losses.passes[4] == whole.passes
+    assert losses.micro_batching[4] == whole.passes
     assert record_of(config, resumed)["outOfMemory"][0]["step"] == 1
     files = [tmp_path / part / "support-tone/uid-1/adapter_model.safetensors" for part in ("whole", "parts")]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -241,12 +225,12 @@ pipeline.store.open()
 base = pipeline.load_base_model()
 dataset = pipeline.tokenize(pipeline.read_examples(), base)
 model = pipeline.add_lora(base)
-passes = pipeline.choose_passes(model, base, dataset)
+layout = pipeline.choose_layout(model, base, dataset)
 if room:
     limit_file.write_text(str(int((used() + room) / 0.97)))
 process.MEMORY_LIMITS = (limit_file,)
-trained = pipeline.train(model, base, dataset, passes)
-print(trained.passes.to_dict() | {"losses": [loss for _, loss in trained.losses]})
+trained = pipeline.train(model, base, dataset, layout)
+print(trained.micro_batching.to_dict() | {"losses": [loss for _, loss in trained.losses]})
 """
 """A training in a container that has `room` bytes more than are used when training starts; 0 for a container without a limit."""
 

@@ -76,7 +76,7 @@ def test_what_is_shared_counts_again_where_it_carries_loss() -> None:
     assert PackedLayout(min_shared=8).row_tokens(rows, 16) == pytest.approx(100)
 
 
-def test_a_few_very_long_rows_make_passes_smaller() -> None:
+def test_a_few_very_long_rows_make_micro_batches_smaller() -> None:
     from finetune_trainer.batches.layout import PackedLayout
 
     rows = [TokenRow([i] * 50, [IGNORED, *[i] * 49]) for i in range(30)] + [TokenRow([99] * 4001, [99] * 4001)] * 2
@@ -148,11 +148,11 @@ def test_loss_and_gradients_are_those_of_padded_rows(
 ) -> None:
     import torch
 
-    from finetune_trainer.kernels import attention
+    from finetune_trainer.kernels import attention, attention_layout
     from finetune_trainer.kernels.fused_lora import fused_lora
 
     if fused_attention:
-        monkeypatch.setattr(attention, "SHORT_KEYS", 0)
+        monkeypatch.setattr(attention_layout, "SHORT_KEYS", 0)
     rows = rows_with_common_beginnings(seed)
     model = tiny("Llama", **LLAMA_LIKE)
     expected = loss_and_gradients(model, Collator(0)(rows))
@@ -214,12 +214,12 @@ def test_a_model_is_packed_only_if_its_rows_prove_it(kind: str, options: dict[st
     model = tiny(kind, **options)
     base: Any = SimpleNamespace(model=model.get_base_model(), pad_token_id=0, dtype="float32", on_gpu=False)
     rows = rows_with_common_beginnings(1)
-    passes = choose_layout(model, base, rows)
-    assert passes.name == expected
+    layout = choose_layout(model, base, rows)
+    assert layout.name == expected
     model.eval()
     loss, gradients = loss_and_gradients(model, Collator(0)(rows))
-    with passes.applied(model):
-        found, found_gradients = loss_and_gradients(model, passes.collate(rows))
+    with layout.applied(model):
+        found, found_gradients = loss_and_gradients(model, layout.collate(rows))
     torch.testing.assert_close(found, loss, rtol=1e-4, atol=1e-5)
     assert torch.cosine_similarity(found_gradients, gradients, dim=0) > 0.9999
 

@@ -86,9 +86,9 @@ def ours(model_path: Path, directory: Path) -> tuple[list[float], dict[str, Any]
     model = pipeline.add_lora(base)
     nothing: Any = None
     dataset = PreparedDataset(training=tokenized(rows()), evaluation=None, max_length=512, report=nothing)
-    passes = pipeline.choose_passes(model, base, dataset)
-    assert passes.name == "packed"
-    trained = pipeline.train(model, base, dataset, passes)
+    layout = pipeline.choose_layout(model, base, dataset)
+    assert layout.name == "packed"
+    trained = pipeline.train(model, base, dataset, layout)
     return [loss for _, loss in trained.losses], get_peft_model_state_dict(model)
 
 

@@ -13,15 +13,16 @@ import pytest
 from finetune_api.artifacts import read_verified
 from finetune_api.contract import MAX_TERMINATION_BYTES
 from finetune_api.fingerprint import MIN_EFFECT, Fingerprint, Observation, Verdict, judge
-from finetune_api.outcome import Outcome, Progress, Result
+from finetune_api.outcome import Outcome, Result
 from finetune_api.reasons import Reason
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.store.run_store import Committed, RunStore
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.reporters import AtStep, RecordingReporter
 from lab.fixtures.tiny_model import as_jsonl, chat_rows
-from lab.fixtures.training_runs import a_training_config, an_attempt
+from lab.fixtures.training_runs import FinishedRun, a_training_config, an_attempt
 
 pytestmark = pytest.mark.model
 
@@ -31,25 +32,10 @@ def weights(config: Any) -> bytes:
     return (Path(config.output.directory) / "support-tone" / "uid-1" / "adapter_model.safetensors").read_bytes()
 
 
-class ActAtStep:
-    """A reporter that does something when a step is finished."""
-
-    def __init__(self, step: int, action: Any) -> None:
-        self._step = step
-        self._action = action
-
-    def report(self, progress: Progress) -> None:
-        if progress.step == self._step:
-            self._action()
-
-    def close(self, outcome: Outcome | None = None) -> None:
-        pass
-
-
 # --- What a finished run leaves behind
 
 
-def test_a_finished_run_leaves_one_whole_adapter_with_its_records_and_no_checkpoints(finished: Any) -> None:
+def test_a_finished_run_leaves_one_whole_adapter_with_its_records_and_no_checkpoints(finished: FinishedRun) -> None:
     manifest, digest = read_verified(finished.adapter)
     assert (manifest.kind, manifest.job_uid, manifest.attempt, manifest.step) == ("adapter", "uid-1", 1, 40)
     assert finished.outcome.adapter.path == "support-tone/uid-1"
@@ -72,7 +58,7 @@ def test_a_finished_run_leaves_one_whole_adapter_with_its_records_and_no_checkpo
     ]
 
 
-def test_training_lowers_the_loss_and_reports_each_step(finished: Any) -> None:
+def test_training_lowers_the_loss_and_reports_each_step(finished: FinishedRun) -> None:
     steps = [p.step for p in finished.progress]
     assert steps == list(range(1, 41))
     assert finished.progress[-1].loss < finished.progress[0].loss / 2
@@ -82,7 +68,7 @@ def test_training_lowers_the_loss_and_reports_each_step(finished: Any) -> None:
     assert finished.outcome.trained_tokens > 0
 
 
-def test_held_out_rows_give_an_eval_loss_per_token(finished: Any, tiny_model: Path) -> None:
+def test_held_out_rows_give_an_eval_loss_per_token(finished: FinishedRun, tiny_model: Path) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -98,7 +84,7 @@ def test_held_out_rows_give_an_eval_loss_per_token(finished: Any, tiny_model: Pa
     assert finished.outcome.metrics["eval_loss"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_record_says_what_made_the_adapter_without_repeating_the_rows(finished: Any) -> None:
+def test_the_record_says_what_made_the_adapter_without_repeating_the_rows(finished: FinishedRun) -> None:
     record = json.loads((finished.adapter / "run.json").read_text())
     assert record["dataset"]["format"] == "messages"
     assert record["dataset"]["digest"].startswith("sha256:")
@@ -108,13 +94,13 @@ def test_the_record_says_what_made_the_adapter_without_repeating_the_rows(finish
     assert "password" not in json.dumps(record)
 
 
-def test_the_outcome_with_its_fingerprint_fits_the_termination_message(finished: Any) -> None:
+def test_the_outcome_with_its_fingerprint_fits_the_termination_message(finished: FinishedRun) -> None:
     message = finished.outcome.to_termination_message()
     assert len(message.encode()) <= MAX_TERMINATION_BYTES - 512
     assert Outcome.model_validate_json(message) == finished.outcome
 
 
-def test_an_outcome_that_grows_too_large_loses_probes_but_never_its_adapter(finished: Any) -> None:
+def test_an_outcome_that_grows_too_large_loses_probes_but_never_its_adapter(finished: FinishedRun) -> None:
     from finetune_trainer.reporting.run_record import fit_termination_message
 
     adapter = finished.outcome.adapter
@@ -132,7 +118,9 @@ def test_an_outcome_that_grows_too_large_loses_probes_but_never_its_adapter(fini
     assert len(fitted.adapter.fingerprint.probes) == 2
 
 
-def test_why_metrics_failed_takes_little_room_in_an_outcome_whatever_its_script(finished: Any, tmp_path: Path) -> None:
+def test_why_metrics_failed_takes_little_room_in_an_outcome_whatever_its_script(
+    finished: FinishedRun, tmp_path: Path
+) -> None:
     from finetune_trainer.reporting.run_record import make_outcome
 
     folder = tmp_path / "adapter"
@@ -148,7 +136,7 @@ def test_why_metrics_failed_takes_little_room_in_an_outcome_whatever_its_script(
 
 
 def test_stock_peft_loads_the_adapter_and_gives_the_fingerprints_log_probabilities(
-    finished: Any, tiny_model: Path
+    finished: FinishedRun, tiny_model: Path
 ) -> None:
     import torch
     from peft import PeftModel
@@ -177,7 +165,7 @@ def test_stock_peft_loads_the_adapter_and_gives_the_fingerprints_log_probabiliti
 
 
 def test_a_later_attempt_of_a_committed_job_reports_the_same_adapter_without_training(
-    finished: Any, tmp_path: Path
+    finished: FinishedRun, tmp_path: Path
 ) -> None:
     """And clears away what the attempt that committed it had no time for."""
     output = Path(shutil.copytree(finished.config.output.directory, tmp_path / "out"))
@@ -189,7 +177,7 @@ def test_a_later_attempt_of_a_committed_job_reports_the_same_adapter_without_tra
     )
     for leftover in (".jobs/uid-1/checkpoints/step-40", "support-tone/.uid-1.partial-1"):
         shutil.copytree(finished.adapter, output / leftover)
-    recorder = ActAtStep(1, lambda: pytest.fail("it trained again"))
+    recorder = AtStep(1, lambda: pytest.fail("it trained again"))
     outcome = FinetuningPipeline(later, reporter=recorder).run()
     assert outcome.adapter == finished.outcome.adapter
     assert outcome.metrics == finished.outcome.metrics
@@ -200,7 +188,7 @@ def test_a_later_attempt_of_a_committed_job_reports_the_same_adapter_without_tra
 
 
 def test_a_committed_adapter_is_reported_even_if_nothing_can_be_cleared_away(
-    finished: Any, monkeypatch: pytest.MonkeyPatch
+    finished: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_self: RunStore) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -212,7 +200,7 @@ def test_a_committed_adapter_is_reported_even_if_nothing_can_be_cleared_away(
 # --- Steps
 
 
-def test_how_a_step_is_cut_into_passes_does_not_change_its_result(tiny_model: Path, tmp_path: Path) -> None:
+def test_how_a_step_is_cut_into_micro_batches_does_not_change_its_result(tiny_model: Path, tmp_path: Path) -> None:
     """Rows of unlike length: a mean of means would give another gradient than one mean over all tokens with loss."""
     from safetensors.torch import load
 
@@ -284,7 +272,7 @@ def test_bfloat16_is_used_when_asked_for_and_the_adapter_stays_in_float32(tiny_m
 def test_a_run_that_cannot_succeed_ends_before_training_with_its_reason(
     tiny_model: Path, tmp_path: Path, changes: dict[str, Any], reason: Reason, expected: str
 ) -> None:
-    outcome = run_finetuning(a_training_config(tiny_model, tmp_path, **changes), ActAtStep(0, None), StopSignal())
+    outcome = run_finetuning(a_training_config(tiny_model, tmp_path, **changes), RecordingReporter(), StopSignal())
     assert (outcome.result, outcome.reason, outcome.retryable) == (Result.FAILED, reason, False)
     assert expected in outcome.message
 
@@ -340,7 +328,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_nothing(tiny_model: Pa
     tensors["lm_head.weight"][0, 0] = float("nan")
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     config = a_training_config(model, tmp_path / "out", checkpoint={"everySteps": 1})
-    outcome = run_finetuning(config, ActAtStep(0, None), StopSignal())
+    outcome = run_finetuning(config, RecordingReporter(), StopSignal())
     assert (outcome.reason, outcome.retryable, outcome.checkpoint_step) == (Reason.LOSS_DIVERGED, False, None)
     assert "Lower hyperparameters.learningRate" in outcome.message
     assert not (tmp_path / "out/support-tone/uid-1").exists()
@@ -354,7 +342,7 @@ def test_an_attempt_that_is_overtaken_by_a_newer_one_commits_nothing_more(tiny_m
     def newer_attempt_starts() -> None:
         fence.write_text(fence.read_text() + "2\n")
 
-    outcome = run_finetuning(config, ActAtStep(3, newer_attempt_starts), StopSignal())
+    outcome = run_finetuning(config, AtStep(3, newer_attempt_starts), StopSignal())
     assert (outcome.reason, outcome.checkpoint_step) == (Reason.FENCED, 2)
     assert [p.name for p in tmp_path.glob(".jobs/uid-1/checkpoints/*")] == ["step-2"]
     assert list(tmp_path.glob("support-tone/*")) == []
@@ -396,13 +384,13 @@ def test_a_run_interrupted_by_sigterm_ends_with_the_very_adapter_of_an_uninterru
         )
 
     straight = config("straight", 1)
-    run_finetuning(straight, ActAtStep(0, None), StopSignal())
+    run_finetuning(straight, RecordingReporter(), StopSignal())
 
     stop = StopSignal()
     previous = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     stop.install()
     try:
-        first = run_finetuning(config("broken", 1), ActAtStep(step, lambda: os.kill(os.getpid(), signal.SIGTERM)), stop)
+        first = run_finetuning(config("broken", 1), AtStep(step, lambda: os.kill(os.getpid(), signal.SIGTERM)), stop)
     finally:
         signal.signal(signal.SIGTERM, previous[0])
         signal.signal(signal.SIGINT, previous[1])
@@ -410,7 +398,7 @@ def test_a_run_interrupted_by_sigterm_ends_with_the_very_adapter_of_an_uninterru
     if step < last_step:
         assert (first.result, first.reason, first.retryable) == (Result.INTERRUPTED, Reason.INTERRUPTED, True)
         assert (first.step, first.checkpoint_step) == (step, step)
-    second = run_finetuning(config("broken", 2), ActAtStep(step, lambda: pytest.fail("step done twice")), StopSignal())
+    second = run_finetuning(config("broken", 2), AtStep(step, lambda: pytest.fail("step done twice")), StopSignal())
     assert second.result is Result.SUCCEEDED
     assert weights(config("broken", 2)) == weights(straight)
     assert second.metrics == json.loads((tmp_path / "straight/support-tone/uid-1/run.json").read_text())["metrics"]
@@ -435,9 +423,9 @@ def test_a_run_interrupted_after_its_last_step_trains_no_further(
     stop = StopSignal()
     with monkeypatch.context() as patched:
         patched.setattr(FinetuningPipeline, "take_fingerprint", lambda *_: (stop.request(), stop.check("stopped")))
-        first = run_finetuning(config("broken", 1), ActAtStep(0, None), stop)
+        first = run_finetuning(config("broken", 1), RecordingReporter(), stop)
     assert (first.reason, first.checkpoint_step) == (Reason.INTERRUPTED, 6)
-    second = run_finetuning(config("broken", 2), ActAtStep(7, lambda: pytest.fail("a step too many")), StopSignal())
+    second = run_finetuning(config("broken", 2), AtStep(7, lambda: pytest.fail("a step too many")), StopSignal())
     assert (second.step, second.metrics) == (6, straight.metrics)
     assert weights(config("broken", 2)) == weights(config("straight", 1))
     assert second.adapter is not None
@@ -451,26 +439,21 @@ def test_a_torn_checkpoint_is_passed_over_and_changes_nothing(tiny_model: Path, 
 
     stop = StopSignal()
     broken = a_training_config(tiny_model, tmp_path / "broken")
-    run_finetuning(broken, ActAtStep(5, stop.request), stop)
+    run_finetuning(broken, AtStep(5, stop.request), stop)
     newest = tmp_path / "broken/.jobs/uid-1/checkpoints/step-5"
     os.truncate(newest / "optimizer.pt", 100)
 
-    seen: list[int] = []
-
-    class Recorder(ActAtStep):
-        def report(self, progress: Progress) -> None:
-            seen.append(progress.step)
-
+    reporter = RecordingReporter()
     again = a_training_config(tiny_model, tmp_path / "broken", job=an_attempt(2))
-    run_finetuning(again, Recorder(0, None), StopSignal())
-    assert seen == [5, 6]  # from step 4, the checkpoint before the torn one
+    run_finetuning(again, reporter, StopSignal())
+    assert reporter.steps == [5, 6]  # from step 4, the checkpoint before the torn one
     assert weights(again) == weights(straight)
 
 
 def test_a_request_to_stop_before_training_ends_the_run_at_once(tiny_model: Path, tmp_path: Path) -> None:
     stop = StopSignal()
     stop.request()
-    outcome = run_finetuning(a_training_config(tiny_model, tmp_path), ActAtStep(0, None), stop)
+    outcome = run_finetuning(a_training_config(tiny_model, tmp_path), RecordingReporter(), stop)
     assert (outcome.result, outcome.retryable, outcome.step) == (Result.INTERRUPTED, True, 0)
 
 

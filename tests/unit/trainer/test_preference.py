@@ -17,8 +17,9 @@ from finetune_trainer.errors import TrainingError
 from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
+from lab.fixtures.reporters import AtStep, RecordingReporter
 from lab.fixtures.tiny_model import LINES, as_jsonl, chat_rows
-from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
+from lab.fixtures.training_runs import a_training_config, an_attempt
 
 BETA = 0.3
 
@@ -95,15 +96,15 @@ def test_loss_and_gradients_are_those_of_the_paper_on_padded_pairs(model: Any, k
     from torch.nn.functional import logsigmoid
 
     from finetune_trainer.batches.layout import PackedLayout, PaddedLayout
-    from finetune_trainer.loop.dpo import PairPasses, Reference, reward_margins
+    from finetune_trainer.loop.dpo import PairLayout, Reference, reward_margins
 
     pairs = some_pairs(seed)
     base: Any = SimpleNamespace(model=model.get_base_model(), pad_token_id=0)
-    passes = PairPasses(PackedLayout() if kind == "packed" else PaddedLayout(base))
+    layout = PairLayout(PackedLayout() if kind == "packed" else PaddedLayout(base))
     expected = plain_loss(model, pairs)
     expected_gradients = gradients(model, expected)
-    batch = passes.collate(pairs)
-    with passes.applied(model):
+    batch = layout.collate(pairs)
+    with layout.applied(model):
         loss = -logsigmoid(reward_margins(model, model, batch, BETA, Reference())).mean()
         found = gradients(model, loss)
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
@@ -142,14 +143,10 @@ def preferring(model: Path, output: Path, *, attempt: int = 1, **changes: Any) -
 def test_a_run_widens_the_margin_of_the_preferred_answers_and_an_interruption_changes_nothing(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    losses: list[float] = []
-
-    class Losses(AtStep):
-        def report(self, progress: Any) -> None:
-            losses.append(progress.loss)
-
-    pipeline = FinetuningPipeline(preferring(tiny_model, tmp_path / "straight"), reporter=Losses(0, lambda: None))
+    reporter = RecordingReporter()
+    pipeline = FinetuningPipeline(preferring(tiny_model, tmp_path / "straight"), reporter=reporter)
     outcome = pipeline.run()
+    losses = [*reporter.losses.values()]
     # Untrained, model and reference are one: every margin is 0.
     assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
     assert losses[-1] < 0.5
@@ -168,7 +165,9 @@ def test_a_run_widens_the_margin_of_the_preferred_answers_and_an_interruption_ch
 
 
 @pytest.mark.model
-def test_how_a_step_of_pairs_is_cut_into_passes_does_not_change_its_result(tiny_model: Path, tmp_path: Path) -> None:
+def test_how_a_step_of_pairs_is_cut_into_micro_batches_does_not_change_its_result(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file
 
     tuned = []

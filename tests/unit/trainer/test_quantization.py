@@ -16,11 +16,12 @@ from finetune_trainer.model.fingerprint import score
 from finetune_trainer.model.quantization import served_weights
 from finetune_trainer.preflight.checks import run_preflight
 from finetune_trainer.reporting.progress import LogReporter
-from finetune_trainer.reporting.run_record import Trained
+from finetune_trainer.reporting.run_record import TrainingResult
 from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
-from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
+from lab.fixtures.reporters import AtStep
+from lab.fixtures.training_runs import a_training_config, an_attempt
 from support.server.running_inference import verdict_about
 
 pytestmark = pytest.mark.model
@@ -37,12 +38,12 @@ class Kept(FinetuningPipeline):
     """A pipeline whose parts can be looked at when the run is over."""
 
     model: Any
-    passes_name: str
-    trained: Trained
+    layout_name: str
+    trained: TrainingResult
 
-    def train(self, model: Any, base: Any, dataset: Any, passes: Any) -> Trained:
-        self.model, self.passes_name = model, passes.name
-        self.trained = super().train(model, base, dataset, passes)
+    def train(self, model: Any, base: Any, dataset: Any, layout: Any) -> TrainingResult:
+        self.model, self.layout_name = model, layout.name
+        self.trained = super().train(model, base, dataset, layout)
         return self.trained
 
 
@@ -74,7 +75,7 @@ def stock(finished_qlora: Kept, tiny_model: Path) -> Any:
 def test_a_quantized_model_learns_in_packed_rows(finished_qlora: Kept) -> None:
     losses = [loss for _, loss in finished_qlora.trained.losses]
     assert losses[-1] < losses[0] / 2
-    assert finished_qlora.passes_name == "packed"
+    assert finished_qlora.layout_name == "packed"
 
 
 @needs_package

@@ -4,15 +4,12 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from finetune_trainer.reporting.run_report import smooth
-
-if TYPE_CHECKING:
-    from conftest import FinishedRun
+from lab.fixtures.training_runs import FinishedRun
 
 
 def svgs(page: str) -> list[ET.Element]:
@@ -20,7 +17,7 @@ def svgs(page: str) -> list[ET.Element]:
 
 
 @pytest.mark.model
-def test_the_page_shows_every_step_the_held_out_loss_and_the_lengths(finished: "FinishedRun") -> None:
+def test_the_page_shows_every_step_the_held_out_loss_and_the_lengths(finished: FinishedRun) -> None:
     page = (finished.adapter / "report.html").read_text()
     loss, lengths = svgs(page)
     assert len(loss.findall(".//circle")) == 40
@@ -37,12 +34,12 @@ def test_the_page_shows_every_step_the_held_out_loss_and_the_lengths(finished: "
 
 
 @pytest.mark.model
-def test_the_model_card_names_its_base_for_hubs_and_people(finished: "FinishedRun") -> None:
+def test_the_model_card_names_its_base_for_hubs_and_people(finished: FinishedRun) -> None:
     card = (finished.adapter / "README.md").read_text()
     _, front, text = card.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "peft"
     assert yaml.safe_load(front)["base_model"] == finished.config.model.source
-    assert "| training loss at the end |" in text
+    assert "| training loss (mean of the last 10 steps) |" in text
 
 
 def test_the_smoothed_curve_starts_where_the_loss_does() -> None:
@@ -55,7 +52,7 @@ def test_the_smoothed_curve_starts_where_the_loss_does() -> None:
 @pytest.mark.model
 @pytest.mark.parametrize("max_steps", [7, 300, 301, 5000])
 def test_the_history_stays_short_and_is_that_of_a_run_without_interruption(max_steps: int) -> None:
-    from finetune_trainer.loop.step_trainer import CURVE_POINTS, RECENT_ENTRIES, thin_history
+    from finetune_trainer.loop.callbacks import CURVE_POINTS, RECENT_ENTRIES, thin_history
 
     def trained(history: list[dict[str, float]], steps: Sequence[int]) -> list[dict[str, float]]:
         for step in steps:

@@ -290,7 +290,7 @@ def test_a_secret_that_no_header_can_carry_is_refused_and_not_shown(
 ) -> None:
     if "\0" not in secret:
         monkeypatch.setenv("AWS_SESSION_TOKEN", secret)
-        with pytest.raises(TrainingError, match="AWS_SESSION_TOKEN holds characters other than printable ASCII"):
+        with pytest.raises(TrainingError, match="AWS_SESSION_TOKEN contains characters other than printable ASCII"):
             SourceSettings()
         monkeypatch.delenv("AWS_SESSION_TOKEN")
     with pytest.raises(TrainingError) as caught:

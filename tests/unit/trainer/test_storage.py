@@ -24,7 +24,8 @@ from finetune_trainer.reporting.progress import LogReporter, Reporter
 from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
 from finetune_trainer.training import FinetuningPipeline
-from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
+from lab.fixtures.reporters import AtStep
+from lab.fixtures.training_runs import a_training_config, an_attempt
 
 pytestmark = pytest.mark.model
 

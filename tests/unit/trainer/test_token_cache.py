@@ -121,7 +121,7 @@ def test_rows_that_change_while_they_are_read_are_not_kept_under_the_digest_of_o
         return found
 
     monkeypatch.setattr(dataset.data, "read_examples", replaced_later)
-    with pytest.raises(TrainingError, match="was changed while it was read") as caught:
+    with pytest.raises(TrainingError, match="changed while it was read") as caught:
         read_examples(config)
     assert (caught.value.reason, caught.value.retryable) == (Reason.DATASET_INVALID, True)
     assert len(read_examples(config).training) == 1

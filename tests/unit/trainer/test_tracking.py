@@ -16,10 +16,13 @@ from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.reporting.progress import Reporters
-from finetune_trainer.reporting.tracking import TrackingReporter, check_trackers, parameters_of, tracking_reporters
+from finetune_trainer.reporting.tracking.checks import check_trackers
+from finetune_trainer.reporting.tracking.reporter import TrackingReporter, tracking_reporters
+from finetune_trainer.reporting.tracking.tracker import parameters_of
 from finetune_trainer.runtime.interruption import StopSignal
 from finetune_trainer.tasks.finetuning_task import run_finetuning
-from lab.fixtures.training_runs import AtStep, a_training_config, an_attempt
+from lab.fixtures.reporters import AtStep
+from lab.fixtures.training_runs import a_training_config, an_attempt
 
 SUCCESS = Outcome(result=Result.SUCCEEDED, reason=Reason.TRAINED, step=3, metrics={"train_loss": 0.5})
 
@@ -45,7 +48,7 @@ def test_two_attempts_of_a_job_are_one_run_of_each_tracker(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     # What is looked at is all that was sent, however busy the machine.
-    monkeypatch.setattr("finetune_trainer.reporting.tracking.CLOSE_TIMEOUT", 120)
+    monkeypatch.setattr("finetune_trainer.reporting.tracking.reporter.CLOSE_TIMEOUT", 120)
     output = tmp_path / "out"
     store = f"file://{tmp_path}/mlruns"
     tracking = {"tensorboard": {}, "mlflow": {"uri": store, "experiment": "tone"}, "wandb": {"project": "tone"}}
@@ -167,7 +170,7 @@ def test_a_library_that_is_missing_is_named_before_anything_is_trained(
     monkeypatch.setitem(sys.modules, tracker, None)  # type: ignore[arg-type] # how Python says that there is no such module
     outcome = run_finetuning(config, Reporters([]), StopSignal())
     assert outcome.reason is Reason.SPEC_INVALID
-    assert f"tracking.{tracker} needs the Python package {package}, which is not installed here" in outcome.message
+    assert f"tracking.{tracker} needs the Python package {package}, which is not installed;" in outcome.message
 
 
 def test_figures_go_where_datasets_may_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

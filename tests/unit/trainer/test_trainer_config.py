@@ -52,7 +52,7 @@ def test_all_problems_of_a_configuration_are_reported_at_once_by_field(tmp_path:
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [("{", "neither JSON nor YAML"), ("[1]", "holds a list; expected a mapping"), (None, "cannot be read")],
+    [("{", "neither JSON nor YAML"), ("[1]", "contains a list; expected a mapping"), (None, "cannot be read")],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str | None, expected: str) -> None:
     path = tmp_path / "config.json"

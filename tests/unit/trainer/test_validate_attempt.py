@@ -23,7 +23,7 @@ from finetune_trainer.__main__ import main
 from finetune_trainer.config import SourceSettings
 from finetune_trainer.dataset import read_examples
 from finetune_trainer.training import FinetuningPipeline
-from lab.fixtures.training_runs import a_training_config, an_attempt, write_config
+from lab.fixtures.training_runs import FinishedRun, a_training_config, an_attempt, write_config
 
 pytestmark = pytest.mark.model
 
@@ -117,7 +117,7 @@ def test_an_attempt_that_was_overtaken_writes_nothing(pod: Pod, tiny_model: Path
     assert [path for path in (pod.folder / "out").rglob("*") if path.is_file()] == [fence]
 
 
-def test_an_adapter_that_is_committed_needs_no_dataset_any_more(pod: Pod, finished: Any) -> None:
+def test_an_adapter_that_is_committed_needs_no_dataset_any_more(pod: Pod, finished: FinishedRun) -> None:
     shutil.copytree(finished.config.output.directory, pod.folder / "out")
     pod.mount(Path("/nowhere"), dataset={"path": "/nowhere/rows.jsonl"}, job=an_attempt(2))
     assert main(["validate"]) == ExitCode.SUCCEEDED

@@ -1,11 +1,11 @@
-"""Fine-tunes a causal language model with LoRA, with or without Kubernetes: rows and a base model in, an adapter out."""
+"""Fine-tune a causal language model with LoRA, with or without Kubernetes: from rows and a base model to an adapter."""
 
 import argparse
 import json
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from finetune_api.artifacts import FINGERPRINT_FILE, RUN_RECORD_FILE, ArtifactError, read_verified
 from finetune_api.contract import ExitCode
@@ -18,32 +18,36 @@ from finetune_trainer.runtime.environment import prepare_environment
 from finetune_trainer.runtime.interruption import STOP
 from finetune_trainer.runtime.log import configure_logging
 
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name for it
+
 HELP_WIDTH: Final = 100
-"""Characters of a line of `--help`."""
+"""Characters per line of `--help`."""
 
 EXAMPLE: Final = """\
-the smallest config.yaml:
+a minimal config.yaml:
   model: {path: /models/SmolLM2-135M-Instruct}          # a checkpoint folder, or ORG/NAME of a model hub
   dataset: {path: train.jsonl}                          # also .json, .csv, .parquet; https://, s3://, hf://
   output: {directory: adapters, adapterName: my-adapter}
 
-rows of train.jsonl, one of:
+rows of train.jsonl, in one of these formats:
   {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
   {"prompt": "Hi", "completion": "Hello!"}
-  {"text": "Any text, all of which is learnt."}
+  {"text": "Any text; all of it is learned."}
   {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}      (with dpo: {})
 
-more of it, all optional (shown: the defaults, but for evaluation):
+more settings, all optional (these are the defaults, except evaluation):
   evaluation: {path: held-out.jsonl}                    # or dataset.evaluationFraction: 0.1
   hyperparameters: {epochs: 3, batchSize: 8, learningRate: 2.0e-4, maxLength: 1024}
   lora: {rank: 8, alpha: 16}
 
-Fields are those of a FinetuneJob (crds/docs/finetunejob.md). MODEL_NAME_OR_PATH in the environment replaces model.path."""
+The fields are those of a FinetuneJob (crds/docs/finetunejob.md). The environment variable MODEL_NAME_OR_PATH
+replaces model.path."""
 
 STATUSES: Final = f"""\
-exit status: {ExitCode.SUCCEEDED} done, {ExitCode.CONFIG_INVALID} config is wrong, {ExitCode.DATASET_INVALID} dataset is wrong, \
-{ExitCode.MODEL_INVALID} model is wrong, {ExitCode.STORAGE_FULL} disk is full,
-{ExitCode.INTERRUPTED} interrupted and can go on, {ExitCode.BUG} anything else"""
+exit status: {ExitCode.SUCCEEDED} success, {ExitCode.CONFIG_INVALID} invalid config, {ExitCode.DATASET_INVALID} invalid dataset, \
+{ExitCode.MODEL_INVALID} invalid model, {ExitCode.STORAGE_FULL} disk full,
+{ExitCode.INTERRUPTED} interrupted (can be resumed), {ExitCode.BUG} any other error"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,82 +67,95 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m finetune_trainer",
         description=__doc__,
-        epilog="begin with: validate CONFIG, then train CONFIG; COMMAND --help says more, with an example",
+        epilog="start with: validate CONFIG, then train CONFIG; for details and an example: COMMAND --help",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_validate(commands)
+    _add_inspect(commands)
+    _add_work(commands)
+    return parser
 
+
+def _add_train(commands: "Commands") -> None:
     train = _add_command(
         commands,
         "train",
         "run a configuration by hand, without Kubernetes",
-        "Train an adapter and commit it to output.directory/adapterName/RUN_ID, with a record and a report of what made it. "
-        "Progress goes to stderr, the adapter's folder to stdout. A run that is interrupted (also by Ctrl-C) saves what it has, "
-        "and says how to go on; the adapter comes out the same.",
+        "Train an adapter and commit it to output.directory/adapterName/RUN_ID, with a record and a report of its run. "
+        "Progress goes to stderr, the adapter's folder to stdout. An interrupted run (also by Ctrl-C) saves a checkpoint and "
+        "prints the command that resumes it; the resulting adapter is the same.",
         f"{EXAMPLE}\n\n{STATUSES}",
     )
     train.add_argument("config", type=Path, help="configuration, as YAML or JSON")
     train.add_argument(
-        "--run-id", help="name of the adapter's folder (default: the time); that of an interrupted run goes on with it"
+        "--run-id", help="name of the adapter's folder (default: the time); use that of an interrupted run to resume it"
     )
     train.set_defaults(run=_train)
 
+
+def _add_validate(commands: "Commands") -> None:
     validate = _add_command(
         commands,
         "validate",
-        "check everything that can be known without training: dataset, model, memory, disk",
-        "Check a configuration without training and without a GPU, and list every mistake at once: fields, each row of the "
-        "dataset, the model, and whether memory and disk suffice. Shows what the dataset is like, and writes nothing.",
+        "check everything that can be checked without training: dataset, model, memory, disk",
+        "Check a configuration without training and without a GPU, and list all mistakes at once: fields, each row of the "
+        "dataset, the model, and whether memory and disk suffice. Prints a report about the dataset, and writes nothing.",
         f"{EXAMPLE}\n\n{STATUSES}",
     )
     validate.add_argument(
-        "config", type=Path, nargs="?", help="configuration, as YAML or JSON; in a pod none: the mounted one is meant"
+        "config", type=Path, nargs="?", help="configuration, as YAML or JSON (default: the one mounted into a pod)"
     )
     validate.add_argument(
         "--gpu-memory",
         type=float,
         metavar="GIB",
-        help="memory of the GPU that will train; else this machine is checked",
+        help="memory of the GPU that the run will have (default: train on this machine's CPU)",
     )
     validate.set_defaults(run=_validate)
 
+
+def _add_inspect(commands: "Commands") -> None:
     inspect = _add_command(
         commands,
         "inspect",
-        "verify an adapter's files and say what made it",
+        "verify an adapter's files and show its record",
         "Verify the files of an adapter against the digests of its manifest, and show its base model, how much it changes "
         "answers, and the record of its run: configuration, versions, metrics.",
-        f"exit status: {ExitCode.SUCCEEDED} whole, {ExitCode.BUG} not",
+        f"exit status: {ExitCode.SUCCEEDED} intact, {ExitCode.BUG} missing or damaged",
     )
     inspect.add_argument("adapter", type=Path, help="folder of a committed adapter, as train prints it")
     inspect.set_defaults(run=_inspect)
 
+
+def _add_work(commands: "Commands") -> None:
     work = _add_command(
         commands,
         "work",
-        "what the pod runs: the mounted configuration, through Celery",
-        "Run the configuration that the operator mounted, as a Celery task, and leave the outcome in the termination message. "
-        "Nothing to be run by hand: use train.",
+        "run the mounted configuration of a pod, through Celery",
+        "Run the configuration that the operator mounted, as a Celery task, and write the outcome into the termination "
+        "message. Not meant to be run by hand: use train.",
         STATUSES,
     )
     work.set_defaults(run=_work)
-    return parser
 
 
-def _add_command(commands: Any, name: str, summary: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+def _add_command(
+    commands: "Commands", name: str, summary: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
         name,
         help=summary,
         description=textwrap.fill(description, HELP_WIDTH),
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return parser
 
 
 def _train(parsed: argparse.Namespace, settings: TrainerSettings) -> int:
     from finetune_trainer.reporting.kubeflow import kubeflow_reporters
     from finetune_trainer.reporting.progress import ConsoleReporter, LogReporter, Reporters
-    from finetune_trainer.reporting.tracking import tracking_reporters
+    from finetune_trainer.reporting.tracking.reporter import tracking_reporters
     from finetune_trainer.tasks.finetuning_task import run_finetuning, run_worker_rank
     from finetune_trainer.training import new_run_id
 
@@ -159,7 +176,7 @@ def _train(parsed: argparse.Namespace, settings: TrainerSettings) -> int:
     else:
         print(f"{outcome.reason}: {outcome.message}", file=sys.stderr)
         if outcome.checkpoint_step and not config.job:
-            print(f"Go on with: python -m finetune_trainer train {parsed.config} --run-id {run_id}", file=sys.stderr)
+            print(f"Resume with: python -m finetune_trainer train {parsed.config} --run-id {run_id}", file=sys.stderr)
     return exit_code_of(outcome)
 
 
@@ -184,13 +201,13 @@ def _inspect(parsed: argparse.Namespace, _settings: TrainerSettings) -> int:
     except ArtifactError as error:
         print(error, file=sys.stderr)
         return ExitCode.BUG
-    print(f"whole:    {len(manifest.files)} files, {manifest.size_bytes} bytes, digest {digest}")
+    print(f"intact:   {len(manifest.files)} files, {manifest.size_bytes} bytes, digest {digest}")
     print(f"base:     {manifest.base_model}, revision {manifest.base_revision}")
     print(f"job:      {manifest.job_uid}, attempt {manifest.attempt}, step {manifest.step}")
     fingerprint = parsed.adapter / FINGERPRINT_FILE
     if fingerprint.exists():
         effect = Fingerprint.model_validate_json(fingerprint.read_text()).effect
-        print(f"effect:   {effect:.4f} nats per token between tuned and base")
+        print(f"effect:   {effect:.4f} nats per token between tuned and base model")
     record = parsed.adapter / RUN_RECORD_FILE
     if record.exists():
         print("record:   " + json.dumps(json.loads(record.read_text()), indent=2, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""The dataset of a run: `data` applied to a TrainingConfig, alike for training and for `validate`."""
+"""Dataset of a run: `data` applied to a TrainingConfig, for training and for `validate` alike."""
 
 import contextlib
 import json
@@ -7,8 +7,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from finetune_api.reasons import Reason
 from finetune_api.training import RowsConfig, TrainingConfig
@@ -19,30 +20,33 @@ from finetune_trainer.data.report import DatasetReport, build_report, remarks
 from finetune_trainer.errors import TrainingError, on_scratch
 from finetune_trainer.sources import fetch
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 CACHE_FOLDER: Final = ".cache/tokens"
 """Folder of the output volume with tokenized datasets, shared by all jobs that write there."""
 DOWNLOADED: Final = "downloaded.json"
-"""List of the files that a folder of downloads holds; there once all of them are whole."""
+"""List of the files in a download folder; written once all of them are complete."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows that were read and found to be right."""
+    """Rows that were read and passed all checks."""
 
     training: list[data.Example]
     evaluation: list[data.Example]
     row_format: data.Format
     digest: str
-    """Of the training rows, before any were held out."""
+    """Digest of the training rows, before any were held out."""
     evaluation_digest: str | None
-    """Of the evaluation rows, if they are a dataset of their own."""
+    """Digest of the evaluation rows, if they are a dataset of their own."""
 
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """Token ids and labels, and what they are like."""
+    """Token ids and labels, with a report about them."""
 
     training: data.Tokenized
     evaluation: data.Tokenized | None
@@ -51,12 +55,12 @@ class PreparedDataset:
 
 
 def token_cache(config: TrainingConfig) -> data.TokenCache:
-    """The cache on the run's output volume."""
+    """Return the cache on the run's output volume."""
     return data.TokenCache(Path(config.output.directory) / CACHE_FOLDER)
 
 
 def read_examples(config: TrainingConfig, settings: SourceSettings | None = None) -> Examples:
-    """Read and check all rows, downloading them if need be; needs neither model nor torch.
+    """Read and check all rows, downloading them if necessary; needs neither model nor torch.
 
     Raises TrainingError (DatasetNotFound, DatasetInvalid, SpecInvalid).
     """
@@ -76,8 +80,8 @@ def read_examples(config: TrainingConfig, settings: SourceSettings | None = None
 def _read_part(
     config: TrainingConfig, rows: RowsConfig, row_format: DatasetFormat, settings: SourceSettings, name: str
 ) -> tuple[list[data.Example], data.Format, str]:
-    with _downloads(settings, name) as folder:
-        files = _fetched(rows.path, folder, settings, name) if rows.path else []
+    with _download_folder(settings, name) as folder:
+        files = _fetch_files(rows.path, folder, settings, name) if rows.path else []
         digest = data.digest_rows(rows, files, name)
         examples, found = data.read_examples(
             rows,
@@ -87,17 +91,17 @@ def _read_part(
             name=name,
             files=files,
         )
-        # The digest is what tokens are cached and adapters recorded under: it must be that of the rows that were parsed.
+        # Cached tokens and the adapter's record refer to this digest, so it must be that of the rows that were parsed.
         if data.digest_rows(rows, files, name) != digest:
             raise TrainingError(
-                Reason.DATASET_INVALID, f"{name} was changed while it was read; leave it as it is", retryable=True
+                Reason.DATASET_INVALID, f"{name} changed while it was read; leave it unchanged", retryable=True
             )
         return examples, found, digest
 
 
 @contextlib.contextmanager
-def _downloads(settings: SourceSettings, name: str) -> Iterator[Path]:
-    """A folder for what is downloaded: a temporary one, or one in which another process may have downloaded it."""
+def _download_folder(settings: SourceSettings, name: str) -> Iterator[Path]:
+    """Provide a folder for downloads: a temporary one, or one that another process may have downloaded into."""
     if settings.downloads is None:
         with tempfile.TemporaryDirectory(prefix="finetune-rows-") as folder:
             yield Path(folder)
@@ -109,7 +113,7 @@ def _downloads(settings: SourceSettings, name: str) -> Iterator[Path]:
         shutil.rmtree(kept, ignore_errors=True)
 
 
-def _fetched(path: str, folder: Path, settings: SourceSettings, name: str) -> list[Path]:
+def _fetch_files(path: str, folder: Path, settings: SourceSettings, name: str) -> list[Path]:
     listing = folder / DOWNLOADED
     if listing.is_file():
         return [folder / file for file in json.loads(listing.read_text())]
@@ -123,42 +127,31 @@ def _fetched(path: str, folder: Path, settings: SourceSettings, name: str) -> li
 def prepare_dataset(
     config: TrainingConfig,
     examples: Examples,
-    tokenizer: Any,
-    model_config: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    model_config: "PretrainedConfig",
     *,
     cache: data.TokenCache | None = None,
-    between: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> PreparedDataset:
-    """Tokenize examples, or take them from the cache, and measure them.
+    """Tokenize examples, or load their tokens from the cache, and build the dataset report.
 
-    `between` is called now and then and may raise. Raises TrainingError (DatasetInvalid).
+    `check_stop` is called between batches and may raise. Raises TrainingError (DatasetInvalid).
     """
-    pairs = examples.row_format == "preference"
-    # Of a pair only the answers can be preferred.
-    loss_on = "completion" if pairs else config.hyperparameters.loss_on
+    # The two answers of a preference pair differ, so only they can carry loss.
+    loss_on = "completion" if examples.row_format == "preference" else config.hyperparameters.loss_on
     max_length = min(config.hyperparameters.max_length, model_length(model_config) or config.hyperparameters.max_length)
-
-    def tokenized(part: list[data.Example], name: str) -> data.Tokenized:
-        if not pairs:
-            return tokenized_rows(part, name)
-        return data.require_whole_pairs(tokenized_rows(data.answers_as_examples(part), name), max_length, name)
-
-    def tokenized_rows(part: list[data.Example], name: str) -> data.Tokenized:
-        worthwhile = cache and data.characters(part) >= data.MIN_CHARACTERS
-        key = (
-            data.cache_key(tokenizer, name=name, maxLength=max_length, **_inputs(config, examples))
-            if worthwhile
-            else ""
-        )
-        if cache and key and (found := cache.load(key)):
-            return found
-        fresh = data.tokenize(part, tokenizer, max_length=max_length, loss_on=loss_on, name=name, between=between)
-        if cache and key:
-            cache.store(key, fresh)
-        return fresh
-
-    training = tokenized(examples.training, "dataset")
-    evaluation = tokenized(examples.evaluation, "evaluation") if examples.evaluation else None
+    part = partial(
+        _tokenize_part,
+        config,
+        examples,
+        tokenizer,
+        max_length=max_length,
+        loss_on=loss_on,
+        cache=cache,
+        check_stop=check_stop,
+    )
+    training = part(examples.training, name="dataset")
+    evaluation = part(examples.evaluation, name="evaluation") if examples.evaluation else None
     report = build_report(
         training,
         evaluation,
@@ -170,8 +163,37 @@ def prepare_dataset(
     return PreparedDataset(training, evaluation, max_length, report)
 
 
-def _inputs(config: TrainingConfig, examples: Examples) -> dict[str, Any]:
-    """What decides which examples there are and what of them is learnt."""
+def _tokenize_part(
+    config: TrainingConfig,
+    examples: Examples,
+    tokenizer: "PreTrainedTokenizerBase",
+    part: list[data.Example],
+    *,
+    name: str,
+    max_length: int,
+    loss_on: str,
+    cache: data.TokenCache | None,
+    check_stop: Callable[[], None],
+) -> data.Tokenized:
+    """Tokenize training or evaluation examples; pairs as two rows each."""
+    pairs = examples.row_format == "preference"
+    rows = data.answers_as_examples(part) if pairs else part
+    key = ""
+    # Few characters are tokenized faster than the cache is read.
+    if cache and data.characters(rows) >= data.MIN_CHARACTERS:
+        key = data.cache_key(tokenizer, name=name, maxLength=max_length, **_cache_inputs(config, examples))
+    tokenized = cache.load(key) if cache and key else None
+    if not tokenized:
+        tokenized = data.tokenize(
+            rows, tokenizer, max_length=max_length, loss_on=loss_on, name=name, check_stop=check_stop
+        )
+        if cache and key:
+            cache.store(key, tokenized)
+    return data.require_whole_pairs(tokenized, max_length, name) if pairs else tokenized
+
+
+def _cache_inputs(config: TrainingConfig, examples: Examples) -> dict[str, Any]:
+    """Return the settings that determine the examples of a part and their loss."""
     fraction = config.dataset.evaluation_fraction
     return {
         "dataset": examples.digest,
@@ -183,14 +205,14 @@ def _inputs(config: TrainingConfig, examples: Examples) -> dict[str, Any]:
     }
 
 
-def model_length(model_config: Any) -> int | None:
-    """Tokens that the model has positions for; None if it does not say."""
+def model_length(model_config: "PretrainedConfig") -> int | None:
+    """Return the number of tokens that the model has positions for; None if its configuration has none."""
     length: int | None = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     return length
 
 
 def log_report(report: DatasetReport) -> None:
-    """The report in short, and a warning for each thing that is probably not meant to be so."""
+    """Log a summary of the report, and a warning for each probable mistake."""
     training = report.training
     logger.info(
         "dataset ready rows=%d evaluation_rows=%d format=%s tokens=%d loss_tokens=%d longest=%d max_length=%d "

@@ -1,7 +1,7 @@
-"""Why a run ended without an adapter: one exception class, and the only table from reasons to exit codes.
+"""Errors that end a run without an adapter: one exception class, and the only table from reasons to exit codes.
 
-`TrainingError` is raised close to the cause, with a sentence that names the field or row, what was found, what is expected
-and what to do. It is translated once, in `tasks.finetuning_task.run_finetuning`.
+`TrainingError` is raised close to the cause, with a message that names the field or row, the value found, the value expected
+and the remedy. `tasks.finetuning_task.run_finetuning` is the one place that translates it into an Outcome.
 """
 
 import contextlib
@@ -29,43 +29,43 @@ EXIT_CODES: Final = {
     Reason.FENCED: ExitCode.FENCED,
     Reason.INTERRUPTED: ExitCode.INTERRUPTED,
 }
-"""Exit code by reason; every other reason ends with `ExitCode.BUG` and the Outcome says more."""
+"""Exit code by reason. Every other reason exits with `ExitCode.BUG`; its Outcome has the details."""
 
 NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""A volume that takes nothing more: full, over quota, or read-only (a file system turns so after errors, too)."""
+"""Errors of a volume without space: full, over quota, or read-only (which a file system also becomes after errors)."""
 NO_SPACE_PHRASES: Final = (
     "No space left on device",
     "Disk quota exceeded",
     "Read-only file system",
     "os error 28",
 )
-"""safetensors and tokenizers write from native code and report a full disk as text only."""
+"""Texts by which safetensors and tokenizers, which write from native code, report a full disk."""
 
 NO_HOST_MEMORY: Final = ("can't allocate memory", "std::bad_alloc")
-"""What torch's allocator of main memory says, and C++ of a small piece of it, in a plain RuntimeError."""
+"""Texts of a plain RuntimeError for exhausted main memory: from torch's allocator, and from C++ for a small allocation."""
 NO_CODE_MEMORY: Final = "could not create a primitive"
-"""All that oneDNN says when it has no memory for a product's code; with anything behind it, something else is wrong."""
+"""Whole text of oneDNN's error when memory for generated code is exhausted; a longer text has another cause."""
 NO_HANDLE_MEMORY: Final = "CUBLAS_STATUS_ALLOC_FAILED"
-"""What cuBLAS says where torch's allocator left it nothing, in a plain RuntimeError too."""
+"""Text of a plain RuntimeError of cuBLAS when torch's allocator has left no memory for its handle."""
 
 
 class TrainingError(Exception):
-    """A run cannot go on, for a reason that a user or the operator can act upon."""
+    """Error that ends a run, with a reason that a user or the operator can act on."""
 
     def __init__(self, reason: Reason, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.retryable = retryable
-        """Whether the same run, started again without any change, can end differently."""
+        """True if the same run, started again unchanged, can end differently."""
 
     @property
     def exit_code(self) -> ExitCode:
-        """Exit code of a process that ends with this error."""
+        """Exit code of a process that this error ends."""
         return EXIT_CODES.get(self.reason, ExitCode.BUG)
 
     def to_outcome(self, *, step: int = 0, checkpoint_step: int | None = None) -> Outcome:
-        """The Outcome that reports this error."""
+        """Return the Outcome that reports this error."""
         interrupted = self.reason in (Reason.INTERRUPTED, Reason.FENCED)
         return Outcome(
             result=Result.INTERRUPTED if interrupted else Result.FAILED,
@@ -78,35 +78,35 @@ class TrainingError(Exception):
 
 
 def exit_code_of(outcome: Outcome) -> ExitCode:
-    """Exit code that goes with an Outcome."""
+    """Return the exit code of an Outcome's reason."""
     return EXIT_CODES.get(outcome.reason, ExitCode.BUG)
 
 
 def as_training_error(error: BaseException) -> TrainingError:
-    """Translate what libraries and the kernel raise; what nobody planned for is worth another attempt."""
+    """Translate errors of libraries and of the kernel; an unexpected one is worth another attempt."""
     if isinstance(error, TrainingError):
         return error
     text = one_line(error)
     if is_storage_full(error):
-        # Worth another attempt: space can be made meanwhile, and then it goes on from the last checkpoint.
+        # Worth another attempt, because somebody may free space meanwhile.
         return TrainingError(
             Reason.STORAGE_FULL,
-            f"The output volume is full or read-only ({text}). Enlarge output.claim or remove old adapters; another attempt "
-            "goes on from the last checkpoint.",
+            f"The output volume is full or read-only ({text}). Remove old adapters or enlarge output.claim; the next attempt "
+            "resumes from the last checkpoint.",
             retryable=True,
         )
     if is_out_of_memory(error):
         on_gpu = _is_of_accelerator(error)
         return TrainingError(
             Reason.CUDA_OUT_OF_MEMORY if on_gpu else Reason.HOST_OUT_OF_MEMORY,
-            f"The {'accelerator' if on_gpu else 'trainer'} ran out of memory ({text}), in the smallest passes that there are. "
+            f"The {'GPU' if on_gpu else 'trainer'} has too little memory even for the smallest micro-batch ({text}). "
             f"Lower hyperparameters.maxLength or method.lora.rank, or {'use a larger GPU' if on_gpu else 'raise resources.memory'}.",
         )
     return TrainingError(Reason.TRAINER_CRASHED, f"{type(error).__name__}: {text}", retryable=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is memory that does not suffice, of the accelerator or of the host."""
+    """Check if an error is exhausted memory, of the accelerator or of the host."""
     text = str(error)
     return (
         isinstance(error, MemoryError)
@@ -117,13 +117,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _is_of_accelerator(error: BaseException) -> bool:
-    # torch's class; comparing names keeps torch out of this module
+    # The class is torch's; comparing its name keeps torch out of this module.
     return type(error).__name__ == "OutOfMemoryError" or NO_HANDLE_MEMORY in str(error)
 
 
 @contextlib.contextmanager
-def on_scratch(what: str) -> Iterator[None]:
-    """Around what is written to the scratch volume: that it is full is not the output claim's fault.
+def on_scratch(content: str) -> Iterator[None]:
+    """Name the scratch volume, not the output claim, if writing `content` within this context finds it full.
 
     Raises TrainingError (StorageFull).
     """
@@ -134,14 +134,14 @@ def on_scratch(what: str) -> Iterator[None]:
             raise
         raise TrainingError(
             Reason.STORAGE_FULL,
-            f"The scratch volume, or its node's disk, is full with {what} ({one_line(error)}); use a smaller one, put it on a "
-            "claim, or have the administrator raise workloads.scratchSize",
+            f"The scratch volume, or its node's disk, is full with {content} ({one_line(error)}). Use a smaller one, put it on "
+            "a claim, or ask the administrator to raise workloads.scratchSize.",
             retryable=True,  # another node may have the space
         ) from error
 
 
 def is_storage_full(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is a volume that takes nothing more."""
+    """Check if an error, or one of its causes, is a volume without space."""
     current: BaseException | None = error
     while current is not None:
         if isinstance(current, OSError) and current.errno in NO_SPACE:
@@ -153,6 +153,6 @@ def is_storage_full(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """First line of an error's text, short enough for a status."""
+    """Return the first line of an error's text, short enough for a status."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,1 +1,1 @@
-"""How rows become batches: sampling, packing and padding."""
+"""Batches: sampling of rows, and their layout (packed or padded)."""

@@ -1,12 +1,12 @@
-"""Rows of a micro-batch as one flat sequence: no padding, and tokens that several rows begin with are there only once.
+"""Packing: the rows of a micro-batch as one flat sequence, without padding, and with each shared prefix once.
 
-The rows are put into a radix tree. A node is a run of tokens; it attends to itself, causally, and to its ancestors. A row is
-a path from the root, so hidden states and gradients are those of the row on its own: what two rows share (a system prompt,
-a few-shot header, the prompt of a preference pair) has the same context in both, and gradients of both add up in it, as
-they would have if it had been computed twice.
+The rows form a radix tree. A node is a run of tokens that attends to itself, causally, and to its ancestors. A row is a path
+from the root, so its hidden states and gradients are those of the row on its own: a prefix that two rows share (a system
+prompt, a few-shot header, the prompt of a preference pair) has the same context in both, and accumulates the gradients of
+both, as if it had been computed twice.
 
-Padding-free batches: Hugging Face's DataCollatorWithFlattening, arXiv 2407.09105. Sharing prefixes in training is what
-prefix caching is to inference (compare arXiv 2406.00888, "Prefix Grouper" arXiv 2506.05433). Here nothing is approximated.
+Padding-free batches: Hugging Face's DataCollatorWithFlattening, arXiv 2407.09105. Prefix sharing is to training what prefix
+caching is to inference (compare arXiv 2406.00888, "Prefix Grouper" arXiv 2506.05433). Nothing is approximated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,37 +21,37 @@ from finetune_trainer.data import IGNORED, TokenRow
 from finetune_trainer.kernels.attention_layout import AttentionLayout, Block
 
 MIN_SHARED_TOKENS: Final = 8
-"""Shortest run of tokens that is shared on a CPU. A node costs one more attention call per layer, as much as a few tokens."""
+"""Shortest prefix, in tokens, shared on a CPU. A node costs one more attention call per layer, as much as a few tokens."""
 GPU_MIN_SHARED_TOKENS: Final = 64
-"""The same on an accelerator, which computes many more tokens in the time of a call."""
+"""Shortest prefix, in tokens, shared on an accelerator, which computes many more tokens in the time of a call."""
 
 Ids = npt.NDArray[np.int64]
 
 
 @dataclass
 class Node:
-    """Tokens that follow the same tokens in all of `rows`."""
+    """A run of tokens that follows the same tokens in all of `rows`."""
 
     ids: Ids
     start: int
-    """Where the tokens are in the flat sequence."""
+    """Position of the first token in the flat sequence."""
     ancestors: tuple["Node", ...]
     rows: list[int]
-    """Indices of the rows whose path this node is on."""
+    """Indices of the rows whose path includes this node."""
 
     @property
     def positions(self) -> Ids:
-        """Where the tokens are in the flat sequence, one by one."""
+        """Position of each token in the flat sequence."""
         return np.arange(self.start, self.start + len(self.ids))
 
     @property
     def context(self) -> Ids:
-        """Flat positions of all tokens before these."""
+        """Flat positions of the tokens of all ancestors."""
         return np.concatenate([np.empty(0, np.int64), *(node.positions for node in self.ancestors)])
 
 
 def build_tree(rows: Sequence[Ids], min_shared: int = MIN_SHARED_TOKENS) -> list[Node]:
-    """The nodes of the radix tree in the order of the flat sequence. `min_shared=0` shares nothing."""
+    """Build the radix tree, and return its nodes in the order of the flat sequence. `min_shared=0` shares nothing."""
     order = sorted(range(len(rows)), key=lambda i: (rows[i].astype(">u4").tobytes(), i))
     nodes: list[Node] = []
 
@@ -66,7 +66,7 @@ def build_tree(rows: Sequence[Ids], min_shared: int = MIN_SHARED_TOKENS) -> list
                 if len(rows[part[0]]) > depth:
                     add(part, depth, len(rows[part[0]]), ancestors)
                 continue
-            # Rows are in lexicographic order: what the first and the last have in common, all have.
+            # Rows are in lexicographic order, so all share the prefix that the first and the last share.
             shared = _common_length(rows[part[0]], rows[part[-1]])
             node = add(part, depth, shared, ancestors)
             grow(part, shared, (*ancestors, node))
@@ -75,11 +75,11 @@ def build_tree(rows: Sequence[Ids], min_shared: int = MIN_SHARED_TOKENS) -> list
     return nodes
 
 
-def _split(rows: Sequence[Ids], group: list[int], enough: int | None) -> Iterator[list[int]]:
-    """Cut a sorted group wherever two neighbors have fewer than `enough` tokens in common."""
+def _split(rows: Sequence[Ids], group: list[int], min_common: int | None) -> Iterator[list[int]]:
+    """Cut a sorted group wherever two neighbors share fewer than `min_common` tokens; everywhere if it is None."""
     part = group[:1]
     for before, row in pairwise(group):
-        if enough is None or _common_length(rows[before], rows[row]) < enough:
+        if min_common is None or _common_length(rows[before], rows[row]) < min_common:
             yield part
             part = []
         part.append(row)
@@ -94,26 +94,26 @@ def _common_length(a: Ids, b: Ids) -> int:
 
 
 class PackedCollator:
-    """A micro-batch as the keyword arguments of the model's forward, for a model inside of `attention.packed_attention`.
+    """Collates a micro-batch into the keyword arguments of the forward of a model inside `attention.packed_attention`.
 
     With T tokens in the tree and N predicted tokens with loss: `input_ids` and `position_ids` are [1, T], `logits_to_keep` is
-    [N] (the positions that predict; one that predicts for several rows is in it several times), `shift_labels` is [1, N].
+    [N] (the predicting positions; one that predicts for several rows occurs several times), `shift_labels` is [1, N].
     """
 
     def __init__(self, min_shared: int = MIN_SHARED_TOKENS) -> None:
         self._min_shared = min_shared
 
     def count_tokens(self, rows: Sequence[TokenRow]) -> int:
-        """What a pass of these rows takes: T, or the number of its predictions if that is more (shared tokens with loss)."""
+        """Count the tokens of a micro-batch: T, or N if that is more (shared tokens with loss)."""
         tokens = sum(len(node.ids) for node in self._tree(rows))
         return max(tokens, sum(row.loss_tokens for row in rows))
 
     def longest_own(self, rows: Sequence[TokenRow]) -> int:
-        """Most tokens that one of these rows shares with no other."""
+        """Return the largest number of tokens that one of these rows shares with no other."""
         return max((len(node.ids) for node in self._tree(rows) if len(node.rows) == 1), default=0)
 
     def __call__(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
-        """Build the tree of these rows and lay it out."""
+        """Build the tree of these rows and collate it."""
         import torch
 
         nodes = self._tree(rows)
@@ -139,14 +139,14 @@ class PackedCollator:
 
 
 def _needed(row: TokenRow) -> Ids:
-    """The tokens up to the one that predicts the last token with loss: no other comes after them to see those behind."""
+    """Return the tokens up to the one that predicts the last token with loss; the rest cannot affect the loss."""
     learnt = np.flatnonzero(np.asarray(row.labels)[1:] != IGNORED)
     end = int(learnt[-1]) + 1 if len(learnt) else 1
     return np.asarray(row.input_ids[:end], dtype=np.int64)
 
 
 def _places_of_rows(count: int, nodes: Sequence[Node]) -> list[Ids]:
-    """For each row the flat positions of its needed tokens. Nodes come parents first, so appending keeps the order of a row."""
+    """Return the flat positions of each row's needed tokens. Parents come first, so appending keeps the order of a row."""
     paths: list[list[Ids]] = [[] for _ in range(count)]
     for node in nodes:
         for row in node.rows:
@@ -155,7 +155,7 @@ def _places_of_rows(count: int, nodes: Sequence[Node]) -> list[Ids]:
 
 
 def _predictions(rows: Sequence[TokenRow], places: Sequence[Ids]) -> tuple[Ids, Ids]:
-    """Positions whose logits are wanted, and the token that each predicts."""
+    """Return the positions whose logits are needed, and the token that each predicts."""
     positions, targets = [], []
     for row, place in zip(rows, places, strict=True):
         predicted = np.asarray(row.labels, dtype=np.int64)[1 : len(place) + 1]

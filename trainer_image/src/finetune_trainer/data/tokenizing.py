@@ -33,9 +33,9 @@ def tokenize(
     max_length: int,
     loss_on: str,
     name: str = "dataset",
-    between: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Tokenized:
-    """Tokenize and label every example; `between` is called between batches and may raise.
+    """Tokenize and label every example; `check_stop` is called between batches and may raise.
 
     Raises TrainingError (DatasetInvalid) naming rows that cannot be rendered.
     """
@@ -44,7 +44,7 @@ def tokenize(
     truncated, dropped = _Places(), _Places()
     progress = _Progress(name, len(examples))
     for batch in _batches(examples):
-        between()
+        check_stop()
         for example, ids, learnt in _tokenize_batch(batch, tokenizer, loss_on, problems):
             if not learnt[1:].any():
                 problems.add(f"{example.where}: no token carries loss")

@@ -1,1 +1,1 @@
-"""Held-out loss, generated predictions and the metrics that compare them with references."""
+"""Evaluation: held-out loss, generated predictions, and metrics that compare them with references."""

@@ -1,9 +1,9 @@
-"""Held-out rows: how they are measured, when to stop early, and which step's adapter is the best one.
+"""Evaluation on held-out rows: their metrics, early stopping, and the best adapter.
 
-`EvaluationCallback` keeps everything that it decides by in the Trainer's state and in `BestAdapter`, both of which are part of
-every checkpoint: an interrupted run stops at the same step, with the same adapter, as an uninterrupted one. The field names are
-those of transformers' TrainingArguments and EarlyStoppingCallback. Like `trainer`, this module is imported only once training
-is about to start.
+`EvaluationCallback` keeps the state that it decides by in the Trainer's state and in `BestAdapter`. Both are part of every
+checkpoint, so an interrupted run stops at the same step, with the same adapter, as an uninterrupted one. The field names are
+those of transformers' TrainingArguments and EarlyStoppingCallback. This module imports torch and transformers, so it is
+imported only when training is about to start.
 """
 
 import logging
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
-from peft import set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from finetune_api.v1alpha1 import EvaluationMetric, EvaluationSettings
 from finetune_trainer.batches.batching import choose_micro_batch_size
 from finetune_trainer.batches.layout import BatchLayout
 from finetune_trainer.data import IGNORED, Tokenized, TokenRow
-from finetune_trainer.memory.out_of_memory import in_halves
+from finetune_trainer.memory.out_of_memory import halve_on_oom
 from finetune_trainer.model.adapter_files import ADAPTER, BEST_ADAPTER_FILE, adapter_tensors
 from finetune_trainer.runtime import distributed
 from finetune_trainer.runtime.interruption import StopSignal
@@ -30,37 +30,37 @@ from finetune_trainer.runtime.interruption import StopSignal
 logger = logging.getLogger(__name__)
 
 ROWS_PER_PASS: Final = 64
-"""Most held-out rows in one forward pass; their number of tokens usually sets a lower limit."""
+"""Maximum number of held-out rows in one forward pass; their number of tokens usually sets a lower limit."""
 
 
 class HeldOut(Protocol):
-    """Held-out data that can be measured."""
+    """Held-out data: rows, or pairs of them."""
 
-    def measure(self, model: Any, stop: StopSignal) -> dict[str, float] | None:
-        """Metrics by name, `eval_loss` among them; None if a stop came first."""
+    def measure(self, model: PeftModel, stop: StopSignal) -> dict[str, float] | None:
+        """Return metrics by name, `eval_loss` among them; None if a stop was requested meanwhile."""
 
 
 class HeldOutRows:
-    """Held-out rows in the order in which `passes` takes them best."""
+    """Held-out rows, sorted for their layout."""
 
     def __init__(
-        self, held_out: Tokenized, passes: BatchLayout, *, on_gpu: bool, metrics: Sequence[EvaluationMetric] = ()
+        self, held_out: Tokenized, layout: BatchLayout, *, on_gpu: bool, metrics: Sequence[EvaluationMetric] = ()
     ) -> None:
         """`metrics` are measured beside the loss."""
-        ranks = passes.order(held_out.rows)
-        self._rows = [row for _, row in sorted(zip(ranks, held_out.rows, strict=True), key=lambda pair: pair[0])]
+        keys = layout.order(held_out.rows)
+        self._rows = [row for _, row in sorted(zip(keys, held_out.rows, strict=True), key=lambda keyed: keyed[0])]
         self._size = choose_micro_batch_size(
-            passes.row_tokens(self._rows, ROWS_PER_PASS), ROWS_PER_PASS, None, on_gpu=on_gpu
+            layout.row_tokens(self._rows, ROWS_PER_PASS), ROWS_PER_PASS, None, on_gpu=on_gpu
         )
-        self._passes = passes
+        self._layout = layout
         self._loss_tokens = held_out.loss_tokens
         self._metrics = metrics
 
-    def measure(self, model: Any, stop: StopSignal) -> dict[str, float] | None:
-        """All metrics by name, to be called within `passes.applied(model)`; None if a stop came first.
+    def measure(self, model: PeftModel, stop: StopSignal) -> dict[str, float] | None:
+        """Return metrics by name, or None if a stop was requested meanwhile; call it within `layout.applied(model)`.
 
-        `eval_loss` is in nats per token that carries loss, `exact_match` the share of rows of which greedy decoding says
-        every token that carries loss.
+        `eval_loss` is in nats per token with loss, `exact_match` the share of rows for which greedy decoding gives every
+        token with loss.
         """
         model.eval()
         loss, exact = 0.0, 0
@@ -70,92 +70,103 @@ class HeldOutRows:
                     return None
                 if not rows:
                     continue
-                for part_loss, part_exact in in_halves(partial(self._measure, model), rows):
+                for part_loss, part_exact in halve_on_oom(partial(self._measure, model), rows):
                     loss += part_loss
                     exact += part_exact
-        loss, right = distributed.all_reduce_sum(loss, exact)
-        measured = {"eval_loss": loss / self._loss_tokens, "exact_match": right / len(self._rows)}
+        loss, all_exact = distributed.all_reduce_sum(loss, exact)
+        measured = {"eval_loss": loss / self._loss_tokens, "exact_match": all_exact / len(self._rows)}
         return {name: value for name, value in measured.items() if name == "eval_loss" or name in self._metrics}
 
-    def _measure(self, model: Any, rows: Sequence[TokenRow]) -> tuple[float, int]:
-        """Loss and exact rows of one pass, each a sum."""
-        batch = self._passes.collate(rows)
+    def _measure(self, model: PeftModel, rows: Sequence[TokenRow]) -> tuple[float, int]:
+        """Return the summed loss and the number of exact rows of one micro-batch."""
+        batch = self._layout.collate(rows)
         batch = {key: value.to(model.device) for key, value in batch.items()}
-        # With a count of one the loss is the sum over tokens, so that the mean is one over all of them.
+        # With a count of one the loss is a sum over tokens, so that the mean is taken over the tokens of all micro-batches.
         output = model(**batch, use_cache=False, num_items_in_batch=torch.tensor(1))
         return float(output.loss), exact_rows(output.logits, batch, rows)
 
 
 def exact_rows(logits: torch.Tensor, batch: dict[str, Any], rows: Sequence[TokenRow]) -> int:
-    """How many rows of a micro-batch greedy decoding would answer exactly, from its logits [B, P, V].
+    """Count the rows of a micro-batch that greedy decoding would answer exactly, from its logits [B, P, V].
 
-    Nothing is generated: as long as every token so far is the wanted one, greedy decoding is at the very context that the row
-    itself has, so it says the whole answer if and only if the most likely token is the wanted one at each position.
+    Nothing is generated: while every token so far equals the reference, greedy decoding has the context that the row itself
+    has, so it gives the whole answer if and only if the most likely token is the reference's at each position.
     """
     targets = batch.get("shift_labels", batch["labels"][:, 1:])
-    right = logits[:, : targets.shape[1]].argmax(dim=-1) == targets
+    equal = logits[:, : targets.shape[1]].argmax(dim=-1) == targets
     # Packed or padded, tokens with loss are in the order of the rows.
-    parts = right[targets != IGNORED].split([row.loss_tokens for row in rows])
+    parts = equal[targets != IGNORED].split([row.loss_tokens for row in rows])
     return sum(bool(part.all()) for part in parts)
 
 
 class BestAdapter:
-    """A copy of the adapter at the evaluation with the lowest loss; part of every checkpoint once there is one."""
+    """A copy of the adapter at the evaluation with the lowest loss; part of every checkpoint after the first evaluation."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
-        """By peft's names; empty before the first evaluation. Replaced as a whole, never changed."""
+        """Tensors by peft's names; empty before the first evaluation. Replaced as a whole, never modified."""
 
-    def keep(self, model: Any) -> None:
-        """Make the adapter as it is now the best one."""
+    def keep(self, model: PeftModel) -> None:
+        """Copy the current adapter as the best one."""
         self.tensors = adapter_tensors(model)
 
     def load(self, checkpoint: Path) -> None:
-        """Take over the best adapter up to a checkpoint."""
+        """Load the best adapter of a checkpoint."""
         file = checkpoint / BEST_ADAPTER_FILE
         self.tensors = load_file(file) if file.exists() else {}
 
-    def restore(self, model: Any) -> None:
-        """Give the best adapter back to the model."""
+    def restore(self, model: PeftModel) -> None:
+        """Write the best adapter back into the model."""
         set_peft_model_state_dict(model, self.tensors, adapter_name=ADAPTER)
 
 
 class EvaluationCallback(TrainerCallback):  # type: ignore[misc] # transformers is untyped
-    """Evaluates every `evalSteps` and after the last step, keeps the best adapter, and stops once it is not bettered.
+    """Evaluates every `evalSteps` and after the last step, keeps the best adapter, and stops early.
 
-    It acts on the log of a step, before a checkpoint of that step is taken. An evaluation that a stop request cuts short is
-    done by the next attempt, before it trains.
+    It acts on the log of a step, before a checkpoint of that step is taken. The next attempt repeats an evaluation that a
+    stop request cut short, before it trains.
     """
 
     def __init__(self, rows: HeldOut, best: BestAdapter, settings: EvaluationSettings, stop: StopSignal) -> None:
-        """`settings.eval_steps` has to be set."""
+        """`settings.eval_steps` must be set."""
         self._rows = rows
         self._best = best
         self._every = settings.eval_steps or 1
         self._patience = settings.early_stopping_patience
         self._stop = stop
 
-    def on_train_begin(self, _args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
-        """Make up for the evaluation of the checkpoint's step, and train no further if it was the last one."""
+    def on_train_begin(
+        self, _args: Any, state: TrainerState, control: TrainerControl, *, model: PeftModel, **_: Any
+    ) -> None:
+        """Evaluate the checkpoint's step if that is missing, and stop if it was the last step."""
         if (
             state.global_step
             and self._is_due(state)
-            and state.global_step not in dict(held_out_curve(state.log_history))
+            and state.global_step not in dict(eval_loss_curve(state.log_history))
         ):
             self._evaluate(model, state)
             control.should_training_stop |= self._stop.requested
         self._stop_early(state, control)
 
-    def on_log(self, _args: Any, state: Any, control: Any, *, model: Any, logs: dict[str, float], **_: Any) -> None:
+    def on_log(
+        self,
+        _args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: PeftModel,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
         """Evaluate a step that is due; the Trainer logs each step, and once more at the very end."""
         if "loss" in logs and self._is_due(state):
             self._evaluate(model, state)
             self._stop_early(state, control)
 
-    def _is_due(self, state: Any) -> bool:
+    def _is_due(self, state: TrainerState) -> bool:
         return bool(state.global_step % self._every == 0 or state.global_step == state.max_steps)
 
-    def _evaluate(self, model: Any, state: Any) -> None:
+    def _evaluate(self, model: PeftModel, state: TrainerState) -> None:
         metrics = self._rows.measure(model, self._stop)
         if metrics is None:
             return
@@ -167,15 +178,15 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc] # transformers 
         figures = " ".join(f"{name}={value:.4f}" for name, value in metrics.items())
         logger.info("evaluated step=%d %s best_step=%s", state.global_step, figures, state.best_global_step)
 
-    def _stop_early(self, state: Any, control: Any) -> None:
+    def _stop_early(self, state: TrainerState, control: TrainerControl) -> None:
         evaluations_since_best = (state.global_step - (state.best_global_step or 0)) // self._every
         if self._patience is not None and evaluations_since_best >= self._patience:
-            logger.info("stops early step=%d best_step=%s", state.global_step, state.best_global_step)
+            logger.info("stopping early step=%d best_step=%s", state.global_step, state.best_global_step)
             control.should_training_stop = True
-            # As after the last planned step: whatever interrupts the rest of the run, no step is done twice.
+            # As after the last planned step, so that no step is repeated if the rest of the run is interrupted.
             control.should_save = True
 
 
-def held_out_curve(history: list[dict[str, float]]) -> list[tuple[int, float]]:
-    """Step and loss of each evaluation in the Trainer's log history."""
+def eval_loss_curve(history: list[dict[str, float]]) -> list[tuple[int, float]]:
+    """Return step and loss of each evaluation in the Trainer's log history."""
     return [(int(entry["step"]), entry["eval_loss"]) for entry in history if "eval_loss" in entry]

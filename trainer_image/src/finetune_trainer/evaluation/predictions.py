@@ -1,4 +1,4 @@
-"""What the tuned model answers to held-out rows, generated greedily, beside what it should have answered."""
+"""Predictions: the tuned model's answers to held-out rows, generated greedily, with their references."""
 
 import contextlib
 import logging
@@ -6,80 +6,94 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby, islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from finetune_trainer.dataset import model_length
 from finetune_trainer.errors import is_out_of_memory, one_line
-from finetune_trainer.evaluation.prompts import Question
-from finetune_trainer.memory.out_of_memory import in_halves
+from finetune_trainer.evaluation.prompts import Prompt
+from finetune_trainer.memory.out_of_memory import halve_on_oom
 from finetune_trainer.model.loaded import BaseModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 ROWS_PER_BATCH: Final = 16
-"""Answers that are generated at the same time. Like prompts are in one batch, so that little of it is padding."""
+"""Answers generated at the same time. Prompts of similar length share a batch, so that little of it is padding."""
 MAX_NEW_TOKENS: Final = 128
-"""Tokens of an answer that does not end by itself, unless the configuration says otherwise."""
+"""Maximum tokens of an answer, unless the configuration sets a number."""
 LOG_SECONDS: Final = 10.0
-"""Pause between two lines about how far it is."""
+"""Seconds between two log lines about progress."""
 
 
-def answer(
-    model: Any, base: BaseModel, questions: Sequence[Question], max_new_tokens: int | None, between: Callable[[], None]
+def generate_predictions(
+    model: "PeftModel",
+    base: BaseModel,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int | None,
+    check_stop: Callable[[], None],
 ) -> tuple[list[str], list[str]]:
-    """Answers and wanted answers as text, in one order; `between` is called before each token, and may raise to stop.
+    """Generate answers; return predictions and references as text, in the same order, shortest prompt first.
 
-    `model` is the peft model with its adapter active. Nothing is sampled, so the same weights give the same answers.
+    `model` has its adapter active. Nothing is sampled, so the same weights give the same answers. `check_stop` is called
+    before each token, and may raise to stop.
     """
     model.eval()
-    ordered = sorted(questions, key=lambda question: len(question.prompt))
+    ordered = sorted(prompts, key=lambda prompt: len(prompt.ids))
     answers: list[list[int]] = []
-    told = time.monotonic()
-    prompts = [question.prompt for question in ordered]
-    for room, batch in _batches(prompts, max_new_tokens or MAX_NEW_TOKENS, model_length(base.model.config)):
-        if time.monotonic() - told > LOG_SECONDS:
-            told = time.monotonic()
-            logger.info("held-out rows are answered rows=%d of=%d", len(answers), len(ordered))
-        for part in in_halves(partial(_generate, model, base, room, between), batch):
+    logged = time.monotonic()
+    ids = [prompt.ids for prompt in ordered]
+    for new_tokens, batch in _batches(ids, max_new_tokens or MAX_NEW_TOKENS, model_length(base.model.config)):
+        if time.monotonic() - logged > LOG_SECONDS:
+            logged = time.monotonic()
+            logger.info("answering held-out rows rows=%d of=%d", len(answers), len(ordered))
+        for part in halve_on_oom(partial(_generate, model, base, new_tokens, check_stop), batch):
             answers += part
     decode = partial(base.tokenizer.decode, skip_special_tokens=True)
-    return [decode(ids) for ids in answers], [decode(question.wanted) for question in ordered]
+    return [decode(answer) for answer in answers], [decode(prompt.reference) for prompt in ordered]
 
 
-def why_none(error: Exception) -> str:
-    """What is wrong, and what to do about it, if `answer` raised something else than a stop."""
+def describe_failure(error: Exception) -> str:
+    """Describe an error of `generate_predictions`, and what to do about it."""
     if is_out_of_memory(error):
         remedy = "lower evaluation.maxNewTokens, or give the trainer more memory"
     else:
-        remedy = "the log says where; ask for exact_match instead, which needs no generated answers"
+        remedy = "see the traceback in the log, or use exact_match, which needs no generated answers"
     return f"generating answers raised {type(error).__name__} ({one_line(error)}): {remedy}"
 
 
 def _batches(
     prompts: Sequence[list[int]], max_new_tokens: int, length: int | None
 ) -> Iterator[tuple[int, list[list[int]]]]:
-    """Prompts that may be answered together, and by how many tokens: a model has no positions beyond its length.
+    """Yield the new tokens that fit into the model's positions, and prompts that may be answered together.
 
-    `prompts` are in the order of their lengths. Padding takes positions, so that prompts with less room are among their like.
+    `prompts` are sorted by length. Padding takes positions too, so prompts that leave less than `max_new_tokens` are batched
+    only with prompts of the same length.
     """
 
-    def room(prompt: list[int]) -> int:
+    def new_tokens(prompt: list[int]) -> int:
         return max_new_tokens if length is None else min(max_new_tokens, length - len(prompt))
 
-    for tokens, alike in groupby(prompts, key=room):
-        while batch := list(islice(alike, ROWS_PER_BATCH)):
+    for tokens, group in groupby(prompts, key=new_tokens):
+        while batch := list(islice(group, ROWS_PER_BATCH)):
             yield tokens, batch
 
 
 def _generate(
-    model: Any, base: BaseModel, max_new_tokens: int, between: Callable[[], None], prompts: Sequence[list[int]]
+    model: "PeftModel",
+    base: BaseModel,
+    max_new_tokens: int,
+    check_stop: Callable[[], None],
+    prompts: Sequence[list[int]],
 ) -> list[list[int]]:
-    """Token ids of the answers, without what follows their end."""
+    """Generate the token ids of the answers, up to their end token."""
     width = max(map(len, prompts))
-    # Padded on the left, so that all answers begin at the same place.
+    # Padded on the left, so that all answers begin at the same position.
     ids = torch.tensor([[base.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     ends = end_tokens(model, base.tokenizer)
@@ -91,10 +105,10 @@ def _generate(
     )
 
     def is_done(*_: Any, **__: Any) -> bool:
-        between()
+        check_stop()
         return False
 
-    between()
+    check_stop()
     with torch.inference_mode(), _only_settings(model.get_base_model(), config):
         output = model.generate(
             input_ids=ids.to(model.device),
@@ -106,11 +120,11 @@ def _generate(
 
 
 @contextlib.contextmanager
-def _only_settings(model: Any, config: GenerationConfig) -> Iterator[None]:
-    """Within this context the model has no other settings than these.
+def _only_settings(model: "PreTrainedModel", config: GenerationConfig) -> Iterator[None]:
+    """Replace the model's generation settings by these within this context.
 
-    Whatever a caller of `generate` leaves unset is otherwise the model's own: beams, a penalty for repetitions (which counts
-    the padding among them), strings to stop at, several answers per prompt.
+    `generate` takes any setting that its caller leaves unset from the model: beams, a repetition penalty (which counts
+    padding), stop strings, several answers per prompt.
     """
     own, model.generation_config = model.generation_config, config
     try:
@@ -119,8 +133,8 @@ def _only_settings(model: Any, config: GenerationConfig) -> Iterator[None]:
         model.generation_config = own
 
 
-def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Tokens that end an answer, by the model's generation config and by its tokenizer."""
+def end_tokens(model: "PeftModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Return the tokens that end an answer, from the model's generation config and its tokenizer."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return {int(token) for token in (*ids, tokenizer.eos_token_id) if token is not None}

@@ -1,4 +1,4 @@
-"""Held-out rows as questions with a wanted answer, for metrics that compare answers."""
+"""Held-out rows as prompts with a reference answer, for metrics that compare generated answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,42 +13,42 @@ from finetune_trainer.dataset import PreparedDataset
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.evaluation.answer_metrics import generated_metrics
 
-ROWS: Final = 200
-"""Held-out rows that are answered unless the configuration says otherwise."""
+DEFAULT_ROWS: Final = 200
+"""Held-out rows that answers are generated for, unless the configuration sets a number."""
 
 
 @dataclass(frozen=True)
-class Question:
+class Prompt:
     """A row up to its last answer, and that answer, as token ids."""
 
-    prompt: list[int]
-    wanted: list[int]
+    ids: list[int]
+    reference: list[int]
 
 
-def find_questions(rows: Sequence[TokenRow], most: int | None = None) -> list[Question]:
-    """Rows as questions, at most so many, evenly spread. Rows that are learnt from their first token on ask nothing."""
-    most = most or ROWS
-    asking = [(row, answer) for row in rows if (answer := _last_answer(row)) is not None]
-    step = max(1.0, len(asking) / most)
-    return [_question(*asking[int(i * step)]) for i in range(min(len(asking), most))]
+def find_prompts(rows: Sequence[TokenRow], limit: int | None = None) -> list[Prompt]:
+    """Split rows into prompt and reference: at most `limit` rows, evenly spread, without rows that have no prompt."""
+    limit = limit or DEFAULT_ROWS
+    answered = [(row, answer) for row in rows if (answer := _last_answer(row)) is not None]
+    step = max(1.0, len(answered) / limit)
+    return [_prompt(*answered[int(i * step)]) for i in range(min(len(answered), limit))]
 
 
-def check_questions(config: TrainingConfig, dataset: PreparedDataset) -> None:
-    """Raise TrainingError (SpecInvalid) if metrics are asked for that compare answers, and no held-out row has one."""
+def check_prompts(config: TrainingConfig, dataset: PreparedDataset) -> None:
+    """Raise TrainingError (SpecInvalid) if requested metrics compare answers, and no held-out row has a prompt."""
     names = generated_metrics(config)
     if not names or config.dpo or dataset.evaluation is None:
         return
-    if not find_questions(dataset.evaluation.rows, config.evaluation_settings.generated_rows):
+    if not find_prompts(dataset.evaluation.rows, config.evaluation_settings.generated_rows):
         raise TrainingError(
             Reason.SPEC_INVALID,
-            f"evaluation.metrics names {names[0]}, which compares answers, and no held-out row says where its answer begins: rows "
-            "of plain text and hyperparameters.lossOn: all have loss from the first token on. Give prompt and completion, or "
-            "messages, with lossOn: completion; or leave the metric out.",
+            f"evaluation.metrics names {names[0]}, which compares answers, but no held-out row has a prompt before its "
+            "answer: rows of plain text, and hyperparameters.lossOn: all, have loss from the first token on. Use rows with "
+            "prompt and completion, or messages, with lossOn: completion; or remove the metric.",
         )
 
 
 def _last_answer(row: TokenRow) -> slice | None:
-    """The last run of tokens with loss: of a chat, the last turn of the assistant. None if there is nothing before it."""
+    """Return the last run of tokens with loss (of a chat, the assistant's last turn); None if no token precedes it."""
     learnt = np.asarray(row.labels) != IGNORED
     if not learnt.any():
         return None
@@ -57,6 +57,6 @@ def _last_answer(row: TokenRow) -> slice | None:
     return slice(int(others[-1]) + 1, end) if len(others) else None
 
 
-def _question(row: TokenRow, answer: slice) -> Question:
+def _prompt(row: TokenRow, answer: slice) -> Prompt:
     ids = np.asarray(row.input_ids)
-    return Question(ids[: answer.start].tolist(), ids[answer].tolist())
+    return Prompt(ids[: answer.start].tolist(), ids[answer].tolist())

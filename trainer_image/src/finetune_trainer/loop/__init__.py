@@ -1,1 +1,1 @@
-"""The training loop: Trainer subclasses, objectives, divergence checks and checkpoints."""
+"""Training loop: the Trainer subclasses, objectives, divergence checks and checkpoints."""

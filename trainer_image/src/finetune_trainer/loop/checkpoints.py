@@ -1,11 +1,12 @@
-"""Checkpoints, saved beside training: the training thread copies tensors, another one does all that is slow.
+"""Asynchronous checkpoints: the training thread copies tensors, a second thread serializes, writes and commits them.
 
-`trainer.StepTrainer` takes a `Snapshot` where transformers would write a folder, and hands it to a `CheckpointSaver`. The files
-have the names and the content that transformers reads when it resumes.
+`step_trainer.StepTrainer` takes a `Snapshot` where transformers would write a folder, and passes it to `CheckpointSaver`.
+The files have the names and contents that transformers reads when it resumes.
 
-While a checkpoint is written, the next step computes its gradients; it is applied once the checkpoint is committed. So a kill
-never costs more steps than there are between two checkpoints, at most one checkpoint is under way, and a volume that
-refuses it ends the run a step later. Like `trainer`, this module is imported only once training is about to start.
+While a checkpoint is written, the next step computes its gradients; the optimizer applies them once the checkpoint is
+committed. So a kill costs at most the steps between two checkpoints, at most one checkpoint is pending, and a volume that
+refuses it ends the run one step later. This module imports torch and transformers, so it is imported only when training is
+about to start.
 """
 
 import io
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a run needs to go on from a step; nothing in it is shared with the training that goes on."""
+    """State from which a run resumes after a step; it shares no memory with the training, which continues meanwhile."""
 
     step: int
     adapter: dict[str, torch.Tensor]
@@ -45,15 +46,15 @@ class Snapshot:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     random_states: list[dict[str, Any]]
-    """One of each rank."""
+    """Random state of each rank."""
     trainer_state: dict[str, Any]
-    """With the step and epoch that the position in the dataset follows from."""
+    """The Trainer's state, with the step and epoch that determine the position in the dataset."""
     best_adapter: dict[str, torch.Tensor]
-    """Of the best evaluation; empty if there was none."""
+    """Adapter of the best evaluation; empty before the first one."""
 
 
 def take_snapshot(trainer: Trainer, best: "BestAdapter | None" = None) -> Snapshot:
-    """Copy the state of a training between two steps; called by all ranks at once."""
+    """Copy the state of a training between two steps; a collective, which all ranks call."""
     return Snapshot(
         step=trainer.state.global_step,
         adapter=adapter_tensors(trainer.model),
@@ -74,12 +75,12 @@ def _random_state() -> dict[str, Any]:
 
 
 def random_state_file(rank: int) -> str:
-    """Name of the file with the random state of a rank; the first one has transformers' own name for it."""
+    """Return the file name of a rank's random state; for rank 0 it is transformers' own name."""
     return f"rng_state_{rank}.pth" if rank else "rng_state.pth"
 
 
 def load_random_state(checkpoint: Path, rank: int) -> None:
-    """Go on with a rank's random state; a checkpoint of fewer ranks has none for it."""
+    """Restore a rank's random state; a checkpoint of fewer ranks has none for it."""
     file = checkpoint / random_state_file(rank)
     if not file.exists():
         return
@@ -93,7 +94,7 @@ def load_random_state(checkpoint: Path, rank: int) -> None:
 
 
 def to_files(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file that transformers resumes from, one at a time to hold one of them in memory only."""
+    """Yield name and content of each file that transformers resumes from, so that only one content is in memory."""
     yield ADAPTER_WEIGHTS_FILE, to_safetensors(snapshot.adapter, {"format": "pt"})
     yield ADAPTER_CONFIG_FILE, _json_bytes(snapshot.adapter_config)
     yield "optimizer.pt", _torch_bytes(snapshot.optimizer)
@@ -110,38 +111,38 @@ def _json_bytes(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, sort_keys=True, default=sorted) + "\n").encode()
 
 
-def _torch_bytes(value: Any) -> bytes:
-    # Not straight to the file: torch's native writer reports a full disk without saying that it is one.
+def _torch_bytes(value: object) -> bytes:
+    # Through a buffer, because torch's native writer does not name a full disk in its error.
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
 class CheckpointSaver:
-    """Writes and commits checkpoints on one thread; a context manager that ends with nothing under way."""
+    """Writes and commits checkpoints on one thread; as a context manager, it exits with no checkpoint pending."""
 
     def __init__(
         self,
         store: RunStore,
-        reached: "TrainingPosition",
+        position: "TrainingPosition",
         manifest: Manifest,
         keep: int,
         best: "BestAdapter | None" = None,
     ) -> None:
-        """`keep` is how many checkpoints stay; `manifest` says where they come from; `reached` learns of each."""
+        """Keep the newest `keep` checkpoints, each with the origin in `manifest`; `position` records the newest one."""
         self._store = store
-        self._reached = reached
+        self._position = position
         self._manifest = manifest
         self._keep = keep
         self._best = best
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._under_way: tuple[Snapshot, Future[None]] | None = None
+        self._pending: tuple[Snapshot, Future[None]] | None = None
         self.saved = 0
-        """Checkpoints committed."""
+        """Number of committed checkpoints."""
         self.blocked_seconds = 0.0
-        """Time that training stood still for checkpoints."""
+        """Seconds that training waited for checkpoints."""
         self.writing_seconds = 0.0
-        """CPU time of the writing thread: what training loses at most on a machine without a free core."""
+        """CPU seconds of the writing thread: at most this slows down training on a machine without a free core."""
 
     def __enter__(self) -> Self:
         return self
@@ -152,27 +153,27 @@ class CheckpointSaver:
             self.wait()
 
     def save(self, trainer: Trainer) -> None:
-        """Begin to save the state of a training; returns when it is copied. Raises what the last checkpoint failed with."""
+        """Start saving the state of a training; returns once it is copied. Raises the error of the previous checkpoint."""
         self.wait()
         started = time.monotonic()
         snapshot = take_snapshot(trainer, self._best)
         if distributed.rank() == 0:
-            self._under_way = snapshot, self._executor.submit(self._commit, snapshot)
+            self._pending = snapshot, self._executor.submit(self._commit, snapshot)
         self.blocked_seconds += time.monotonic() - started
 
     def wait(self) -> None:
-        """Return once the last checkpoint is committed; raise what it failed with."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is None:
+        """Wait until the last checkpoint is committed; raises its error if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
-        snapshot, written = under_way
+        snapshot, written = pending
         started = time.monotonic()
         try:
             written.result()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            # The pass beside it took all the memory that there is, and is over.
+            # The concurrent step had taken all memory, and has released it by now.
             self._commit(snapshot)
         self.blocked_seconds += time.monotonic() - started
 
@@ -184,7 +185,7 @@ class CheckpointSaver:
                 write_durably(staged / name, content)
         update = {"kind": "checkpoint", "step": snapshot.step}
         self._store.commit_checkpoint(staged, self._manifest.model_copy(update=update))
-        self._reached.checkpoint_step = snapshot.step
+        self._position.checkpoint_step = snapshot.step
         self._store.prune_checkpoints(self._keep)
         self.saved += 1
         self.writing_seconds += time.thread_time() - started

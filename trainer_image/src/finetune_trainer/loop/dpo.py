@@ -1,16 +1,16 @@
-"""DPO (Rafailov et al. 2023, arXiv 2305.18290): learning from pairs of a chosen and a rejected answer.
+"""Direct preference optimization (DPO): learning from pairs of a chosen and a rejected answer.
 
     loss = -log sigmoid(beta * ((log p(chosen) - log q(chosen)) - (log p(rejected) - log q(rejected))))
 
-p is the model, q the model that training starts from: the same one with its adapter off, or with the one that it continues from.
-Both answers of a pair are in one pass, packed with their prompt computed once. Like `trainer`, this module is imported only once
-training is about to start.
+p is the model; q is the reference, the model that training starts from: without its adapter, or with the initial adapter
+(Rafailov et al. 2023, arXiv 2305.18290). Both answers of a pair are in one micro-batch, packed with their prompt computed
+once. This module imports torch and transformers, so it is imported only when training is about to start.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.nn.functional import cross_entropy, logsigmoid
@@ -20,44 +20,47 @@ from finetune_trainer.batches.layout import BatchLayout
 from finetune_trainer.data import IGNORED
 from finetune_trainer.data.pairs import Pair, PreferencePairs, flattened
 from finetune_trainer.loop.step_trainer import StepTrainer
-from finetune_trainer.memory.out_of_memory import in_halves
+from finetune_trainer.memory.out_of_memory import halve_on_oom
 from finetune_trainer.model.adapter_files import ADAPTER
 from finetune_trainer.runtime import distributed
 from finetune_trainer.runtime.interruption import StopSignal
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 PAIRS_PER_PASS: Final = 32
-"""Most held-out pairs in one forward pass."""
+"""Maximum number of held-out pairs in one forward pass."""
 TOKENS_OF_ROWS: Final = "row_loss_tokens"
-"""Key of a batch: [2P] tokens with loss of each row of P pairs."""
+"""Key of a batch: [2P] number of tokens with loss of each row of P pairs."""
 
 
-class PairPasses:
+class PairLayout:
     """`BatchLayout` of pairs instead of rows."""
 
-    def __init__(self, passes: BatchLayout) -> None:
-        self._passes = passes
-        self.name = passes.name
+    def __init__(self, layout: BatchLayout) -> None:
+        self._layout = layout
+        self.name = layout.name
 
     def collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        """A micro-batch of P pairs as one of 2P rows, with the means to tell its rows apart."""
+        """Collate P pairs as 2P rows, with the number of tokens that separates them."""
         rows = flattened(pairs)
-        return {**self._passes.collate(rows), TOKENS_OF_ROWS: torch.tensor([row.loss_tokens for row in rows])}
+        return {**self._layout.collate(rows), TOKENS_OF_ROWS: torch.tensor([row.loss_tokens for row in rows])}
 
     def order(self, pairs: Sequence[Pair]) -> list[int]:
-        """For each pair a rank; see `BatchLayout`."""
-        return self._passes.order([chosen for chosen, _ in pairs])
+        """Return a sort key for each pair; see `BatchLayout`."""
+        return self._layout.order([chosen for chosen, _ in pairs])
 
     def row_tokens(self, pairs: Sequence[Pair], batch_size: int) -> float:
-        """Tokens that a pair takes in a pass, at most: that its rows share their prompt is not counted."""
-        return 2 * self._passes.row_tokens(flattened(pairs), 2 * batch_size)
+        """Return the tokens of a pair in a micro-batch, at most: a prompt that its rows share counts twice."""
+        return 2 * self._layout.row_tokens(flattened(pairs), 2 * batch_size)
 
-    def applied(self, model: Any) -> contextlib.AbstractContextManager[None]:
-        """See `BatchLayout`."""
-        return self._passes.applied(model)
+    def applied(self, model: "PeftModel") -> contextlib.AbstractContextManager[None]:
+        """Prepare the model; see `BatchLayout`."""
+        return self._layout.applied(model)
 
 
-def row_log_probabilities(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """[2P] log-probability of all tokens with loss of each row of a batch of `PairPasses`, in nats."""
+def row_log_probabilities(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    """Return the [2P] log-probability, in nats, of all tokens with loss in each row of a `PairLayout` batch."""
     inputs = {key: value for key, value in batch.items() if key not in ("labels", "shift_labels", TOKENS_OF_ROWS)}
     targets = batch.get("shift_labels", batch["labels"][:, 1:])
     logits = model(**inputs, use_cache=False).logits[:, : targets.shape[1]]
@@ -68,23 +71,23 @@ def row_log_probabilities(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 
 class Reference:
-    """The model that training starts from."""
+    """The reference model of DPO: the model that training starts from."""
 
     def __init__(self, adapter: Mapping[str, torch.Tensor] | None = None) -> None:
-        """`adapter` has the tensors, by peft's names, that training starts from; None for an untrained adapter."""
+        """`adapter` holds the initial adapter's tensors by peft's names; None if training starts from an untrained one."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._adapter = None
         if adapter is not None:
             self._adapter = {_place(name): tensor.to(device) for name, tensor in adapter.items()}
 
     @contextlib.contextmanager
-    def applied(self, peft_model: Any) -> Iterator[None]:
-        """Within this context the model is the reference; for passes without gradients."""
+    def applied(self, peft_model: "PeftModel") -> Iterator[None]:
+        """Turn the model into the reference within this context; for passes without gradients."""
         if self._adapter is None:
             with peft_model.disable_adapter():
                 yield
             return
-        # Exchanged in place of a second adapter: layers, and what replaces them, need not know of it.
+        # Tensors are exchanged instead of adding a second adapter, so that layers and fused layers need not know of it.
         parameters = {_place(name): value for name, value in peft_model.named_parameters() if value.requires_grad}
         trained = {place: value.data for place, value in parameters.items()}
         try:
@@ -97,18 +100,18 @@ class Reference:
 
 
 def _place(name: str) -> str:
-    """Where a tensor is in the model: the same for the name of a parameter and that of the tensor when it is saved."""
+    """Return a tensor's place in the model, the same for the name of a parameter and for its name in a saved file."""
     return name.removesuffix(".weight").removesuffix(f".{ADAPTER}")
 
 
 def reward_margins(
-    model: Any, peft_model: Any, batch: dict[str, Any], beta: float, reference: Reference
+    model: torch.nn.Module, peft_model: "PeftModel", batch: dict[str, Any], beta: float, reference: Reference
 ) -> torch.Tensor:
-    """[P] by how much the implicit reward of the chosen answer is above that of the rejected one.
+    """Return the [P] margins: the implicit reward of the chosen answer minus that of the rejected one.
 
-    `peft_model` is `model` without what accelerate may have wrapped around it.
+    `peft_model` is `model` without accelerate's wrapper.
     """
-    # The reference has no dropout, of which the two passes would have different ones.
+    # The reference has no dropout, because the two passes would draw different masks.
     training = peft_model.training
     peft_model.eval()
     with torch.no_grad(), reference.applied(peft_model):
@@ -129,21 +132,21 @@ class PreferenceTrainer(StepTrainer):
         self._reference = reference
 
     def count_items(self, rows: Sequence[Pair]) -> int:
-        """Pairs of the step, where supervised training counts tokens."""
+        """Count pairs; supervised training counts tokens."""
         return len(rows)
 
     def count_tokens(self, rows: Sequence[Pair]) -> int:
-        """Tokens of both answers of each pair, their prompt in each."""
+        """Count the tokens of both rows of each pair; their prompt counts in each."""
         return super().count_tokens(flattened(rows))
 
     def compute_loss(
         self,
-        model: Any,
+        model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """This micro-batch's part of the step's loss."""
+        """Return this micro-batch's part of the step's loss."""
         peft_model = self.accelerator.unwrap_model(model)
         margins = reward_margins(model, peft_model, inputs, self._beta, self._reference)
         loss: torch.Tensor = -logsigmoid(margins).sum() / num_items_in_batch
@@ -151,22 +154,22 @@ class PreferenceTrainer(StepTrainer):
 
 
 class HeldOutPairs:
-    """Held-out pairs; what `evaluation.HeldOutRows` is to rows."""
+    """Held-out pairs; the counterpart of `evaluation.HeldOutRows`."""
 
     def __init__(
-        self, pairs: PreferencePairs, passes: PairPasses, beta: float, reference: Reference, *, on_gpu: bool
+        self, pairs: PreferencePairs, layout: PairLayout, beta: float, reference: Reference, *, on_gpu: bool
     ) -> None:
-        ranks = passes.order(pairs)
-        self._pairs = [pair for _, pair in sorted(zip(ranks, pairs, strict=True), key=lambda ranked: ranked[0])]
+        keys = layout.order(pairs)
+        self._pairs = [pair for _, pair in sorted(zip(keys, pairs, strict=True), key=lambda keyed: keyed[0])]
         self._size = choose_micro_batch_size(
-            passes.row_tokens(self._pairs, PAIRS_PER_PASS), PAIRS_PER_PASS, None, on_gpu=on_gpu
+            layout.row_tokens(self._pairs, PAIRS_PER_PASS), PAIRS_PER_PASS, None, on_gpu=on_gpu
         )
-        self._passes = passes
+        self._layout = layout
         self._beta = beta
         self._reference = reference
 
-    def measure(self, model: Any, stop: StopSignal) -> dict[str, float] | None:
-        """Metrics by name, to be called within `passes.applied(model)`; None if a stop came first.
+    def measure(self, model: "PeftModel", stop: StopSignal) -> dict[str, float] | None:
+        """Return metrics by name, or None if a stop was requested meanwhile; call it within `layout.applied(model)`.
 
         `eval_loss` is DPO's, `reward_margin` the mean margin, `reward_accuracy` the share of pairs whose margin is above 0.
         """
@@ -178,7 +181,7 @@ class HeldOutPairs:
                     return None
                 if not pairs:
                     continue
-                margins += in_halves(partial(self._margins, model), pairs)
+                margins += halve_on_oom(partial(self._margins, model), pairs)
         margin = torch.cat([part for parts in distributed.all_gather(margins) for part in parts])
         return {
             "eval_loss": float(-logsigmoid(margin).mean()),
@@ -186,8 +189,8 @@ class HeldOutPairs:
             "reward_margin": float(margin.mean()),
         }
 
-    def _margins(self, model: Any, pairs: Sequence[Pair]) -> torch.Tensor:
-        """Those of one pass."""
-        batch = self._passes.collate(pairs)
+    def _margins(self, model: "PeftModel", pairs: Sequence[Pair]) -> torch.Tensor:
+        """Return the margins of one micro-batch."""
+        batch = self._layout.collate(pairs)
         batch = {key: value.to(model.device) for key, value in batch.items()}
         return reward_margins(model, model, batch, self._beta, self._reference)

@@ -1,16 +1,15 @@
-"""How far a training has come."""
+"""Position of a training: its step, its newest checkpoint and the tokens trained so far."""
 
-import logging
 from dataclasses import dataclass
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
 class TrainingPosition:
-    """How far a run is; what an Outcome says about a run that ended early."""
+    """Progress of a run, for the Outcome of a run that ends early."""
 
     step: int = 0
+    """Last finished step."""
     checkpoint_step: int | None = None
+    """Step of the newest committed checkpoint."""
     trained_tokens: int = 0
-    """Real tokens (no padding) trained by this attempt."""
+    """Tokens trained by this attempt, without padding."""

@@ -1,1 +1,1 @@
-"""The memory plan of a training, and its fallback when memory runs out."""
+"""Memory of a training: its estimate, its plan, and smaller micro-batches once memory is exhausted."""

@@ -19,14 +19,15 @@ from finetune_trainer.data import TokenCache
 from finetune_trainer.dataset import Examples, PreparedDataset, model_length, prepare_dataset, read_examples
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.evaluation.answer_metrics import check_metrics
-from finetune_trainer.evaluation.prompts import check_questions
-from finetune_trainer.memory.estimate import MemoryPlan, available_memory, estimate_disk, gib, largest_pass, plan_memory
+from finetune_trainer.evaluation.prompts import check_prompts
+from finetune_trainer.memory.estimate import available_memory, estimate_disk, gib, largest_pass
+from finetune_trainer.memory.plan import MemoryPlan, plan_memory
 from finetune_trainer.model import base_model
 from finetune_trainer.model.continuation import read_initial_adapter
 from finetune_trainer.model.lora import adapter_shapes, count_trainable
 from finetune_trainer.model.quantization import check_quantization
 from finetune_trainer.preflight.weights import count_weights
-from finetune_trainer.reporting.tracking import check_trackers
+from finetune_trainer.reporting.tracking.checks import check_trackers
 from finetune_trainer.store.output import check_output, free_disk
 
 MAX_LAYERS: Final = 1000
@@ -122,7 +123,7 @@ def run_preflight(
     if found.dataset is None:
         return found
     dataset = found.dataset
-    found.attempt(lambda: check_questions(config, dataset))
+    found.attempt(lambda: check_prompts(config, dataset))
     memory = found.memory = found.attempt(lambda: _plan_memory(config, shape, dataset, gpu_memory))
     disk = found.disk = estimate_disk(config, shape.trainable, shape.folder, dataset)
     if memory:
@@ -192,8 +193,8 @@ def _plan_memory(
     on_gpu, hyper = gpu_memory is not None, config.hyperparameters
     answers = 2 if config.dpo else 1
     # A model's claim to support packing is accepted here; training verifies it.
-    passes = PackedLayout(GPU_MIN_SHARED_TOKENS if on_gpu else MIN_SHARED_TOKENS)
-    row_tokens = answers * passes.row_tokens(dataset.training.rows, answers * hyper.batch_size)
+    layout = PackedLayout(GPU_MIN_SHARED_TOKENS if on_gpu else MIN_SHARED_TOKENS)
+    row_tokens = answers * layout.row_tokens(dataset.training.rows, answers * hyper.batch_size)
     micro = choose_micro_batch_size(row_tokens, hyper.batch_size, hyper.micro_batch_size, on_gpu=on_gpu)
     largest = largest_pass(config, dataset, micro, packed=supports_packing(shape.model), on_gpu=on_gpu)
     dtype = resolve_precision(hyper.precision, on_gpu=on_gpu)

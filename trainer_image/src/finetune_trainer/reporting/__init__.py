@@ -1,1 +1,1 @@
-"""How others see a run: progress, trackers, the record and the report."""
+"""Reporting: progress while training runs, trackers, the record and the report."""

@@ -1,7 +1,7 @@
-"""Progress for a Kubeflow TrainJob: the HTTP protocol of its KEP-2779, spoken when its environment variables are there.
+"""Progress for a Kubeflow TrainJob: the HTTP protocol of KEP-2779, used if its environment variables are set.
 
-A TrainJob whose image is this trainer shows percent, remaining seconds and metrics in its own status. transformers has a
-callback that does the same, from the training thread: a control plane that does not answer would hold up each step.
+A TrainJob with this trainer's image shows percent, remaining seconds and metrics in its status. transformers has a callback
+for the same protocol, but it sends from the training thread: a control plane that does not answer would block each step.
 """
 
 import functools
@@ -17,21 +17,21 @@ from finetune_api.outcome import Outcome, Progress, Result
 from finetune_trainer.reporting.progress import LatestReporter
 
 URL_ENV: Final = "KUBEFLOW_TRAINER_SERVER_URL"
-"""Environment variable with the URL of the TrainJob's status; unset or empty means: no TrainJob."""
+"""Environment variable with the URL of the TrainJob's status; unset or empty without a TrainJob."""
 CA_ENV: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 """Environment variable with the path of the CA certificate."""
 TOKEN_ENV: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - a name
-"""Environment variable with the path of the pod's token, which the kubelet renews."""
+"""Environment variable with the path of the pod's token, which the kubelet reupdate."""
 DISABLED_ENV: Final = "DISABLE_KUBEFLOW_INTEGRATION"
-"""Environment variable that turns this off if it is `true`; transformers has it too."""
+"""Environment variable that disables these reports if it is `true`; transformers reads it too."""
 INTERVAL: Final = 5.0
-"""Seconds between two reports, at least; Kubeflow's own clients keep the same."""
+"""Minimum seconds between two reports, as in Kubeflow's own clients."""
 TIMEOUT: Final = 5.0
 """Seconds that a report may take."""
 
 
 def kubeflow_reporters() -> "list[KubeflowReporter]":
-    """What reports to the TrainJob that this process belongs to; none if it belongs to none."""
+    """Create the reporter of the TrainJob that this process belongs to; an empty list without one."""
     url = os.environ.get(URL_ENV)
     if not url or os.environ.get(DISABLED_ENV, "").lower() == "true":
         return []
@@ -39,7 +39,7 @@ def kubeflow_reporters() -> "list[KubeflowReporter]":
 
 
 class KubeflowReporter(LatestReporter):
-    """Progress as the trainerStatus of a TrainJob."""
+    """Reports progress as the trainerStatus of a TrainJob."""
 
     name = "progress of the TrainJob"
 
@@ -49,11 +49,11 @@ class KubeflowReporter(LatestReporter):
         self._ca_file = ca_file
         super().__init__(interval)
 
-    def send(self, news: Progress | Outcome) -> None:
-        """Post a status. How a run failed is not part of the protocol: the TrainJob sees the pod's exit code."""
-        if isinstance(news, Outcome) and news.result is not Result.SUCCEEDED:
+    def send(self, update: Progress | Outcome) -> None:
+        """Post a status; nothing for a failed run, because the protocol has no failure and the TrainJob sees the exit code."""
+        if isinstance(update, Outcome) and update.result is not Result.SUCCEEDED:
             return
-        body = json.dumps({"trainerStatus": trainer_status(news)}).encode()
+        body = json.dumps({"trainerStatus": trainer_status(update)}).encode()
         headers = {"Content-Type": "application/json"}
         if self._token_file:
             headers["Authorization"] = f"Bearer {Path(self._token_file).read_text(encoding='utf-8').strip()}"
@@ -68,29 +68,29 @@ class KubeflowReporter(LatestReporter):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the token elsewhere; without one, it is an error like any other."""
+    """Turns redirects into errors, because a redirect would send the token elsewhere."""
 
     def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
-        """Follow none."""
+        """Refuse the redirect."""
 
 
-def trainer_status(news: Progress | Outcome) -> dict[str, Any]:
-    """The protocol's TrainerStatus: percent up to 99 while training runs, and 100 once the adapter is committed."""
-    if isinstance(news, Outcome):
+def trainer_status(update: Progress | Outcome) -> dict[str, Any]:
+    """Build the protocol's TrainerStatus: up to 99 percent while training runs, 100 once the adapter is committed."""
+    if isinstance(update, Outcome):
         percent, remaining, observed = 100, 0, time.time()
-        metrics: dict[str, Any] = {**news.metrics, "current_step": news.step}
+        metrics: dict[str, Any] = {**update.metrics, "current_step": update.step}
     else:
-        percent = min(99, 100 * news.step // max(news.total_steps, 1))
-        remaining, observed = int(max(0, news.eta_seconds or 0)), news.timestamp
+        percent = min(99, 100 * update.step // max(update.total_steps, 1))
+        remaining, observed = int(max(0, update.eta_seconds or 0)), update.timestamp
         metrics = {
-            "loss": news.loss,
-            "learning_rate": news.learning_rate,
-            "tokens_per_second": news.tokens_per_second,
-            "peak_memory_bytes": news.peak_memory_bytes,
-            **news.evaluation,
-            "current_step": news.step,
-            "total_steps": news.total_steps,
-            "current_epoch": news.epoch,
+            "loss": update.loss,
+            "learning_rate": update.learning_rate,
+            "tokens_per_second": update.tokens_per_second,
+            "peak_memory_bytes": update.peak_memory_bytes,
+            **update.evaluation,
+            "current_step": update.step,
+            "total_steps": update.total_steps,
+            "current_epoch": update.epoch,
         }
     return {
         "progressPercentage": percent,

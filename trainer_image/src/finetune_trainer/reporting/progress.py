@@ -1,7 +1,7 @@
-"""How a running training is heard of: one small interface, and who listens to it.
+"""Progress of a running training: the interface of a reporter, and the reporters of log, console and Celery backend.
 
-A reporter must never fail, block or slow training. The one that talks to Redis does so from a thread of its own, keeps only
-the latest figures, and gives up quickly: a broker that dies costs fresh progress and nothing else.
+A reporter must never fail, block or slow training. The reporter to Redis runs on a thread of its own, keeps only the latest
+progress, and times out quickly: a lost broker costs live progress and nothing else.
 """
 
 import logging
@@ -10,30 +10,33 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from finetune_api.outcome import PROGRESS_STATE, Outcome, Progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
 logger = logging.getLogger(__name__)
 
 LOG_INTERVAL: Final = 10.0
-"""Seconds between two progress lines in the log, at least; the first and the last step are always logged."""
+"""Minimum seconds between two progress lines in the log; the first and the last step are always logged."""
 BACK_OFF: Final = 10.0
-"""Seconds without a try after the receiver failed."""
+"""Seconds until the next try after a failure."""
 FINISHED_STATE: Final = "SUCCESS"
-"""Celery's state of a task that returned; how training ended is in its result."""
+"""Celery's state of a task that returned; the Outcome is its result."""
 CLOSE_TIMEOUT: Final = 3.0
 """Seconds that the end of a run waits for the last report."""
 
 
 class Reporter(Protocol):
-    """Receives the figures of each finished step."""
+    """Receives the progress of each finished step."""
 
     def report(self, progress: Progress) -> None:
-        """Take note of a finished step; returns at once and never raises."""
+        """Report a finished step; returns at once and never raises."""
 
     def close(self, outcome: Outcome | None = None) -> None:
-        """No more reports will come; the outcome, if the run got as far as having one, is the last word."""
+        """Report the outcome, if the run has one, and end reporting."""
 
 
 class Reporters:
@@ -43,7 +46,7 @@ class Reporters:
         self._reporters = reporters
 
     def report(self, progress: Progress) -> None:
-        """Pass a step on to each."""
+        """Report to each."""
         for reporter in self._reporters:
             reporter.report(progress)
 
@@ -54,14 +57,14 @@ class Reporters:
 
 
 class LogReporter:
-    """Progress as log lines."""
+    """Reports progress as log lines."""
 
     def __init__(self, interval: float = LOG_INTERVAL) -> None:
         self._interval = interval
         self._last = float("-inf")
 
     def report(self, progress: Progress) -> None:
-        """Log a step unless the last line is fresh."""
+        """Log a step, unless the last line is less than the interval old."""
         now = time.monotonic()
         if now - self._last < self._interval and progress.step < progress.total_steps:
             return
@@ -78,20 +81,20 @@ class LogReporter:
         )
 
     def close(self, outcome: Outcome | None = None) -> None:
-        """Log the last word."""
+        """Log the outcome."""
         if outcome:
             logger.info("outcome result=%s reason=%s message=%s", outcome.result, outcome.reason, outcome.message)
 
 
 class ConsoleReporter:
-    """A progress bar for people."""
+    """Reports progress as a bar on a terminal."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
+        self._bar: tqdm | None = None
 
     def report(self, progress: Progress) -> None:
         """Move the bar."""
-        from tqdm import tqdm  # type: ignore[import-untyped]
+        from tqdm import tqdm
 
         if self._bar is None:
             self._bar = tqdm(total=progress.total_steps, unit="step", desc="training", dynamic_ncols=True)
@@ -99,16 +102,16 @@ class ConsoleReporter:
         self._bar.update(progress.step - self._bar.n)
 
     def close(self, outcome: Outcome | None = None) -> None:
-        """Leave the bar where it is and go on below it."""
+        """Close the bar; further output starts below it."""
         if self._bar is not None:
             self._bar.close()
 
 
 class LatestReporter(ABC):
-    """The latest figures, sent at most once per interval from a thread of its own; older ones not sent yet are forgotten."""
+    """Sends the latest progress at most once per interval, on a thread of its own; older progress not sent yet is dropped."""
 
     name: ClassVar[str]
-    """Of what is sent, in the log."""
+    """Name of the progress in log lines."""
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
@@ -120,17 +123,17 @@ class LatestReporter(ABC):
         self._thread.start()
 
     @abstractmethod
-    def send(self, news: Progress | Outcome) -> None:
-        """Send figures or the last word; may fail or take its time."""
+    def send(self, update: Progress | Outcome) -> None:
+        """Send progress or the outcome; may fail or be slow."""
 
     def report(self, progress: Progress) -> None:
-        """Hand the figures to the thread."""
+        """Pass the progress to the thread."""
         with self._changed:
             self._latest = progress
             self._changed.notify()
 
     def close(self, outcome: Outcome | None = None) -> None:
-        """Let the thread send the last word, if that is quick."""
+        """Wait up to `CLOSE_TIMEOUT` for the thread to send the outcome."""
         with self._changed:
             self._latest = outcome or self._latest
             self._closed = True
@@ -148,11 +151,11 @@ class LatestReporter(ABC):
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, timeout=pause)
 
-    def _try(self, news: Progress | Outcome) -> bool:
+    def _try(self, update: Progress | Outcome) -> bool:
         try:
-            self.send(news)
+            self.send(update)
         except Exception as error:
-            # Any failure only costs fresh progress: the outcome travels in the termination message.
+            # A failure only costs live progress: the outcome is in the termination message.
             if self._reachable:
                 logger.warning("%s cannot be reported: %s: %s", self.name, type(error).__name__, error)
             self._reachable = False
@@ -164,22 +167,22 @@ class LatestReporter(ABC):
 
 
 class BackendReporter(LatestReporter):
-    """Progress as the state of the Celery task."""
+    """Reports progress as the state of the Celery task."""
 
     name = "progress"
 
     def __init__(self, store: Callable[[dict[str, Any], str], None], interval: float) -> None:
-        """`store(result, state)` writes to the result backend; it may fail or take its time."""
+        """`store(result, state)` writes to the result backend; it may fail or be slow."""
         self._store = store
         super().__init__(interval)
 
-    def send(self, news: Progress | Outcome) -> None:
-        """Store what the operator reads."""
-        self._store(news.to_dict(), PROGRESS_STATE if isinstance(news, Progress) else FINISHED_STATE)
+    def send(self, update: Progress | Outcome) -> None:
+        """Store the task's state, which the operator reads."""
+        self._store(update.to_dict(), PROGRESS_STATE if isinstance(update, Progress) else FINISHED_STATE)
 
 
 class FileReporter(LatestReporter):
-    """Progress as a JSON file, which is replaced as a whole."""
+    """Reports progress as a JSON file, which is replaced as a whole."""
 
     name = "progress"
 
@@ -187,11 +190,11 @@ class FileReporter(LatestReporter):
         self._path = path
         super().__init__(interval)
 
-    def send(self, news: Progress | Outcome) -> None:
-        """Replace the file; the outcome travels in the termination message."""
-        if isinstance(news, Progress):
+    def send(self, update: Progress | Outcome) -> None:
+        """Replace the file; the outcome is in the termination message."""
+        if isinstance(update, Progress):
             staged = self._path.with_suffix(".partial")
-            staged.write_text(news.model_dump_json(by_alias=True, exclude_none=True), encoding="utf-8")
+            staged.write_text(update.model_dump_json(by_alias=True, exclude_none=True), encoding="utf-8")
             staged.replace(self._path)
 
 

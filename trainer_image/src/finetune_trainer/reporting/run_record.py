@@ -1,6 +1,6 @@
-"""What a run leaves beside the adapter's weights, so that anybody can see what made it, and what it reports.
+"""Records of a run: the files beside the adapter's weights that show what made it, and its Outcome.
 
-Everything here is made from values alone: the same run gives the same files, and every attempt the same outcome.
+All of them are functions of values: the same run gives the same files, and every attempt the same Outcome.
 """
 
 import json
@@ -26,50 +26,48 @@ from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
 from finetune_trainer.data.report import DatasetReport
 from finetune_trainer.dataset import Examples
-from finetune_trainer.evaluation.answer_metrics import Measured
-from finetune_trainer.memory.estimate import MemoryPlan
+from finetune_trainer.evaluation.answer_metrics import MetricResults
+from finetune_trainer.memory.plan import MemoryPlan
 from finetune_trainer.model.loaded import BaseModel
 from finetune_trainer.model.quantization import PACKAGE
-from finetune_trainer.reporting.run_report import render_model_card, render_page
+from finetune_trainer.reporting.run_report import AVERAGED_STEPS, render_model_card, render_page
 from finetune_trainer.runtime import distributed
 from finetune_trainer.store.run_store import Committed
 
-AVERAGED_STEPS: Final = 10
-"""Last steps whose mean loss is the metric train_loss: one step's loss depends on its few rows too much."""
 OUTCOME_BYTES: Final = MAX_TERMINATION_BYTES - 512
-"""Size that an Outcome with its fingerprint may have; what is left is room for longer names and numbers."""
+"""Maximum bytes of an Outcome with its fingerprint; the rest is reserved for longer names and numbers."""
 NOTE_BYTES: Final = 500
-"""Most that an Outcome tells of metrics that failed, since it has probes to carry; the record tells all."""
+"""Maximum bytes of an Outcome's note on failed metrics, because it also carries probes; the record has all of them."""
 RECORDED_PACKAGES: Final = ("finetune-trainer", "torch", "transformers", "peft", "tokenizers", "accelerate")
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A finished training."""
+class TrainingResult:
+    """Result of a finished training."""
 
     step: int
     losses: list[tuple[int, float]]
     """Step and loss, of all steps or of a few hundred evenly spread ones."""
-    held_out: list[tuple[int, float]]
-    """Step and loss of the evaluations while training ran."""
+    eval_losses: list[tuple[int, float]]
+    """Step and loss of each evaluation during training."""
     best_step: int | None
-    """Step whose adapter was the best in these evaluations and is the one to be committed; None for the last step."""
+    """Step with the lowest of these losses, whose adapter is committed; None without evaluations, for the last step."""
     memory: MemoryPlan
-    """What it was expected to take."""
-    passes: MicroBatching
-    """How the last steps were cut into passes."""
+    """Memory plan, as made before training."""
+    micro_batching: MicroBatching
+    """Micro-batching of the last step."""
     reductions: list[dict[str, Any]]
-    """Each time that memory ran out: the step, and the passes that it was taken in then."""
+    """Step and new micro-batching after each time that memory was exhausted, as in run.json."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The mean loss at the end."""
+        """Mean loss of the last `AVERAGED_STEPS` steps; empty if no step was trained."""
         last = [loss for _, loss in self.losses[-AVERAGED_STEPS:]]
         return {"train_loss": round(sum(last) / len(last), 6)} if last else {}
 
 
 def make_manifest(config: TrainingConfig, base: BaseModel, step: int) -> Manifest:
-    """What a folder is committed as; its files are added then."""
+    """Describe the origin of an adapter; the commit adds its files."""
     job = config.job
     return Manifest(
         kind="adapter",
@@ -84,9 +82,9 @@ def make_manifest(config: TrainingConfig, base: BaseModel, step: int) -> Manifes
 
 
 def make_record(
-    config: TrainingConfig, base: BaseModel, examples: Examples, trained: Trained, measured: Measured
+    config: TrainingConfig, base: BaseModel, examples: Examples, trained: TrainingResult, results: MetricResults
 ) -> dict[str, Any]:
-    """What made the adapter. No time and no attempt: the same run gives the same record."""
+    """Record what made the adapter, without time and attempt, so that the same run gives the same record."""
     import torch
 
     packages = RECORDED_PACKAGES if config.lora.quantization == "none" else (*RECORDED_PACKAGES, PACKAGE)
@@ -108,15 +106,15 @@ def make_record(
         "seed": config.hyperparameters.seed,
         "steps": trained.step,
         "bestStep": trained.best_step,
-        "passes": trained.passes.to_dict(),
+        "passes": trained.micro_batching.to_dict(),
         "outOfMemory": trained.reductions,
         "memory": {
             "expectedBytes": trained.memory.estimate.total,
             "limitBytes": trained.memory.limit,
             "gradientCheckpointing": trained.memory.explanation,
         },
-        "metrics": measured.values,
-        "unmeasured": measured.problems,
+        "metrics": results.values,
+        "unmeasured": results.problems,
         "environment": {
             "python": platform.python_version(),
             "packages": {name: version(name) for name in packages},
@@ -134,21 +132,21 @@ def write_records(
     record: dict[str, Any],
     report: DatasetReport,
     fingerprint: Fingerprint,
-    trained: Trained,
+    trained: TrainingResult,
 ) -> None:
-    """Add everything that is not weights or tokenizer to the folder of the adapter `name`, which peft has saved."""
+    """Add all files but weights and tokenizer to the folder of the adapter `name`, which peft has saved."""
     _sort_targets(folder / ADAPTER_CONFIG_FILE)
     _write_json(folder / DATASET_REPORT_FILE, report.to_dict())
     _write_json(folder / FINGERPRINT_FILE, fingerprint.to_dict())
     _write_json(folder / RUN_RECORD_FILE, record)
-    page = render_page(name, record, trained.losses, report, trained.held_out)
+    page = render_page(name, record, trained.losses, report, trained.eval_losses)
     (folder / RUN_REPORT_FILE).write_text(page, encoding="utf-8")
-    # In the place of peft's, which is a template to be filled in.
+    # Replaces peft's, which is an unfilled template.
     (folder / MODEL_CARD_FILE).write_text(render_model_card(name, record, report), encoding="utf-8")
 
 
 def make_outcome(committed: Committed, output: Path, trained_tokens: int | None) -> Outcome:
-    """The Outcome of a committed adapter, from its files below `output` alone; `trained_tokens` are those of this attempt."""
+    """Build the Outcome of a committed adapter from its files below `output`; `trained_tokens` are those of this attempt."""
     record = json.loads((committed.path / RUN_RECORD_FILE).read_text())
     outcome = Outcome(
         result=Result.SUCCEEDED,
@@ -157,7 +155,7 @@ def make_outcome(committed: Committed, output: Path, trained_tokens: int | None)
         step=record["steps"],
         trained_tokens=trained_tokens,
         metrics=record["metrics"],
-        # Absent from the record of an older release, whose adapter a later attempt may report.
+        # Absent from the records of older releases, whose adapter a later attempt may report.
         passes=record.get("passes"),
         adapter=CommittedAdapter(
             path=committed.path.relative_to(output).as_posix(),
@@ -171,7 +169,7 @@ def make_outcome(committed: Committed, output: Path, trained_tokens: int | None)
 
 
 def fit_termination_message(outcome: Outcome) -> Outcome:
-    """Leave out probes until the Outcome fits a termination message; the adapter's own file has all of them."""
+    """Remove probes until the Outcome fits a termination message; the adapter's fingerprint file has all of them."""
     adapter = outcome.adapter
     while adapter and adapter.fingerprint and len(outcome.to_termination_message().encode()) > OUTCOME_BYTES:
         probes = adapter.fingerprint.probes[:-1]
@@ -186,7 +184,7 @@ def _summary(record: dict[str, Any]) -> str:
     best = record.get("bestStep")
     if best is not None:
         text += f" Step {best} was the best on held-out rows."
-    # Absent from the record of an older release.
+    # Absent from the records of older releases.
     if problems := record.get("unmeasured"):
         note = f" Not measured: {_by_problem(problems)}."
         text += note.encode()[:NOTE_BYTES].decode(errors="ignore")
@@ -201,7 +199,7 @@ def _by_problem(problems: dict[str, str]) -> str:
 
 
 def _sort_targets(path: Path) -> None:
-    """Peft keeps the target modules in a set and writes them in another order each time."""
+    """Sort the target modules, because peft keeps them in a set and writes them in another order each time."""
     document = json.loads(path.read_text())
     if isinstance(document["target_modules"], list):
         document["target_modules"].sort()

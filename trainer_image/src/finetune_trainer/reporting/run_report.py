@@ -1,7 +1,7 @@
-"""What a person opens after a training: `report.html` with the loss curve, and the model card of the adapter.
+"""Pages for people: `report.html` with the loss curve, and the model card of the adapter.
 
-Both are made from the run's records alone and hold no time: the same run gives the same bytes, which is what makes adapters
-comparable by digest. The page is one file without scripts and without anything from elsewhere.
+Both are made from the run's records and contain no time: the same run gives the same bytes, so adapters can be compared by
+digest. The page is one file without scripts and without external resources.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,10 @@ from typing import Any, Final
 
 from finetune_trainer.data.report import DatasetReport
 
+AVERAGED_STEPS: Final = 10
+"""Last steps whose mean loss is the metric train_loss, because the loss of one step depends too much on its few rows."""
 WIDTH, HEIGHT, MARGIN = 720, 260, 46
-"""Size of a plot in pixels, and the room for its labels."""
+"""Size of a plot, and margin for its labels, in pixels."""
 SMOOTHING: Final = 0.9
 """Weight of the past in the smoothed loss curve."""
 
@@ -27,15 +29,15 @@ svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: currentColo
 
 
 def render_page(
-    name: str, record: dict[str, Any], losses: Points, dataset: DatasetReport, held_out: Points = ()
+    name: str, record: dict[str, Any], losses: Points, dataset: DatasetReport, eval_losses: Points = ()
 ) -> str:
-    """`report.html`: facts, loss curve, lengths of rows. `losses` and `held_out` are (step, loss), steps from 1."""
+    """Render `report.html`: facts, loss curve, lengths of rows. `losses` and `eval_losses` are (step, loss), steps from 1."""
     metrics = record["metrics"]
     sections = [
         f"<h1>{escape(name)}</h1>",
         _table(_facts(record, dataset)),
         "<h2>Loss</h2>",
-        _loss_plot(losses, metrics.get("eval_loss"), held_out),
+        _loss_plot(losses, metrics.get("eval_loss"), eval_losses),
         "<h2>Lengths of training rows, in tokens</h2>",
         _histogram([(bin_.up_to, bin_.rows) for bin_ in dataset.training.lengths.histogram]),
     ]
@@ -47,15 +49,15 @@ def render_page(
 
 
 def render_model_card(name: str, record: dict[str, Any], dataset: DatasetReport) -> str:
-    """README.md of the adapter, with the front matter by which hubs and libraries know what it is."""
+    """Render README.md of the adapter, with the front matter that hubs and libraries read."""
     rows = "\n".join(f"| {label} | {value} |" for label, value in _facts(record, dataset))
     return (
         f"---\nbase_model: {record['base']['model']}\nlibrary_name: peft\npipeline_tag: text-generation\n"
         f"tags:\n- lora\n- finetune-operator\n---\n\n# {name}\n\n"
         f"A LoRA adapter for `{record['base']['model']}`.\n\n| | |\n|---|---|\n{rows}\n\n"
-        "`run.json` says what it was made from and with, `dataset-report.json` what the rows were like, "
-        "`report.html` shows the loss, and `fingerprint.json` holds the probes by which an endpoint can be shown to serve "
-        "these weights.\n"
+        "`run.json` records the run's configuration, inputs and versions, `dataset-report.json` describes the rows, "
+        "`report.html` shows the loss, and `fingerprint.json` holds the probes that verify that an endpoint serves these "
+        "weights.\n"
     )
 
 
@@ -69,19 +71,19 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
         *([("continues from", _initial(initial))] if (initial := record["config"].get("initialAdapter")) else []),
         *([("method", f"DPO, beta {dpo['beta']:g}")] if (dpo := record["config"].get("dpo")) else []),
         *([("best step", str(record["bestStep"]))] if record["bestStep"] else []),
-        ("passes", _passes(record["passes"])),
+        ("micro-batch", _micro_batch(record["passes"])),
         *(
-            ("out of memory", f"step {r['step']}, taken again in passes of {_passes(r['passes'])}")
+            ("out of memory", f"step {r['step']}, repeated with micro-batches of {_micro_batch(r['passes'])}")
             for r in record["outOfMemory"]
         ),
-        *([("not measured", f"{', '.join(record['unmeasured'])} (run.json says why)")] if record["unmeasured"] else []),
+        *([("not measured", f"{', '.join(record['unmeasured'])} (see run.json)")] if record["unmeasured"] else []),
         ("seed", str(record["seed"])),
     ]
     names = {
-        "train_loss": "training loss at the end",
+        "train_loss": f"training loss (mean of the last {AVERAGED_STEPS} steps)",
         "eval_loss": "loss on held-out rows",
         "exact_match": "share of held-out rows answered exactly",
-        "answer_match": "share of generated answers that match the wanted one",
+        "answer_match": "share of generated answers that match the reference",
         "token_f1": "F1 of the words of generated answers",
         "rouge_l": "ROUGE-L of generated answers",
         "reward_accuracy": "share of held-out pairs whose chosen answer is preferred",
@@ -100,10 +102,10 @@ def _initial(initial: dict[str, str]) -> str:
     return f"{initial.get('source') or initial['path']} ({initial['digest'][:19]})"
 
 
-def _passes(passes: dict[str, Any]) -> str:
-    rows = passes["microBatchSize"]
+def _micro_batch(micro_batching: dict[str, Any]) -> str:
+    rows = micro_batching["microBatchSize"]
     text = "1 row" if rows == 1 else f"{rows} rows"
-    return f"{text}, gradient checkpointing" if passes["gradientCheckpointing"] else text
+    return f"{text}, gradient checkpointing" if micro_batching["gradientCheckpointing"] else text
 
 
 def _table(facts: Sequence[tuple[str, str]]) -> str:
@@ -112,7 +114,7 @@ def _table(facts: Sequence[tuple[str, str]]) -> str:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Exponential moving average, corrected for its start (as in Adam, arXiv 1412.6980, section 3)."""
+    """Return the exponential moving average, with bias correction (as in Adam, arXiv 1412.6980, section 3)."""
     mean, smoothed = 0.0, []
     for count, value in enumerate(values, start=1):
         mean = SMOOTHING * mean + (1 - SMOOTHING) * value
@@ -141,7 +143,7 @@ def _loss_plot(losses: Points, held_out: float | None, evaluations: Points) -> s
         f'<g fill="var(--dots)">{dots}</g>',
         f'<polyline points="{line}" fill="none" stroke="var(--line)" stroke-width="2"/>',
         *(_text(x(step), HEIGHT - MARGIN + 18, f"{step:g}", "middle") for step in sorted({first, last})),
-        _text(WIDTH / 2, HEIGHT - 8, "optimizer step; dots: loss of a step, line: smoothed", "middle"),
+        _text(WIDTH / 2, HEIGHT - 8, "optimizer step (dots: loss of each step, line: smoothed)", "middle"),
     ]
     if len(evaluations) > 1:
         points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in evaluations)

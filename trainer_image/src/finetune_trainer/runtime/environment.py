@@ -1,4 +1,4 @@
-"""What a process has to be told before torch is imported; what its environment says already wins."""
+"""Environment of the process, set before importing torch. Existing environment variables win."""
 
 import ctypes
 import os
@@ -7,32 +7,32 @@ from typing import Final
 from finetune_model.process import OPENMP_DEFAULTS, pause_garbage_collection, set_defaults
 
 DEVICES_ENV: Final = "CUDA_VISIBLE_DEVICES"
-"""Environment variable with the accelerators that a process may use, separated by commas."""
+"""Environment variable with the accelerators that a process may use, comma-separated."""
 DEFAULTS: Final = {
     **OPENMP_DEFAULTS,
     # transformers would use all visible accelerators by DataParallel, which is slower than one and changes the batch.
     DEVICES_ENV: "0",
-    # Rows are tokenized in batches by all cores. Said aloud, as tokenizers would otherwise warn at every later fork.
+    # Rows are tokenized in batches by all cores. Set explicitly, because tokenizers would otherwise warn at every fork.
     "TOKENIZERS_PARALLELISM": "true",
 }
 
 
 MALLOC: Final = {
-    # glibc gives the end of its heap back whenever a pass has ended, and the next one faults it in anew, page by page: a
-    # tenth of a step's time on short rows (M_TRIM_THRESHOLD).
+    # M_TRIM_THRESHOLD: glibc returns the end of its heap to the kernel after every pass, and the next pass faults it in
+    # again, page by page: a tenth of a step's time on short rows.
     -1: (1 << 31) - 1,
-    # Larger blocks are mapped one by one. Glibc raises this limit by itself up to 32 MiB; in one heap, passes of unlike size
-    # then leave holes that took a tenth more memory. At 1 MiB it is a fifth less, but a step takes a quarter more time
-    # (M_MMAP_THRESHOLD).
+    # M_MMAP_THRESHOLD: larger blocks are mapped one by one. glibc raises this threshold up to 32 MiB; passes of different
+    # size then fragment the heap, which took a tenth more memory. 1 MiB takes a fifth less memory, but a step takes a
+    # quarter more time.
     -3: 4 << 20,
 }
-"""Parameters of glibc's mallopt(3)."""
+"""Values of glibc's mallopt(3) by parameter, in bytes."""
 
 
 def prepare_environment() -> None:
-    """Set the defaults of this process. Of the accelerators of a machine, each process of torchrun's has its own.
+    """Set environment variables, malloc and garbage collection; each of torchrun's local ranks gets its own accelerator.
 
-    Garbage is not collected until `resume_garbage_collection`.
+    Garbage collection is paused until `resume_garbage_collection`.
     """
     pause_garbage_collection()
     if local_rank := int(os.environ.get("LOCAL_RANK") or 0):

@@ -1,6 +1,6 @@
-"""A request to stop, made by SIGTERM (eviction, suspension, deletion) or Ctrl-C, and asked for between steps.
+"""Stop request, made by SIGTERM (eviction, suspension, deletion) or Ctrl-C, and checked between steps.
 
-A signal handler may run between any two bytecodes, so it only sets a flag; whoever is at a safe point looks at it.
+A signal handler may run between any two bytecodes, so it only sets a flag, which the run checks at safe points.
 """
 
 import logging
@@ -15,27 +15,27 @@ logger = logging.getLogger(__name__)
 
 
 class StopSignal:
-    """A flag that stays set."""
+    """Flag for a stop request; once set, it stays set."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
 
     @property
     def requested(self) -> bool:
-        """Whether somebody wants this process to end soon."""
+        """True once a stop was requested."""
         return self._event.is_set()
 
     def request(self) -> None:
-        """Ask to stop at the next safe point."""
+        """Request a stop at the next safe point."""
         self._event.set()
 
     def check(self, message: str) -> None:
-        """Raise the error of an interrupted run if a stop was requested."""
+        """Raise TrainingError (Interrupted) with this message if a stop was requested."""
         if self.requested:
             raise TrainingError(Reason.INTERRUPTED, message, retryable=True)
 
     def install(self) -> None:
-        """Handle SIGTERM and SIGINT with this flag; a second SIGINT ends the process in the ordinary way."""
+        """Install handlers of SIGTERM and SIGINT that set this flag; a second SIGINT raises KeyboardInterrupt."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
 
@@ -47,4 +47,4 @@ class StopSignal:
 
 
 STOP = StopSignal()
-"""The flag of this process: signals are process-wide, so it is too."""
+"""Stop signal of this process; process-wide, because signals are."""

@@ -1,7 +1,7 @@
-"""The Celery app, and all of its policy in one place.
+"""Celery app of the trainer, with all of its policy.
 
-Celery carries a message that says "start" and figures that say how far training is. It decides nothing: attempts belong to
-the operator, the outcome to the termination message, and a broker that is gone must not be felt.
+Celery carries the message that starts an attempt, and its progress. It decides nothing: attempts belong to the operator, the
+outcome to the termination message, and a lost broker must not affect training.
 """
 
 from typing import Any, Final
@@ -9,27 +9,27 @@ from typing import Any, Final
 from celery import Celery
 
 RESULT_EXPIRES: Final = 24 * 3600
-"""Seconds for which progress stays in Redis; nobody reads it once the pod has ended."""
+"""Seconds that progress stays in Redis; nobody reads it after the pod has ended."""
 VISIBILITY_TIMEOUT: Final = 7 * 24 * 3600
-"""Seconds until Redis would hand out an unacknowledged message again: longer than any training."""
+"""Seconds until Redis redelivers an unacknowledged message: longer than any training."""
 NETWORK_TIMEOUT: Final = 2.0
-"""Seconds for any single exchange with Redis."""
+"""Seconds that any single request to Redis may take."""
 
 POLICY: Final[dict[str, Any]] = {
-    # The message is gone as soon as the task starts: a redelivered one would be a second trainer.
+    # Acknowledge before the task starts: a redelivered message would start a second trainer.
     "task_acks_late": False,
     "task_reject_on_worker_lost": False,
     # One message, one pod.
     "worker_prefetch_multiplier": 1,
     "worker_concurrency": 1,
-    # In this very process and thread: a child would need the model twice, and CUDA does not survive a fork.
+    # Run in this process and thread: a child would load the model a second time, and CUDA does not survive a fork.
     "worker_pool": "solo",
-    # Data only; a pickle from Redis would be code.
+    # JSON only: a pickle from Redis could run code.
     "task_serializer": "json",
     "result_serializer": "json",
     "accept_content": ["json"],
     "result_expires": RESULT_EXPIRES,
-    # Never insist on a connection: the caller goes on without one.
+    # Never retry a connection: the caller continues without one.
     "broker_connection_retry": False,
     "broker_connection_retry_on_startup": False,
     "broker_connection_timeout": NETWORK_TIMEOUT,
@@ -46,7 +46,7 @@ POLICY: Final[dict[str, Any]] = {
     "redis_socket_timeout": NETWORK_TIMEOUT,
     "redis_retry_on_timeout": False,
     "result_backend_transport_options": {"retry_policy": {"max_retries": 1, "interval_start": 0, "interval_max": 0.2}},
-    # Nothing else speaks on this connection.
+    # The worker sends and receives nothing else.
     "worker_send_task_events": False,
     "worker_enable_remote_control": False,
     "worker_hijack_root_logger": False,
@@ -55,7 +55,7 @@ POLICY: Final[dict[str, Any]] = {
 
 
 def create_app(broker_url: str) -> Celery:
-    """The app with Redis as broker and result backend."""
+    """Create the app with Redis as broker and result backend."""
     app = Celery("finetune_trainer", broker=broker_url, backend=broker_url, set_as_current=False)
     app.conf.update(POLICY)
     app.conf.include = ["finetune_trainer.tasks.finetuning_task"]

@@ -1,7 +1,7 @@
-"""The Celery task, and the plain functions beneath it that also run without Celery.
+"""Celery task of an attempt, and the plain functions beneath it that also run without Celery.
 
-`run_finetuning` turns a configuration into an Outcome whatever happens; `run_attempt` is the same for a pod: it reads the
-mounted configuration and writes the termination message.
+`run_finetuning` runs a configuration and returns an Outcome for every end; `run_attempt` does the same for a pod: it reads
+the mounted configuration and writes the termination message.
 """
 
 import functools
@@ -18,7 +18,8 @@ from finetune_trainer.config import TrainerSettings, load_pod_config
 from finetune_trainer.errors import TrainingError, as_training_error
 from finetune_trainer.reporting.kubeflow import kubeflow_reporters
 from finetune_trainer.reporting.progress import BackendReporter, FileReporter, LogReporter, Reporter, Reporters
-from finetune_trainer.reporting.tracking import check_trackers, tracking_reporters
+from finetune_trainer.reporting.tracking.checks import check_trackers
+from finetune_trainer.reporting.tracking.reporter import tracking_reporters
 from finetune_trainer.runtime import distributed
 from finetune_trainer.runtime.interruption import STOP, StopSignal
 from finetune_trainer.runtime.termination import write_termination_message
@@ -28,21 +29,23 @@ from finetune_trainer.training import FinetuningPipeline
 logger = logging.getLogger(__name__)
 
 
-# The reporter stores the last word, from its thread: Celery itself would insist on a backend that is gone.
+# The reporter stores the result, from its own thread: Celery itself would keep retrying a lost backend.
 @shared_task(name=TASK_NAME, ignore_result=True)  # type: ignore[untyped-decorator] # celery is untyped
 def finetuning_task(job_uid: str, attempt: int) -> dict[str, Any]:
-    """Run the attempt that this pod was made for; the message only names it, the configuration is mounted."""
+    """Run this pod's attempt; the message only names it, the configuration is mounted."""
     return run_attempt(TrainerSettings(), job_uid, attempt).to_dict()
 
 
 def run_attempt(settings: TrainerSettings, job_uid: str, attempt: int) -> Outcome:
-    """Run the mounted configuration and leave its Outcome in the termination message."""
+    """Run the mounted configuration, and write its Outcome into the termination message."""
     config, job = load_pod_config(settings.config_path)
     reporter = _pod_reporter(settings, config, job)
     if (job.uid, job.attempt) == (job_uid, attempt):
         outcome = run_finetuning(config, reporter, STOP)
     else:
-        message = f"The message asks for attempt {attempt} of {job_uid}; this pod is attempt {job.attempt} of {job.uid}"
+        message = (
+            f"The message names attempt {attempt} of job {job_uid}; this pod is attempt {job.attempt} of job {job.uid}"
+        )
         outcome = TrainingError(Reason.SPEC_INVALID, message).to_outcome()
     write_termination_message(settings, outcome)
     reporter.close(outcome)
@@ -50,7 +53,7 @@ def run_attempt(settings: TrainerSettings, job_uid: str, attempt: int) -> Outcom
 
 
 def run_finetuning(config: TrainingConfig, reporter: Reporter, stop: StopSignal, run_id: str | None = None) -> Outcome:
-    """Run the pipeline; every end, planned or not, is an Outcome."""
+    """Run the pipeline; every end, including an unexpected exception, becomes an Outcome."""
     pipeline = FinetuningPipeline(config, reporter=reporter, stop=stop, run_id=run_id)
     try:
         check_trackers(config)
@@ -62,26 +65,26 @@ def run_finetuning(config: TrainingConfig, reporter: Reporter, stop: StopSignal,
             logger.exception("the trainer crashed")
         pipeline.store.discard_staging()
         return error.to_outcome(
-            step=pipeline.reached.step if pipeline.reached else 0,
+            step=pipeline.position.step if pipeline.position else 0,
             checkpoint_step=max(pipeline.store.checkpoint_steps(), default=None),
         )
 
 
 def run_worker_rank(config: TrainingConfig, stop: StopSignal, run_id: str) -> ExitCode:
-    """Be another rank than the first, which has the say: it reports for all, and nobody asks the others."""
+    """Run a rank other than 0. Only the main process reports; this exit code is logged there at most."""
     distributed.die_with_parent()
     try:
         with distributed.process_group(config, run_id):
             FinetuningPipeline(config, reporter=Reporters([]), stop=stop, run_id=run_id).run_worker_rank()
     except Exception as caught:
         error = as_training_error(caught)
-        logger.warning("another process of the run ended reason=%s message=%s", error.reason, error.message)
+        logger.warning("worker rank ended reason=%s message=%s", error.reason, error.message)
         return error.exit_code
     return ExitCode.SUCCEEDED
 
 
 def _pod_reporter(settings: TrainerSettings, config: TrainingConfig, job: JobIdentity) -> Reporter:
-    """All that listen, and the state of the attempt's Celery task even when no message was ever received."""
+    """Collect the reporters of a pod; that of the Celery task reports even if its message was never received."""
     reporters: list[Reporter] = [LogReporter(), *kubeflow_reporters(), *tracking_reporters(config, job.uid)]
     if settings.progress_file:
         reporters.append(FileReporter(settings.progress_file, settings.progress_interval))
