@@ -15,8 +15,9 @@ from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.v1alpha1 import Condition, FailureStatus, FinetuneJob, FinetuneJobStatus
 from finetune_operator.reconcile.job.decide import decide
 from finetune_operator.reconcile.job.phase import is_terminal
-from finetune_operator.reconcile.plan import Observed
-from finetune_operator.reconcile.views import ChildJobView, PodView
+from finetune_operator.reconcile.job.plan import ActionOutcome, Observed, Refusal
+from finetune_operator.reconcile.job.training_pod import ChildJob, TrainingPod
+from support.objects.decisions import decide_job
 from support.objects.operator_objects import (
     CREATED,
     FINGERPRINT,
@@ -121,8 +122,15 @@ observations = st.builds(
     children=st.lists(children, max_size=3).map(tuple),
     pods=st.lists(pods, max_size=3).map(tuple),
     claims=st.dictionaries(st.sampled_from(["models", "finetune-adapters"]), st.booleans()),
-    conflict=st.none() | st.just("Job x"),
     progress=st.none() | st.builds(a_progress, st.integers(0, 10)),
+)
+outcomes = st.sampled_from(
+    [
+        *[ActionOutcome()] * 4,
+        ActionOutcome(conflict="Job x"),
+        ActionOutcome(refusal=Refusal("exceeded quota", is_final=False)),
+        ActionOutcome(refusal=Refusal("spec.x is invalid", is_final=True)),
+    ]
 )
 specs = st.fixed_dictionaries(
     {},
@@ -136,13 +144,14 @@ specs = st.fixed_dictionaries(
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(statuses, observations, specs, TIMES)
+@given(statuses, observations, specs, outcomes, TIMES)
 def test_any_situation_has_a_plan_that_settles(
-    status: FinetuneJobStatus, seen: Observed, spec: dict[str, object], now: datetime
+    status: FinetuneJobStatus, seen: Observed, spec: dict[str, object], outcome: ActionOutcome, now: datetime
 ) -> None:
     job = a_job(status, **spec)
-    plan = decide(job, seen, now, SETTINGS)
-    assert plan == decide(job, seen, now, SETTINGS), "the same input gives the same plan"
+    outcome = outcome if decide(job, seen, now, SETTINGS).makes_children else ActionOutcome()
+    plan = decide_job(job, seen, now, outcome=outcome)
+    assert plan == decide_job(job, seen, now, outcome=outcome), "the same input gives the same plan"
     if is_terminal(job.status):
         assert is_terminal(plan.status)
         assert plan.create == plan.apply == ()
@@ -152,7 +161,7 @@ def test_any_situation_has_a_plan_that_settles(
     assert len([m for m in plan.create if m["kind"] == "Job"]) <= 1
     reread = with_status(job, plan.status)
     for _ in range(3):
-        following = decide(reread, seen, now, SETTINGS)
+        following = decide_job(reread, seen, now)
         if following.status == reread.status:
             break
         reread = with_status(reread, following.status)
@@ -166,8 +175,8 @@ class World:
 
     job: FinetuneJob
     now: datetime = NOW
-    children: dict[int, ChildJobView] = field(default_factory=dict)
-    pods: dict[int, PodView] = field(default_factory=dict)
+    children: dict[int, ChildJob] = field(default_factory=dict)
+    pods: dict[int, TrainingPod] = field(default_factory=dict)
     started: list[int] = field(default_factory=list)
     terminal: FinetuneJobStatus | None = None
 
@@ -177,7 +186,7 @@ class World:
             pods=tuple(self.pods.values()),
             claims={"models": True, "finetune-adapters": True},
         )
-        plan = decide(self.job, seen, self.now, SETTINGS)
+        plan = decide_job(self.job, seen, self.now)
         for manifest in plan.create:
             attempt = int(manifest["metadata"]["labels"]["finetune.dev/attempt"])
             assert not [p for p in self.pods.values() if not p.is_finished], "two trainers"

@@ -15,7 +15,8 @@ from finetune_api.contract import FINETUNE_JOB_KIND, INFERENCE_SERVICE_KIND
 from finetune_api.reasons import TERMINAL_PHASES
 from finetune_operator.errors import ClusterError
 from finetune_operator.handlers.work_queue import WorkQueue
-from finetune_operator.io.cluster import FINETUNE_JOBS, INFERENCE_SERVICES, Raw, Resource
+from finetune_operator.io.cluster import FINETUNE_JOBS, INFERENCE_SERVICES, Resource
+from finetune_operator.kubernetes_types import Raw
 from finetune_operator.process import metrics
 from finetune_operator.process.health import Health
 from finetune_operator.reconcile.context import Context, ReconcileResult

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.validation import UNKNOWN, problems_of, summary
 from finetune_operator.errors import ClusterError
-from finetune_operator.io.cluster import FINETUNE_JOBS, Raw, Resource
+from finetune_operator.io.cluster import FINETUNE_JOBS, Resource
+from finetune_operator.kubernetes_types import Raw
 from finetune_operator.reconcile.context import Context
 
 logger = logging.getLogger(__name__)

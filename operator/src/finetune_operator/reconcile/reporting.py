@@ -9,10 +9,11 @@ from typing import Any
 from finetune_api.base import StatusModel
 from finetune_api.contract import API_VERSION
 from finetune_operator.errors import ClusterError
-from finetune_operator.io.cluster import Raw, Resource
+from finetune_operator.io.cluster import Resource
+from finetune_operator.kubernetes_types import Raw
 from finetune_operator.process import metrics
 from finetune_operator.reconcile.context import Context
-from finetune_operator.reconcile.plan import EventDraft
+from finetune_operator.reconcile.events import EventDraft
 from finetune_operator.resources.labels import MANAGED_BY
 
 logger = logging.getLogger(__name__)
