@@ -205,13 +205,17 @@ class PlayedCluster:
         if plan.is_switch:
             yield from self._act(self._decide({}))
 
-    def _decide(self, answers: Answers) -> ServiceDecision:
+    def seen(self) -> ServiceObserved:
+        """What the operator observes."""
         live = self.live
         if "Deployment" in live:
             updated = sum(self.config_of(name) == self.template for name in self.pods)
             counts = {"replicas": len(self.pods), "updatedReplicas": updated, "readyReplicas": len(self.in_traffic)}
             live = {**live, "Deployment": {**live["Deployment"], "status": {"observedGeneration": 1, **counts}}}
-        seen = ServiceObserved(live, tuple(self.pods.values()))
+        return ServiceObserved(live, tuple(self.pods.values()))
+
+    def _decide(self, answers: Answers) -> ServiceDecision:
+        seen = self.seen()
         plan = decide_for(self.service, seen, answers, NOW, self.settings)
         assert plan == decide_for(self.service, seen, answers, NOW, self.settings), "the same input, the same plan"
         return plan

@@ -1,4 +1,4 @@
-"""What should happen to a FinetuneJob now: a pure function of the object, its children and the clock.
+"""The next plan for a FinetuneJob: a pure function of the object, its children and the clock.
 
 Read `decide` as the table of contents: each branch is one situation of a job, in order of precedence, and has a module of
 its own. `report` makes the status from the plan once its actions were taken.

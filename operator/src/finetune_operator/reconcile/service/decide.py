@@ -1,4 +1,4 @@
-"""What should happen to an InferenceService now: a pure function of the object, its desired and live children, and verdicts.
+"""The next plan for an InferenceService: a pure function of the object, its desired and live children, and verdicts.
 
 `report` makes the status from the plan once its actions were taken.
 """

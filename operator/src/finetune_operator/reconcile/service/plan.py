@@ -64,7 +64,7 @@ class Stalled:
 
 @dataclass(frozen=True)
 class ServicePlan:
-    """What to do now: make children, or report (and repair what others edited), or probe."""
+    """The actions to take now: make children, or report (and repair what others edited), or probe."""
 
     assessment: Assessment | None = None
     """To report; None if nothing can be said before the next reconcile."""
