@@ -59,8 +59,8 @@ def requested_version(
         adapter,
         name,
         digest,
-        probed_hash=_probed_hash(service, adapter, name),
-        served_hash=_probed_hash(service, adapter, adapter.name),
+        probed_hash=probed_hash(service, adapter, name),
+        served_hash=probed_hash(service, adapter, adapter.name),
         is_rolling=rolling,
         is_served=served,
         is_disproven=_is_disproven(service, adapter, status),
@@ -126,7 +126,8 @@ def is_served(adapter: AdapterReference, status: ServedAdapterStatus | None) -> 
     return served is not None and served.source == adapter.source and adapter.digest in (None, served.digest)
 
 
-def _probed_hash(service: InferenceService, adapter: AdapterReference, name: str) -> str:
+def probed_hash(service: InferenceService, adapter: AdapterReference, name: str) -> str:
+    """Identify the subject of a verdict: the base model as it is served, the version, and its name in the servers."""
     base = [service.spec.model.to_dict(), service.spec.max_model_length]
     return content_hash([base, {**adapter.to_dict(), "metrics": None}, name])
 
@@ -139,7 +140,7 @@ def _is_disproven(service: InferenceService, adapter: AdapterReference, status: 
     """
     if is_rolling(service) or status is None:
         return False
-    if status.probed_hash != _probed_hash(service, adapter, candidate_name(adapter)):
+    if status.probed_hash != probed_hash(service, adapter, candidate_name(adapter)):
         return False
     return any(replica.loaded and replica.verified == "False" for replica in status.replicas)
 
