@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.v1alpha1 import FinetuneJob, InferenceService
-from finetune_operator.resources.serving import build_serving_children
+from finetune_operator.reconcile.service.desired import build_desired
 from finetune_operator.resources.training_job import build_training_job
 from finetune_operator.settings import Settings
 from lab.kubernetes.api import ApiError
@@ -78,8 +78,9 @@ def a_deployment() -> Raw:
     adapter = {"name": "a", "source": "pvc://adapters/a"}
     raw = an_inference_service("tone", "team-a", adapters=[adapter], replicas=2)
     raw["metadata"]["uid"] = "0" * 36
-    children = build_serving_children(InferenceService.model_validate(raw), Settings())
-    return copy.deepcopy(next(dict(child) for child in children if child["kind"] == "Deployment"))
+    desired = build_desired(InferenceService.model_validate(raw), Settings())
+    assert desired is not None
+    return copy.deepcopy(next(dict(child) for child in desired.children if child["kind"] == "Deployment"))
 
 
 def test_what_the_operator_makes_is_allowed(operator: Api) -> None:
@@ -171,8 +172,9 @@ def test_a_stolen_token_makes_nothing_else(attack: str, plural: str, build: Call
 def a_list() -> Raw:
     raw = an_inference_service("tone", "team-a", adapters=[{"name": "a", "source": "pvc://adapters/a"}])
     raw["metadata"]["uid"] = "0" * 36
-    children = build_serving_children(InferenceService.model_validate(raw), Settings())
-    return copy.deepcopy(next(dict(child) for child in children if child["kind"] == "ConfigMap"))
+    desired = build_desired(InferenceService.model_validate(raw), Settings())
+    assert desired is not None
+    return copy.deepcopy(next(dict(child) for child in desired.children if child["kind"] == "ConfigMap"))
 
 
 def test_the_operator_writes_lists_of_adapters_and_no_other_config_map(operator: Api) -> None:

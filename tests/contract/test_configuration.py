@@ -12,8 +12,8 @@ from finetune_api.training import TrainingConfig
 from finetune_api.v1alpha1 import FinetuneJob, InferenceService
 from finetune_inference.adapters.adapter_list import read_adapter_list
 from finetune_inference.config import Settings as ServerSettings
+from finetune_operator.reconcile.service.desired import build_desired
 from finetune_operator.resources.annotations import ANNOTATION_CONFIG
-from finetune_operator.resources.serving import build_serving_children
 from finetune_operator.resources.training_job import build_training_job
 from finetune_operator.settings import Settings
 from support.objects.factories import a_finetune_job, an_inference_service
@@ -46,9 +46,9 @@ def test_the_server_reads_what_the_operator_writes(tmp_path: Path) -> None:
     adapters = [{"name": "a", "source": "pvc://c/a/1"}, {"name": "b", "source": "pvc://c/b/2"}]
     raw = an_inference_service(adapters=adapters, maxModelLength=64)
     raw["metadata"]["uid"] = "0f0e"
-    children = {
-        child["kind"]: dict(child) for child in build_serving_children(InferenceService.model_validate(raw), Settings())
-    }
+    desired = build_desired(InferenceService.model_validate(raw), Settings())
+    assert desired is not None
+    children = {child["kind"]: dict(child) for child in desired.children}
     config = ServingConfig.model_validate_json(configuration_of(children["Deployment"]))
     assert (config.max_model_length, config.adapters) == (64, [])
     (tmp_path / "adapters.json").write_text(children["ConfigMap"]["data"]["adapters.json"])

@@ -12,10 +12,10 @@ from finetune_api.fingerprint import Fingerprint, Probe
 from finetune_api.serving import ServingConfig
 from finetune_api.training import TrainingConfig
 from finetune_api.v1alpha1 import AdapterStatus, FinetuneJob, InferenceService
+from finetune_operator.reconcile.service.desired import build_desired
 from finetune_operator.resources.annotations import ANNOTATION_CONFIG
 from finetune_operator.resources.claim import build_adapters_claim
 from finetune_operator.resources.inference_service import build_inference_service
-from finetune_operator.resources.serving import build_serving_children
 from finetune_operator.resources.training_job import build_training_job
 from finetune_operator.settings import Settings
 
@@ -41,7 +41,9 @@ def read(path: Path) -> tuple[Settings, dict[str, Any]]:
 
 def build(settings: Settings, raw: dict[str, Any]) -> list[dict[str, Any]]:
     if raw["kind"] == "InferenceService":
-        return build_serving_children(InferenceService.model_validate(raw), settings)
+        desired = build_desired(InferenceService.model_validate(raw), settings)
+        assert desired is not None
+        return list(desired.children)
     job = FinetuneJob.model_validate(raw)
     manifests = [build_adapters_claim(job.metadata.namespace, settings), build_training_job(job, 1, settings)]
     if job.spec.serve is not None:

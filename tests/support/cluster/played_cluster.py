@@ -20,13 +20,14 @@ from finetune_inference.adapters.promotion import ListedAdapters, WrongTokenErro
 from finetune_inference.adapters.registry import UnknownModelError
 from finetune_operator.io.probe import ProbeResult, Served, not_loaded
 from finetune_operator.reconcile.service.adapter_verdicts import Answers, ProbeRequest
-from finetune_operator.reconcile.service.decide import ServiceObserved, ServicePlan, decide_service
-from finetune_operator.reconcile.views import PodView
+from finetune_operator.reconcile.service.plan import ServiceObserved
+from finetune_operator.reconcile.service.server_pod import ServerPod
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.adapter_list import is_rolling
 from finetune_operator.resources.annotations import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
 from finetune_operator.resources.serving import encoded_config
 from finetune_operator.settings import Settings
+from support.objects.decisions import ServiceDecision, decide_for
 from support.objects.operator_objects import CREATED, FINGERPRINT, NOW, SETTINGS, a_service
 
 GOOD, BAD, ABSENT = ("1", "2"), ("3",), ("4",)
@@ -98,7 +99,7 @@ class PlayedCluster:
     service: InferenceService = field(default_factory=lambda: a_service(adapterClaim="c"))
     settings: Settings = SETTINGS
     live: dict[str, Manifest] = field(default_factory=dict)
-    pods: dict[str, PodView] = field(default_factory=dict)
+    pods: dict[str, ServerPod] = field(default_factory=dict)
     servers: dict[str, Server] = field(default_factory=dict)
     shown: set[tuple[str, int, str]] = field(default_factory=set)
     """Pod, restarts and version of each good answer that arrived."""
@@ -147,7 +148,7 @@ class PlayedCluster:
     def add_pod(self, config: str | None = None) -> None:
         self.started += 1
         name, has_readiness_gate = f"s{self.started}", is_rolling(self.service)
-        pod = PodView(
+        pod = ServerPod(
             name=name, uid=name, started_at=CREATED, has_readiness_gate=has_readiness_gate, are_containers_ready=True
         )
         notes = {ANNOTATION_CONFIG: config or encoded_config(self.service)}
@@ -165,7 +166,7 @@ class PlayedCluster:
     def visit(self) -> None:
         """The kubelet comes: what was started is ready, and lists arrive."""
         for name, pod in self.pods.items():
-            is_ready = pod.let_in is not None or not pod.has_readiness_gate
+            is_ready = pod.is_open or not pod.has_readiness_gate
             self.pods[name] = replace(pod, are_containers_ready=True, is_ready=is_ready)
             self._bring_list(name)
 
@@ -204,18 +205,22 @@ class PlayedCluster:
         if plan.is_switch:
             yield from self._act(self._decide({}))
 
-    def _decide(self, answers: Answers) -> ServicePlan:
+    def seen(self) -> ServiceObserved:
+        """What the operator observes."""
         live = self.live
         if "Deployment" in live:
             updated = sum(self.config_of(name) == self.template for name in self.pods)
             counts = {"replicas": len(self.pods), "updatedReplicas": updated, "readyReplicas": len(self.in_traffic)}
             live = {**live, "Deployment": {**live["Deployment"], "status": {"observedGeneration": 1, **counts}}}
-        seen = ServiceObserved(live, tuple(self.pods.values()))
-        plan = decide_service(self.service, seen, answers, NOW, self.settings)
-        assert plan == decide_service(self.service, seen, answers, NOW, self.settings), "the same input, the same plan"
+        return ServiceObserved(live, tuple(self.pods.values()))
+
+    def _decide(self, answers: Answers) -> ServiceDecision:
+        seen = self.seen()
+        plan = decide_for(self.service, seen, answers, NOW, self.settings)
+        assert plan == decide_for(self.service, seen, answers, NOW, self.settings), "the same input, the same plan"
         return plan
 
-    def _act(self, plan: ServicePlan) -> Iterator[None]:
+    def _act(self, plan: ServiceDecision) -> Iterator[None]:
         assert not plan.delete
         for manifest in plan.apply:
             self.live[manifest["kind"]] = manifest
@@ -228,13 +233,13 @@ class PlayedCluster:
             self.pods[pod.name] = replace(self.pods[pod.name], annotations=notes)
             yield
 
-    def _report(self, plan: ServicePlan) -> Iterator[None]:
+    def _report(self, plan: ServiceDecision) -> Iterator[None]:
         if plan.status != self.service.status:
             status = InferenceServiceStatus.model_validate(plan.status.to_dict())
             self.service = self.service.model_copy(update={"status": status})
             yield
         for gate in plan.gates:
-            pod = replace(self.pods[gate.pod.name], let_in=gate.message if gate.is_open else None)
+            pod = replace(self.pods[gate.pod.name], verified_process=gate.pod.process if gate.is_open else None)
             self.pods[pod.name] = replace(pod, is_ready=pod.are_containers_ready and gate.is_open)
             yield
 

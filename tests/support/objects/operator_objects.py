@@ -7,7 +7,8 @@ from finetune_api.fingerprint import Fingerprint, Probe
 from finetune_api.outcome import CommittedAdapter, Outcome, Progress, Result
 from finetune_api.reasons import ConditionType, Reason
 from finetune_api.v1alpha1 import FinetuneJob, FinetuneJobStatus, InferenceService
-from finetune_operator.reconcile.views import ChildJobView, ContainerEnd, PodView
+from finetune_operator.reconcile.job.training_pod import ChildJob, TrainingPod
+from finetune_operator.reconcile.pod import ContainerEnd
 from finetune_operator.settings import Settings
 from support.objects.factories import a_finetune_job, an_inference_service
 
@@ -39,21 +40,21 @@ def a_service(**spec: Any) -> InferenceService:
     return InferenceService.model_validate(raw)
 
 
-def a_child(attempt: int = 1, **fields: Any) -> ChildJobView:
+def a_child(attempt: int = 1, **fields: Any) -> ChildJob:
     values = {"name": f"tone-0a1b2c3d-a{attempt}", "uid": f"job-{attempt}", "created": CREATED, **fields}
-    return ChildJobView(attempt=attempt, **values)
+    return ChildJob(attempt=attempt, **values)
 
 
-def a_pod(attempt: int = 1, **fields: Any) -> PodView:
+def a_pod(attempt: int = 1, **fields: Any) -> TrainingPod:
     values = {"name": f"tone-0a1b2c3d-a{attempt}-x", "created": CREATED, **fields}
-    return PodView(attempt=attempt, **values)
+    return TrainingPod(attempt=attempt, **values)
 
 
-def a_running_pod(attempt: int = 1, **fields: Any) -> PodView:
+def a_running_pod(attempt: int = 1, **fields: Any) -> TrainingPod:
     return a_pod(attempt, **{"phase": "Running", "is_scheduled": True, "started_at": CREATED, **fields})
 
 
-def a_finished_pod(outcome: Outcome | str = "", attempt: int = 1, exit_code: int = 0, **fields: Any) -> PodView:
+def a_finished_pod(outcome: Outcome | str = "", attempt: int = 1, exit_code: int = 0, **fields: Any) -> TrainingPod:
     message = outcome if isinstance(outcome, str) else outcome.to_termination_message()
     ended = {"started_at": NOW - timedelta(minutes=2), "finished_at": NOW - timedelta(minutes=1)}
     reason = fields.pop("ended_reason", "")
@@ -62,18 +63,18 @@ def a_finished_pod(outcome: Outcome | str = "", attempt: int = 1, exit_code: int
     return a_pod(attempt, **{"phase": phase, "is_scheduled": True, "started_at": end.started_at, "end": end, **fields})
 
 
-def a_validating_pod(attempt: int = 1, **fields: Any) -> PodView:
+def a_validating_pod(attempt: int = 1, **fields: Any) -> TrainingPod:
     return a_pod(attempt, **{"is_scheduled": True, "waiting": INITIALIZING, "validation_started_at": CREATED, **fields})
 
 
-def a_validated_pod(message: str = "Training: 8 rows.", attempt: int = 1, **fields: Any) -> PodView:
+def a_validated_pod(message: str = "Training: 8 rows.", attempt: int = 1, **fields: Any) -> TrainingPod:
     """Its trainer has not started yet."""
     outcome = Outcome(result=Result.SUCCEEDED, reason=Reason.ACCEPTED, message=message)
     end = ContainerEnd(0, "Completed", outcome.to_termination_message(), CREATED, CREATED + timedelta(seconds=5))
     return a_validating_pod(attempt, **{"validation_end": end, **fields})
 
 
-def a_refused_pod(outcome: Outcome | str = "", attempt: int = 1, exit_code: int = 3, **fields: Any) -> PodView:
+def a_refused_pod(outcome: Outcome | str = "", attempt: int = 1, exit_code: int = 3, **fields: Any) -> TrainingPod:
     """It ended in `validate`."""
     message = outcome if isinstance(outcome, str) else outcome.to_termination_message()
     end = ContainerEnd(exit_code, fields.pop("ended_reason", "Error"), message, CREATED, NOW - timedelta(minutes=1))

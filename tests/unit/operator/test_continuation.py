@@ -9,10 +9,10 @@ from finetune_api.reasons import ConditionType, Phase
 from finetune_api.training import InitialAdapterConfig, TrainingConfig
 from finetune_api.v1alpha1 import FinetuneJobStatus
 from finetune_operator.io.cluster import CLAIMS, FINETUNE_JOBS, Resource
-from finetune_operator.reconcile.job.decide import decide
+from finetune_operator.reconcile.job.plan import Observed
 from finetune_operator.reconcile.job.reconcile import observe
-from finetune_operator.reconcile.plan import Observed, Plan
 from finetune_operator.resources.annotations import ANNOTATION_CONFIG
+from support.objects.decisions import JobDecision, decide_job
 from support.objects.operator_objects import (
     NOW,
     SETTINGS,
@@ -36,11 +36,11 @@ def earlier(**status: Any) -> FinetuneJobStatus:
     return FinetuneJobStatus.model_validate(status)
 
 
-def plan_for(job: Any, **seen: Any) -> Plan:
-    return decide(job, Observed(**{"claims": CLAIMS_THERE, **seen}), NOW, SETTINGS)
+def plan_for(job: Any, **seen: Any) -> JobDecision:
+    return decide_job(job, Observed(**{"claims": CLAIMS_THERE, **seen}), NOW, SETTINGS)
 
 
-def initial_adapter(plan: Plan) -> InitialAdapterConfig | None:
+def initial_adapter(plan: JobDecision) -> InitialAdapterConfig | None:
     (manifest,) = plan.create
     text = manifest["spec"]["template"]["metadata"]["annotations"][ANNOTATION_CONFIG]
     return TrainingConfig.model_validate_json(text).initial_adapter
@@ -67,7 +67,7 @@ def test_what_it_waited_for_is_in_status_before_the_first_attempt_and_all_attemp
     ended = plan_for(job, children=(a_child(),), pods=(a_finished_pod(a_failure(), exit_code=1),))
     assert ended.status.failed_attempts == 1
     later = NOW.replace(year=NOW.year + 1)
-    second = decide(with_status(job, ended.status), Observed(claims=CLAIMS_THERE), later, SETTINGS)
+    second = decide_job(with_status(job, ended.status), Observed(claims=CLAIMS_THERE), later, SETTINGS)
     assert initial_adapter(second) == expected
 
 
@@ -132,7 +132,7 @@ def test_the_other_job_is_read_until_its_adapter_is_known_and_its_claim_from_the
     seen = asyncio.run(observe(Asked(), None, job))  # type: ignore[arg-type]
     assert (FINETUNE_JOBS, "polite") in asked
     asked.clear()
-    pinned = with_status(job, decide(job, seen, NOW, SETTINGS).status)
+    pinned = with_status(job, decide_job(job, seen, NOW, SETTINGS).status)
     asyncio.run(observe(Asked(), None, pinned))  # type: ignore[arg-type]
     assert (CLAIMS, "elsewhere") in asked
     assert (FINETUNE_JOBS, "polite") not in asked

@@ -20,11 +20,11 @@ from finetune_api.v1alpha1 import (
     ServedVersion,
 )
 from finetune_operator.reconcile.conditions import find_condition
-from finetune_operator.reconcile.job.decide import decide
+from finetune_operator.reconcile.job.plan import ActionOutcome, Observed, Refusal
 from finetune_operator.reconcile.job.reconcile import observe
 from finetune_operator.reconcile.job.regression_gate import find_regression
-from finetune_operator.reconcile.plan import Observed, Plan, Refusal
 from finetune_operator.settings import Settings
+from support.objects.decisions import JobDecision, decide_job
 from support.objects.factories import an_inference_service
 from support.objects.operator_objects import (
     CREATED,
@@ -51,8 +51,8 @@ from support.objects.operator_objects import (
 EXISTING = {"models": True, "finetune-adapters": True}
 
 
-def plan_for(job: FinetuneJob, now: Any = NOW, settings: Settings = SETTINGS, **seen: Any) -> Plan:
-    return decide(job, Observed(**{"claims": EXISTING, **seen}), now, settings)
+def plan_for(job: FinetuneJob, now: Any = NOW, settings: Settings = SETTINGS, **seen: Any) -> JobDecision:
+    return decide_job(job, Observed(**{"claims": EXISTING, **seen}), now, settings)
 
 
 def running(job: FinetuneJob | None = None, attempt: int = 1) -> FinetuneJob:
@@ -123,7 +123,8 @@ def test_a_missing_config_map_is_left_to_the_trainer_who_can_say_which_key() -> 
 )
 def test_status_says_what_the_pod_is_doing(child: Any, pod: Any, phase: Phase, reason: str) -> None:
     pods = () if pod is None else (a_pod(**pod),)
-    plan = plan_for(a_job(), children=(a_child(**child),), pods=pods)
+    job = a_job(model={"source": "hf://org/tiny", "secretRef": {"name": "t"}})
+    plan = plan_for(job, children=(a_child(**child),), pods=pods)
     assert (plan.status.phase, plan.status.reason, plan.status.attempt) == (phase, reason, 1)
     assert plan.create == plan.delete_jobs == ()
 
@@ -433,7 +434,8 @@ def test_a_finished_job_expires_when_its_time_has_come() -> None:
 
 
 def test_a_foreign_child_is_a_conflict() -> None:
-    plan = plan_for(a_job(), conflict="Job tone-0a1b2c3d-a1")
+    conflict = ActionOutcome(conflict="Job tone-0a1b2c3d-a1")
+    plan = decide_job(a_job(), Observed(claims=EXISTING), outcome=conflict)
     assert (plan.status.phase, plan.status.reason) == (Phase.FAILED, "ChildConflict")
 
 
@@ -468,7 +470,7 @@ def test_a_job_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:
     job = a_job()
     job = job.model_copy(update={"metadata": job.metadata.model_copy(update={"deletion_timestamp": NOW})})
     plan = plan_for(job, children=(a_child(),), pods=(a_running_pod(),))
-    assert plan == Plan(status=job.status)
+    assert plan == JobDecision(status=job.status)
 
 
 def test_an_adapter_with_an_endpoint_to_come_is_published_then_applied() -> None:
@@ -695,6 +697,6 @@ def test_every_reason_fits_its_schema_and_is_documented(reason: Reason) -> None:
     ],
 )
 def test_a_child_that_is_refused_says_so(refusal: Refusal, phase: Phase, reason: str) -> None:
-    plan = plan_for(a_job(), refusal=refusal)
+    plan = decide_job(a_job(), Observed(claims=EXISTING), outcome=ActionOutcome(refusal=refusal))
     assert (plan.status.phase, plan.status.reason, plan.create) == (phase, reason, ())
     assert refusal.message in (plan.status.message or "")

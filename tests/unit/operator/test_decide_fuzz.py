@@ -11,16 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune_api.outcome import Outcome
-from finetune_api.reasons import ConditionType, Phase, Reason
-from finetune_api.v1alpha1 import Condition, FailureStatus, FinetuneJob, FinetuneJobStatus
+from finetune_api.reasons import Phase, Reason
+from finetune_api.v1alpha1 import FinetuneJob, FinetuneJobStatus
 from finetune_operator.reconcile.job.decide import decide
 from finetune_operator.reconcile.job.phase import is_terminal
-from finetune_operator.reconcile.plan import Observed
-from finetune_operator.reconcile.views import ChildJobView, PodView
+from finetune_operator.reconcile.job.plan import ActionOutcome, Observed
+from finetune_operator.reconcile.job.training_pod import ChildJob, TrainingPod
+from support.objects.decisions import decide_job
+from support.objects.job_situations import TIMES, observations, outcomes, specs, statuses
 from support.objects.operator_objects import (
     CREATED,
     FINGERPRINT,
-    INITIALIZING,
     NOW,
     SETTINGS,
     UID,
@@ -28,121 +29,24 @@ from support.objects.operator_objects import (
     a_failure,
     a_finished_pod,
     a_job,
-    a_pod,
-    a_progress,
     a_refused_pod,
     a_running_pod,
     a_success,
-    a_validated_pod,
     a_validating_pod,
     an_interruption,
     with_status,
 )
 
-ATTEMPTS = st.integers(0, 4)
-TIMES = st.integers(-400, 400).map(lambda seconds: NOW + timedelta(seconds=seconds))
-REASONS = st.sampled_from(list(Reason))
-OUTCOMES = st.one_of(
-    st.sampled_from(["", "Traceback", '{"result": "x"}', a_success(), an_interruption(checkpoint_step=3)]),
-    st.builds(lambda reason, retryable: a_failure(reason, retryable=retryable), REASONS, st.booleans()),
-)
-
-statuses = st.builds(
-    lambda **fields: FinetuneJobStatus(**fields),
-    attempt=ATTEMPTS,
-    failed_attempts=ATTEMPTS,
-    conditions=st.lists(
-        st.builds(
-            lambda **fields: Condition(**fields),
-            type=st.sampled_from([c for c in ConditionType if c not in ("Ready", "Progressing")]),
-            status=st.sampled_from(["True", "False", "Unknown"]),
-            reason=REASONS,
-            last_transition_time=TIMES,
-        ),
-        max_size=5,
-        unique_by=lambda c: c.type,
-    ),
-    last_failure=st.none()
-    | st.builds(
-        lambda attempt, reason, time: FailureStatus(attempt=attempt, reason=reason, finish_time=time),
-        st.integers(1, 4),
-        REASONS,
-        st.none() | TIMES,
-    ),
-    start_time=st.none() | TIMES,
-    completion_time=st.none() | TIMES,
-)
-children = st.builds(
-    lambda attempt, **fields: a_child(attempt, **fields),
-    ATTEMPTS,
-    outcome=st.sampled_from(["", "Complete", "Failed"]),
-    is_deleting=st.booleans(),
-    is_suspended=st.booleans(),
-    created=st.none() | TIMES,
-)
-pods = st.one_of(
-    st.builds(
-        lambda attempt, outcome, code, **fields: a_finished_pod(outcome, attempt, code, **fields),
-        ATTEMPTS,
-        OUTCOMES,
-        st.sampled_from([0, 1, 2, 3, 28, 75, 137, 143, -1]),
-        is_deleting=st.booleans(),
-        ended_reason=st.sampled_from(["", "OOMKilled", "Error"]),
-    ),
-    st.builds(lambda attempt, **f: a_running_pod(attempt, **f), ATTEMPTS, is_deleting=st.booleans()),
-    st.builds(
-        lambda attempt, **f: a_validated_pod("8 rows", attempt, **f),
-        ATTEMPTS,
-        phase=st.sampled_from(["Pending", "Failed"]),
-        waiting=st.sampled_from([INITIALIZING, ("CreateContainerError", "x")]),
-        is_deleting=st.booleans(),
-    ),
-    st.builds(lambda attempt, **f: a_validating_pod(attempt, **f), ATTEMPTS, is_deleting=st.booleans()),
-    st.builds(
-        lambda attempt, outcome, code, **fields: a_refused_pod(outcome, attempt, code, **fields),
-        ATTEMPTS,
-        OUTCOMES,
-        st.sampled_from([1, 2, 3, 28, 75, 137, 143, -1]),
-        is_deleting=st.booleans(),
-        ended_reason=st.sampled_from(["OOMKilled", "Error"]),
-    ),
-    st.builds(
-        lambda attempt, **f: a_pod(attempt, **f),
-        ATTEMPTS,
-        phase=st.sampled_from(["Pending", "Unknown", "Failed"]),
-        waiting=st.none() | st.sampled_from([("ErrImagePull", "x"), ("CreateContainerError", "secret")]),
-        unschedulable=st.none() | st.just(("Unschedulable", "no")),
-        reason=st.sampled_from(["", "Evicted", "NodeLost", "OutOfcpu"]),
-        created=st.none() | TIMES,
-    ),
-)
-observations = st.builds(
-    Observed,
-    children=st.lists(children, max_size=3).map(tuple),
-    pods=st.lists(pods, max_size=3).map(tuple),
-    claims=st.dictionaries(st.sampled_from(["models", "finetune-adapters"]), st.booleans()),
-    conflict=st.none() | st.just("Job x"),
-    progress=st.none() | st.builds(a_progress, st.integers(0, 10)),
-)
-specs = st.fixed_dictionaries(
-    {},
-    optional={
-        "suspend": st.booleans(),
-        "cancel": st.booleans(),
-        "policy": st.builds(lambda n: {"maxAttempts": n, "activeDeadlineSeconds": 350}, st.integers(1, 3)),
-        "serve": st.just({}),
-    },
-)
-
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(statuses, observations, specs, TIMES)
+@given(statuses, observations, specs, outcomes, TIMES)
 def test_any_situation_has_a_plan_that_settles(
-    status: FinetuneJobStatus, seen: Observed, spec: dict[str, object], now: datetime
+    status: FinetuneJobStatus, seen: Observed, spec: dict[str, object], outcome: ActionOutcome, now: datetime
 ) -> None:
     job = a_job(status, **spec)
-    plan = decide(job, seen, now, SETTINGS)
-    assert plan == decide(job, seen, now, SETTINGS), "the same input gives the same plan"
+    outcome = outcome if decide(job, seen, now, SETTINGS).makes_children else ActionOutcome()
+    plan = decide_job(job, seen, now, outcome=outcome)
+    assert plan == decide_job(job, seen, now, outcome=outcome), "the same input gives the same plan"
     if is_terminal(job.status):
         assert is_terminal(plan.status)
         assert plan.create == plan.apply == ()
@@ -152,7 +56,7 @@ def test_any_situation_has_a_plan_that_settles(
     assert len([m for m in plan.create if m["kind"] == "Job"]) <= 1
     reread = with_status(job, plan.status)
     for _ in range(3):
-        following = decide(reread, seen, now, SETTINGS)
+        following = decide_job(reread, seen, now)
         if following.status == reread.status:
             break
         reread = with_status(reread, following.status)
@@ -166,8 +70,8 @@ class World:
 
     job: FinetuneJob
     now: datetime = NOW
-    children: dict[int, ChildJobView] = field(default_factory=dict)
-    pods: dict[int, PodView] = field(default_factory=dict)
+    children: dict[int, ChildJob] = field(default_factory=dict)
+    pods: dict[int, TrainingPod] = field(default_factory=dict)
     started: list[int] = field(default_factory=list)
     terminal: FinetuneJobStatus | None = None
 
@@ -177,7 +81,7 @@ class World:
             pods=tuple(self.pods.values()),
             claims={"models": True, "finetune-adapters": True},
         )
-        plan = decide(self.job, seen, self.now, SETTINGS)
+        plan = decide_job(self.job, seen, self.now)
         for manifest in plan.create:
             attempt = int(manifest["metadata"]["labels"]["finetune.dev/attempt"])
             assert not [p for p in self.pods.values() if not p.is_finished], "two trainers"

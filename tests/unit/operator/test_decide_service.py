@@ -13,20 +13,22 @@ from finetune_api.reasons import ConditionType, Reason
 from finetune_api.serving import token_digest
 from finetune_api.v1alpha1 import AdapterReference, InferenceService, InferenceServiceStatus
 from finetune_operator.io.probe import ProbeResult
+from finetune_operator.reconcile.pod import ContainerEnd
 from finetune_operator.reconcile.service.decide import (
-    REFUSED_SECONDS,
     REPAIR_SECONDS,
-    ServiceObserved,
-    ServicePlan,
-    decide_service,
+    UNLOADED_ADAPTER_SECONDS,
 )
-from finetune_operator.reconcile.views import ContainerEnd, PodView
-from finetune_operator.resources.adapter_list import build_adapter_list, list_hash, promotion_token
+from finetune_operator.reconcile.service.plan import ServiceObserved
+from finetune_operator.reconcile.service.served_versions import listed_adapters, promotion_token
+from finetune_operator.reconcile.service.server_pod import ServerPod
+from finetune_operator.resources import Manifest
+from finetune_operator.resources.adapter_list import build_adapter_list, list_hash
 from finetune_operator.resources.annotations import ANNOTATION_ADAPTER_LIST, ANNOTATION_CONFIG
 from finetune_operator.resources.child import with_hash
 from finetune_operator.resources.serving import build_serving_children, encoded_config
 from finetune_operator.settings import Settings
-from support.objects.operator_objects import CREATED, FINGERPRINT, NOW, SETTINGS, UID, a_pod, a_service, condition
+from support.objects.decisions import ServiceDecision, decide_for
+from support.objects.operator_objects import CREATED, FINGERPRINT, NOW, SETTINGS, UID, a_service, condition
 
 ADAPTER = {"name": "a", "source": "pvc://c/a", "digest": f"sha256:{'0' * 64}", "fingerprint": FINGERPRINT.to_dict()}
 NEWER = {**ADAPTER, "source": "pvc://c/newer", "digest": f"sha256:{'1' * 64}"}
@@ -37,9 +39,18 @@ SILENCE = ProbeResult("Unknown", Reason.ENDPOINT_UNREACHABLE, "no answer")
 REFUSED = ProbeResult("False", Reason.ADAPTER_INCOMPATIBLE, "no such folder", loaded=False)
 
 
+def list_of(service: InferenceService, settings: Settings = SETTINGS) -> Manifest:
+    """The list of adapters that servers of the service should have."""
+    return build_adapter_list(service, listed_adapters(service, service.status.adapters, settings))
+
+
+def children_of(service: InferenceService) -> list[Manifest]:
+    return build_serving_children(service, listed_adapters(service, service.status.adapters, SETTINGS), SETTINGS)
+
+
 def live(service: InferenceService, ready: int = 0, **status: Any) -> dict[str, Any]:
     """The children as applied, with a Deployment of which `ready` pods are ready."""
-    children = {child["kind"]: deepcopy(child) for child in build_serving_children(service, SETTINGS)}
+    children = {child["kind"]: deepcopy(child) for child in children_of(service)}
     wanted = service.spec.replicas
     counts = {"observedGeneration": 1, "replicas": wanted, "updatedReplicas": wanted, "readyReplicas": ready, **status}
     deployment = children["Deployment"]
@@ -47,25 +58,25 @@ def live(service: InferenceService, ready: int = 0, **status: Any) -> dict[str, 
     return {**children, "Deployment": {**deployment, "metadata": metadata, "status": counts}}
 
 
-def servers(service: InferenceService, count: int = 1, **fields: Any) -> tuple[PodView, ...]:
+def servers(service: InferenceService, count: int = 1, **fields: Any) -> tuple[ServerPod, ...]:
     """Ready server pods that have the current list."""
     annotations = {
         ANNOTATION_CONFIG: encoded_config(service),
-        ANNOTATION_ADAPTER_LIST: list_hash(build_adapter_list(service, SETTINGS)),
+        ANNOTATION_ADAPTER_LIST: list_hash(list_of(service)),
     }
     values = {"is_ready": True, "annotations": annotations, "started_at": CREATED, "address": "10.0.0.1", **fields}
-    return tuple(PodView(name=f"s{number}", **values) for number in range(count))
+    return tuple(ServerPod(name=f"s{number}", **values) for number in range(count))
 
 
-def plan_for(service: InferenceService, objects: Any = None, answers: Any = None, **seen: Any) -> ServicePlan:
+def plan_for(service: InferenceService, objects: Any = None, answers: Any = None, **seen: Any) -> ServiceDecision:
     """`objects` default to the children as applied with all replicas ready."""
     if objects is None:
         objects = live(service, ready=service.spec.replicas)
         seen.setdefault("pods", servers(service, service.spec.replicas))
-    return decide_service(service, ServiceObserved(live=objects, **seen), answers or {}, NOW, SETTINGS)
+    return decide_for(service, ServiceObserved(live=objects, **seen), answers or {}, NOW, SETTINGS)
 
 
-def answered(service: InferenceService, *results: ProbeResult, name: str = "a", **seen: Any) -> ServicePlan:
+def answered(service: InferenceService, *results: ProbeResult, name: str = "a", **seen: Any) -> ServiceDecision:
     """The plan after each replica answered, in their order."""
     answers = {(f"s{number}", 0, name): result for number, result in enumerate(results)}
     return plan_for(service, answers=answers, **seen)
@@ -88,7 +99,7 @@ def changed(service: InferenceService, **spec: Any) -> InferenceService:
 
 def listed(service: InferenceService) -> dict[str, str]:
     """Path by name of what servers are told to have."""
-    text = build_adapter_list(service, SETTINGS)["data"]["adapters.json"]
+    text = list_of(service)["data"]["adapters.json"]
     return {entry["name"]: entry["path"] for entry in json.loads(text)["adapters"]}
 
 
@@ -153,19 +164,25 @@ def test_a_rollout_under_way_is_reported_and_not_probed() -> None:
 @pytest.mark.parametrize(
     ("pod", "reason", "words"),
     [
-        (a_pod(unschedulable=("Unschedulable", "no GPU")), "Unschedulable", "no GPU"),
-        (a_pod(waiting=("ImagePullBackOff", "x")), "ImagePullFailed", "image"),
-        (a_pod(waiting=("CreateContainerConfigError", 'secret "t" not found')), "ModelAccessDenied", "secret"),
+        (ServerPod("s0", unschedulable=("Unschedulable", "no GPU")), "Unschedulable", "no GPU"),
+        (ServerPod("s0", waiting=("ImagePullBackOff", "x")), "ImagePullFailed", "image"),
         (
-            a_pod(waiting=("CrashLoopBackOff", ""), last_end=ContainerEnd(4, message="bad digest hf_abcdefghijkl")),
+            ServerPod("s0", waiting=("CreateContainerConfigError", 'secret "t" not found')),
+            "ModelAccessDenied",
+            "secret",
+        ),
+        (
+            ServerPod(
+                "s0", waiting=("CrashLoopBackOff", ""), last_end=ContainerEnd(4, message="bad digest hf_abcdefghijkl")
+            ),
             "RollingOut",
             "bad digest [redacted]",
         ),
-        (a_pod(last_end=ContainerEnd(137, reason="OOMKilled")), "HostOutOfMemory", "137"),
+        (ServerPod("s0", last_end=ContainerEnd(137, reason="OOMKilled")), "HostOutOfMemory", "137"),
     ],
 )
 def test_a_pod_that_does_not_come_up_says_why(pod: Any, reason: str, words: str) -> None:
-    service = a_service()
+    service = a_service(model={"source": "hf://org/tiny", "secretRef": {"name": "t"}})
     plan = plan_for(service, live(service), pods=(pod,))
     assert condition(plan.status, ConditionType.READY) == ("False", reason)
     assert words in plan.status.conditions[0].message
@@ -187,15 +204,15 @@ def test_the_first_version_is_proven_under_another_name_then_under_its_own_and_t
     assert condition(judged.status, ConditionType.ADAPTER_VERIFIED) == ("True", "FingerprintMatched")
     settled = with_status(service, judged.status)
     objects, pods = live(settled, ready=1), servers(settled)
-    again = decide_service(settled, ServiceObserved(objects, pods), {}, NOW + timedelta(hours=1), SETTINGS)
-    assert again == ServicePlan(status=settled.status, adapter_list=list_hash(build_adapter_list(settled, SETTINGS)))
+    again = decide_for(settled, ServiceObserved(objects, pods), {}, NOW + timedelta(hours=1), SETTINGS)
+    assert again == ServiceDecision(status=settled.status, adapter_list=list_hash(list_of(settled)))
 
 
 def test_another_list_is_applied_and_shown_to_running_pods_in_the_same_pass() -> None:
     service = verified(ADAPTER)
     edited = changed(service, adapters=[NEWER])
     pods = servers(service, 2)
-    starting = PodView(name="new")
+    starting = ServerPod(name="new")
     plan = plan_for(edited, live(service, ready=1), pods=(*pods, starting))
     assert [child["kind"] for child in plan.apply] == ["ConfigMap"]
     assert plan.refresh == pods
@@ -226,12 +243,12 @@ def test_a_proven_candidate_is_promoted_where_it_is_listed_and_nowhere_else() ->
     candidate = "a@" + "1" * 12
     asked = changed(verified(ADAPTER), adapters=[NEWER])
     proven = with_status(asked, answered(asked, MATCHED, name=candidate).status)
-    old_list = with_hash(build_adapter_list(asked, keyed))
+    old_list = with_hash(list_of(asked, keyed))
     objects, pods = live(proven, ready=1), servers(asked)
 
-    def plan(adapter_list: Any, service: InferenceService = proven, settings: Settings = keyed) -> ServicePlan:
+    def plan(adapter_list: Any, service: InferenceService = proven, settings: Settings = keyed) -> ServiceDecision:
         seen = ServiceObserved(live={**objects, "ConfigMap": adapter_list}, pods=pods)
-        return decide_service(service, seen, {}, NOW, settings)
+        return decide_for(service, seen, {}, NOW, settings)
 
     found = plan(old_list)
     entries = json.loads(old_list["data"]["adapters.json"])["adapters"]
@@ -243,7 +260,7 @@ def test_a_proven_candidate_is_promoted_where_it_is_listed_and_nowhere_else() ->
     assert [child["kind"] for child in found.apply] == ["ConfigMap"], "and the list says the same from now on"
     assert [pod.name for pod in found.refresh] == ["s0"]
     assert plan(old_list, asked).promote == (), "not before it is proven"
-    assert plan(with_hash(build_adapter_list(proven, keyed))).promote == (), "the list has no candidate any more"
+    assert plan(with_hash(list_of(proven, keyed))).promote == (), "the list has no candidate any more"
     assert plan(old_list, settings=SETTINGS).promote == (), "nothing without a key"
     another = SETTINGS.model_copy(update={"promotion_key": SecretStr("another")})
     assert plan(old_list, settings=another).promote == (), "servers know the token of another process"
@@ -294,7 +311,7 @@ def test_an_adapter_that_a_server_cannot_load_stays_listed_because_its_folder_ma
     service = with_status(service, plan.status)
     assert listed(service) == {CANDIDATE: "/adapters/a"}
     again = plan_for(service)
-    assert (len(again.probes), again.requeue_after) == (1, REFUSED_SECONDS)
+    assert (len(again.probes), again.requeue_after) == (1, UNLOADED_ADAPTER_SECONDS)
     assert again.status == service.status
     assert answered(service, REFUSED, name=CANDIDATE).status == service.status
     assert answered(service, MATCHED, name=CANDIDATE).status.adapters[0].served is not None
@@ -353,7 +370,7 @@ def test_answers_of_a_process_that_is_gone_prove_nothing() -> None:
 
 def test_a_name_keeps_its_meaning_while_pods_of_another_base_model_are_left() -> None:
     service = a_service(adapters=[ADAPTER])
-    old = PodView(name="old", is_ready=True, started_at=CREATED, annotations={ANNOTATION_CONFIG: "{}"})
+    old = ServerPod(name="old", is_ready=True, started_at=CREATED, annotations={ANNOTATION_CONFIG: "{}"})
     answers = {("s0", 0, CANDIDATE): MATCHED}
     pods = (*servers(service), old)
     plan = plan_for(service, live(service, ready=1), answers, pods=pods)
@@ -469,7 +486,7 @@ def test_scaled_to_zero_is_neither_ready_nor_moving() -> None:
 def test_what_belongs_to_somebody_else_is_left_alone(owner: Any, reason: str | None) -> None:
     service = a_service()
     objects = live(service)
-    foreign = {"uid": "other", "controller": True, "kind": "Rollout", "name": "x", **owner}
+    foreign = {"apiVersion": "x/v1", "uid": "other", "controller": True, "kind": "Rollout", "name": "x", **owner}
     metadata = {**objects["Service"]["metadata"], "ownerReferences": [foreign]}
     plan = plan_for(service, {**objects, "Service": {**objects["Service"], "metadata": metadata}})
     assert (plan.apply, plan.delete) == ((), ())
@@ -483,7 +500,7 @@ def test_a_service_that_is_being_deleted_is_left_to_the_garbage_collector() -> N
     service = a_service()
     metadata = service.metadata.model_copy(update={"deletion_timestamp": CREATED})
     service = service.model_copy(update={"metadata": metadata})
-    assert plan_for(service, {}) == ServicePlan(status=service.status)
+    assert plan_for(service, {}) == ServiceDecision(status=service.status)
     assert service.metadata.uid == UID
 
 
@@ -494,7 +511,7 @@ def test_an_engine_without_an_image_is_refused_and_says_what_to_set() -> None:
     assert condition(plan.status, ConditionType.READY) == ("False", Reason.ENGINE_NOT_AVAILABLE)
     assert "FINETUNE_OPERATOR_INFERENCE_VLLM_IMAGE" in plan.status.conditions[0].message
     settings = SETTINGS.model_copy(update={"inference_vllm_image": "registry.example/vllm:1"})
-    plan = decide_service(service, ServiceObserved(), {}, NOW, settings)
+    plan = decide_for(service, ServiceObserved(), {}, NOW, settings)
     (deployment,) = (child for child in plan.apply if child["kind"] == "Deployment")
     (server,) = deployment["spec"]["template"]["spec"]["containers"]
     assert server["image"] == "registry.example/vllm:1"
@@ -515,24 +532,24 @@ def proven(*adapters: dict[str, Any], **spec: Any) -> InferenceService:
     return service
 
 
-def gated(service: InferenceService, count: int = 1, name: str = "n", **fields: Any) -> tuple[PodView, ...]:
+def gated(service: InferenceService, count: int = 1, name: str = "n", **fields: Any) -> tuple[ServerPod, ...]:
     """Server pods of a Rolling service that answer and were not let in."""
     annotations = {ANNOTATION_CONFIG: encoded_config(service)}
     values = {"annotations": annotations, "started_at": CREATED, "are_containers_ready": True, **fields}
-    return tuple(PodView(name=f"{name}{number}", has_readiness_gate=True, **values) for number in range(count))
+    return tuple(ServerPod(name=f"{name}{number}", has_readiness_gate=True, **values) for number in range(count))
 
 
-def let_in(pod: PodView) -> PodView:
-    return replace(pod, is_ready=True, let_in=pod.proof)
+def opened_pod(pod: ServerPod) -> ServerPod:
+    return replace(pod, is_ready=True, verified_process=pod.process)
 
 
-def opened(plan: ServicePlan) -> dict[str, bool]:
+def opened(plan: ServiceDecision) -> dict[str, bool]:
     return {gate.pod.name: gate.is_open for gate in plan.gates}
 
 
 def test_pods_of_a_rolling_service_have_their_adapters_from_the_start_and_read_no_list() -> None:
     service = rolling({**ADAPTER, "name": "b"}, ADAPTER)
-    children = {child["kind"]: child for child in build_serving_children(service, SETTINGS)}
+    children = {child["kind"]: child for child in children_of(service)}
     assert set(children) == {"Deployment", "Service"}
     config = json.loads(encoded_config(service))
     assert [adapter["name"] for adapter in config["adapters"]] == ["a", "b"], "another order is no other configuration"
@@ -553,7 +570,7 @@ def test_a_new_pod_is_let_in_once_it_was_shown_to_answer_with_every_adapter() ->
     assert opened(whole) == {"n0": True}
     service = with_status(service, whole.status)
     assert opened(plan_for(service, objects, pods=pods)) == {"n0": True}, "one that was not done is done again"
-    settled = plan_for(service, live(service, ready=1), pods=(let_in(pods[0]),))
+    settled = plan_for(service, live(service, ready=1), pods=(opened_pod(pods[0]),))
     assert (settled.gates, settled.probes, settled.status.phase) == ((), (), "Ready")
     assert settled.status.adapters_summary == "2/2"
 
@@ -566,7 +583,7 @@ def test_a_rolling_service_without_adapters_lets_its_pods_in() -> None:
 def test_a_version_is_served_once_no_pod_of_the_one_before_gets_traffic() -> None:
     old = proven(ADAPTER)
     service = changed(old, adapters=[NEWER], rollout={"mode": "Rolling"})
-    before, after = let_in(gated(old, name="o")[0]), gated(service)[0]
+    before, after = opened_pod(gated(old, name="o")[0]), gated(service)[0]
     objects = live(service, ready=1, replicas=2, updatedReplicas=1)
     plan = plan_for(service, objects, {("n0", 0, "a"): MATCHED}, pods=(before, after))
     adapter = plan.status.adapters[0]
@@ -574,7 +591,7 @@ def test_a_version_is_served_once_no_pod_of_the_one_before_gets_traffic() -> Non
     assert (adapter.verified, adapter.reason, adapter.verified_replicas) == ("Unknown", "Verifying", 1)
     assert (adapter.served, plan.events) == (old.status.adapters[0].served, ())
     service = with_status(service, plan.status)
-    done = plan_for(service, live(service, ready=1), pods=(let_in(after),))
+    done = plan_for(service, live(service, ready=1), pods=(opened_pod(after),))
     adapter = done.status.adapters[0]
     assert adapter.served is not None
     assert (adapter.verified, adapter.served.digest, adapter.message) == ("True", NEWER["digest"], MATCHED.message)
@@ -585,7 +602,7 @@ def test_a_version_is_served_once_no_pod_of_the_one_before_gets_traffic() -> Non
 def test_a_disproven_version_gets_no_traffic_and_the_conditions_say_so() -> None:
     old = proven(ADAPTER)
     service = changed(old, adapters=[NEWER], rollout={"mode": "Rolling"})
-    before, after = let_in(gated(old, name="o")[0]), gated(service)[0]
+    before, after = opened_pod(gated(old, name="o")[0]), gated(service)[0]
     objects = live(service, ready=1, replicas=2, updatedReplicas=1)
     plan = plan_for(service, objects, {("n0", 0, "a"): NO_EFFECT}, pods=(before, after))
     assert (plan.gates, plan.status.phase) == ((), "Failed")
@@ -620,7 +637,7 @@ def test_a_pod_that_replaces_one_of_the_proven_configuration_is_let_in_while_a_v
 def test_a_process_is_let_in_until_it_restarts_and_is_proven_again_then() -> None:
     service = proven(ADAPTER)
     objects = live(service, ready=1)
-    pod = let_in(gated(service)[0])
+    pod = opened_pod(gated(service)[0])
     assert plan_for(service, objects, pods=(replace(pod, is_ready=False, are_containers_ready=False),)).gates == ()
     lost = service.model_copy(update={"status": InferenceServiceStatus()})
     assert plan_for(lost, objects, pods=(pod,)).gates == (), "a lost record is no reason for an outage"
@@ -628,7 +645,7 @@ def test_a_process_is_let_in_until_it_restarts_and_is_proven_again_then() -> Non
     plan = plan_for(service, objects, pods=(restarted,))
     assert (opened(plan), [r.key for r in plan.probes]) == ({"n0": False}, [("n0", 1, "a")])
     service = with_status(service, plan.status)
-    plan = plan_for(service, objects, {("n0", 1, "a"): MATCHED}, pods=(replace(restarted, let_in=None),))
+    plan = plan_for(service, objects, {("n0", 1, "a"): MATCHED}, pods=(replace(restarted, verified_process=None),))
     assert opened(plan) == {"n0": True}
 
 
@@ -644,7 +661,7 @@ def test_the_mode_changes_without_taking_anything_from_the_pods_that_answer() ->
     assert (opened(plan), plan.apply, plan.status.adapters[0].verified) == ({"n0": True}, (), "True")
     back = changed(with_status(service, plan.status), adapters=[ADAPTER])
     assert listed(back) == {"a": "/adapters/a"}
-    pods = (let_in(gated(service)[0]), *servers(back))
+    pods = (opened_pod(gated(service)[0]), *servers(back))
     plan = plan_for(back, live(back, ready=2, replicas=2, updatedReplicas=1), pods=pods)
     assert (plan.gates, plan.refresh, [r.key for r in plan.probes]) == ((), (), [("s0", 0, "a")])
 

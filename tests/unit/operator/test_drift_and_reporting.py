@@ -6,8 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune_operator.reconcile.plan import EventDraft
+from finetune_operator.reconcile.events import EventDraft
 from finetune_operator.reconcile.reporting import build_event, merge_patch
+from finetune_operator.reconcile.service.served_versions import listed_adapters
 from finetune_operator.resources.drift import has_drifted, is_subset
 from finetune_operator.resources.serving import build_serving_children
 from support.objects.operator_objects import NOW, SETTINGS, a_service
@@ -51,21 +52,19 @@ def test_only_what_was_asked_for_counts(live: Any, desired: Any, same: bool) -> 
 
 
 def test_a_child_is_applied_again_when_it_or_its_intention_changed() -> None:
-    desired = build_serving_children(a_service(), SETTINGS)[1]
+    desired = build_serving_children(a_service(), (), SETTINGS)[1]
     assert not has_drifted(desired, desired)
     edited = {**desired, "spec": {**desired["spec"], "replicas": 7}}
     assert has_drifted(desired, edited)
     relabelled = {**desired, "metadata": {**desired["metadata"], "labels": {}}}
     assert has_drifted(desired, relabelled)
-    other = build_serving_children(a_service(replicas=2), SETTINGS)[1]
+    other = build_serving_children(a_service(replicas=2), (), SETTINGS)[1]
     assert has_drifted(other, desired)
 
 
 def test_an_adapter_changes_the_list_and_no_pod_template() -> None:
-    one, other = (
-        build_serving_children(a_service(adapters=adapters, adapterClaim="c"), SETTINGS)
-        for adapters in ([], [{"name": "a", "source": "pvc://c/a"}])
-    )
+    services = [a_service(adapters=a, adapterClaim="c") for a in ([], [{"name": "a", "source": "pvc://c/a"}])]
+    one, other = (build_serving_children(s, listed_adapters(s, (), SETTINGS), SETTINGS) for s in services)
     assert [child["kind"] for child, was in zip(other, one, strict=True) if has_drifted(child, was)] == ["ConfigMap"]
 
 

@@ -5,8 +5,9 @@ import pytest
 from finetune_api.contract import ExitCode
 from finetune_api.reasons import Reason
 from finetune_operator.reconcile.job.attempt_outcome import classify_pod, find_end
+from finetune_operator.reconcile.job.training_pod import TrainingPod, parse_child_job, parse_training_pod
+from finetune_operator.reconcile.pod import ContainerEnd
 from finetune_operator.reconcile.pod_reasons import redact
-from finetune_operator.reconcile.views import ContainerEnd, PodView, parse_child_job, parse_pod
 from support.objects.operator_objects import (
     NOW,
     a_child,
@@ -62,7 +63,7 @@ INTERRUPTED = {"counts": False, "retryable": True}
         (a_pod(phase="Failed"), "PodDeleted", INTERRUPTED),
     ],
 )
-def test_how_a_pod_ended(pod: PodView, reason: str, expected: dict[str, bool]) -> None:
+def test_how_a_pod_ended(pod: TrainingPod, reason: str, expected: dict[str, bool]) -> None:
     end = classify_pod(pod)
     assert end.reason == reason
     assert not end.is_success
@@ -90,7 +91,9 @@ UNKNOWN_END = ContainerEnd(137, "ContainerStatusUnknown")
         (a_refused_pod("", exit_code=137, reason="Evicted", message="emptyDir"), "StorageFull", RETRY),
     ],
 )
-def test_how_an_attempt_ended_before_its_trainer_started(pod: PodView, reason: str, expected: dict[str, bool]) -> None:
+def test_how_an_attempt_ended_before_its_trainer_started(
+    pod: TrainingPod, reason: str, expected: dict[str, bool]
+) -> None:
     end = classify_pod(pod)
     assert end.reason == reason
     assert {"counts": not end.is_interruption, "retryable": end.is_retryable} == expected
@@ -169,7 +172,7 @@ def test_raw_objects_are_read_at_the_border() -> None:
             ],
         },
     }
-    pod = parse_pod(raw)
+    pod = parse_training_pod(raw)
     assert (pod.attempt, pod.unschedulable, pod.is_scheduled) == (3, ("Unschedulable", "no GPU"), False)
     assert (pod.disruption, pod.waiting) == (("PreemptionByScheduler", "m"), ("ErrImagePull", "x"))
 
@@ -184,7 +187,7 @@ def test_the_container_before_the_trainer_is_read_as_the_kubelet_writes_it() -> 
             "containerStatuses": [{"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}],
         },
     }
-    pod = parse_pod(raw)
+    pod = parse_training_pod(raw)
     assert (pod.started_at, pod.end, pod.waiting) == (None, None, ("PodInitializing", ""))
     assert pod.validation_started_at == NOW
     assert pod.validation_end == ContainerEnd(3, "Error", "{}", NOW)

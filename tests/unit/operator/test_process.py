@@ -8,7 +8,8 @@ import pytest
 
 from finetune_api.json_logs import JsonFormatter
 from finetune_api.v1alpha1 import FinetuneJob
-from finetune_operator.handlers.controller import Key, is_settled, keys_of
+from finetune_operator.handlers.keys import Key, keys_of
+from finetune_operator.handlers.resync import is_settled
 from finetune_operator.handlers.watch_supervisor import build_kopf_settings
 from finetune_operator.permissions import rules
 from finetune_operator.process.health import STALE_SECONDS, Health

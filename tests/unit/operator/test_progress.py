@@ -12,8 +12,8 @@ from finetune_operator.reconcile.job.progress_report import (
     finished_progress,
     humanize,
     is_due,
-    new_reductions,
     progress_status,
+    reduction_events,
 )
 from support.objects.operator_objects import NOW, UID, a_progress
 
@@ -55,16 +55,16 @@ def test_memory_that_ran_out_is_told_once() -> None:
     planned = MicroBatching(micro_batch_size=8)
     halved = MicroBatching(micro_batch_size=4, reductions=1)
     before = progress_status(a_progress(3, passes=planned))
-    assert new_reductions(None, planned) is None
-    assert new_reductions(before, None) is None
-    message = new_reductions(before, halved)
-    assert message is not None
-    assert "passes of 4 rows." in message
+    assert reduction_events(None, planned) == ()
+    assert reduction_events(before, None) == ()
+    (event,) = reduction_events(before, halved)
+    assert (event.reason, event.is_warning) == ("OutOfMemory", True)
+    assert "micro-batches of 4 rows." in event.message
     after = progress_status(a_progress(4, passes=halved))
     assert after.passes == halved
-    assert new_reductions(after, halved) is None
+    assert reduction_events(after, halved) == ()
     least = MicroBatching(micro_batch_size=1, gradient_checkpointing=True, reductions=3)
-    assert "1 row with gradient checkpointing" in str(new_reductions(after, least))
+    assert "1 row with gradient checkpointing" in reduction_events(after, least)[0].message
 
 
 def test_without_a_broker_nobody_is_asked() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.v1alpha1.common import LocalSecretReference
-from finetune_operator.resources.adapter_list import probed_hash, promotion_token
+from finetune_operator.reconcile.service.served_versions import probed_hash, promotion_token
 from finetune_operator.resources.pods import dataset_env
 from finetune_operator.settings import Settings
 from support.objects.operator_objects import UID, a_service

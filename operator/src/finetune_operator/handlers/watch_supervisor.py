@@ -1,4 +1,4 @@
-"""How kopf is set up and kept alive: its settings with their reasons, its login, its thread, its supervisor.
+"""Supervision of kopf: its settings with their reasons, its login, its thread, its restarts.
 
 kopf runs in a thread with an event loop of its own: when it ends it cancels every task of its loop, and ours must go on.
 It ends whenever a watch breaks in an unusual way (an ERROR in the stream, a single 401). The supervisor then starts it
@@ -28,9 +28,9 @@ IDENTITY: Final[Any] = "finetune-operator"
 RESTART_SECONDS: Final = 1.0
 """Pause before kopf is started again; then it still needs a moment to list."""
 CANCEL_SECONDS: Final = 1.0
-"""How long kopf's tasks may take to end after one of them has."""
+"""Longest time for kopf's tasks to end after one of them has."""
 STOP_SECONDS: Final = 15.0
-"""How long kopf may take to end after it was asked to."""
+"""Longest time for kopf to end after it was asked to."""
 
 
 class WatchSupervisor:
@@ -121,11 +121,11 @@ async def _until_first_ends(tasks: Collection[asyncio.Task[None]]) -> None:
 
 
 def _nothing() -> None:
-    """There is no watch to end."""
+    """Do nothing: no watch runs."""
 
 
 def add_login(registry: kopf.OperatorRegistry, kubeconfig: str | None) -> None:
-    """Credentials for kopf, read from disk each time it asks."""
+    """Give kopf credentials, read from disk each time it asks."""
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
@@ -141,7 +141,7 @@ def add_login(registry: kopf.OperatorRegistry, kubeconfig: str | None) -> None:
 
 
 def build_kopf_settings() -> kopf.OperatorSettings:
-    """All settings of kopf that are not its defaults, each with its reason."""
+    """Return all settings of kopf that are not its defaults, each with its reason."""
     settings = kopf.OperatorSettings()
     # Events are ours, few and after the status write; kopf would post one for each log line.
     settings.posting.enabled = False
@@ -167,7 +167,7 @@ def build_kopf_settings() -> kopf.OperatorSettings:
 
 
 def thread_safe(loop: asyncio.AbstractEventLoop, mark: Mark) -> Mark:
-    """`mark` for use from another thread."""
+    """Wrap `mark` for use from another thread."""
 
     def call(key: Any) -> None:
         loop.call_soon_threadsafe(mark, key)

@@ -13,7 +13,7 @@ from finetune_api.contract import (
     INFERENCE_SERVICE_PLURAL,
     VERSION,
 )
-from finetune_operator.handlers.controller import Key, keys_of
+from finetune_operator.handlers.keys import Key, keys_of
 from finetune_operator.resources.labels import LABEL_MANAGED_BY, MANAGED_BY
 
 Mark = Callable[[Key], None]
@@ -24,7 +24,7 @@ CHILDREN: Final = (("batch", "v1", "jobs"), ("", "v1", "pods"), ("apps", "v1", "
 
 
 def build_registry(mark: Mark) -> kopf.OperatorRegistry:
-    """A fresh registry with all handlers."""
+    """Return a fresh registry with all handlers."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.event(GROUP, VERSION, FINETUNE_JOB_PLURAL, registry=registry)
@@ -47,6 +47,6 @@ def build_registry(mark: Mark) -> kopf.OperatorRegistry:
 
 
 def mark_owners(meta: kopf.Meta, mark: Mark) -> None:
-    """Mark what the labels say the object belongs to."""
+    """Mark the objects that the labels say this one belongs to."""
     for key in keys_of(meta):
         mark(key)

@@ -1,4 +1,4 @@
-"""A keyed work queue: an object is worked on by one worker at a time, and any number of events in between is one more pass.
+"""A keyed work queue: an object is worked on by one worker at a time, and any number of events in between is one more reconcile.
 
 Like client-go's rate-limited queue, in one place: coalescing, delayed adds, backoff per key, and a hold that keeps a key
 back for a moment after its children were created.
@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 FIRST_BACKOFF_SECONDS = 0.5
+"""Delay after the first failure; doubles with each."""
 MAX_BACKOFF_SECONDS = 15.0
 """Cap of the backoff: kopf's own default of ten minutes would make one hiccup look like a dead operator."""
 
@@ -42,7 +43,7 @@ class WorkQueue(Generic[Key]):
         return sum(due <= now for due in self._due.values())
 
     def add(self, key: Key, delay: float = 0.0) -> None:
-        """Ask for a pass over `key`, `delay` seconds from now or earlier. Asked twice is once."""
+        """Request a reconcile of `key`, `delay` seconds from now or earlier. Two requests are one."""
         due = self._clock() + max(0.0, delay)
         if key in self._active:
             self._after[key] = min(due, self._after.get(key, due))
@@ -50,11 +51,11 @@ class WorkQueue(Generic[Key]):
         self._schedule(key, due)
 
     def hold(self, key: Key, seconds: float) -> None:
-        """Give the key no pass for a while, whatever happens."""
+        """Keep the key from being taken for a while, whatever happens."""
         self._held[key] = self._clock() + seconds
 
     def take_due(self) -> Key | None:
-        """A key that is due, now being worked on until `done`; None if there is none."""
+        """Take a key that is due, active until `done`; None if there is none."""
         now = self._clock()
         while self._heap and self._heap[0][0] <= now:
             due, _, key = heapq.heappop(self._heap)
@@ -83,7 +84,7 @@ class WorkQueue(Generic[Key]):
         return key
 
     def done(self, key: Key, *, failed: bool = False, requeue_after: float | None = None) -> None:
-        """End the pass. A failed one is repeated with growing delay; a good one forgets earlier failures."""
+        """End the reconcile. A failed one is repeated with growing delay; a successful one forgets earlier failures."""
         self._active.discard(key)
         dates = [self._after.pop(key)] if key in self._after else []
         if failed:
@@ -108,5 +109,5 @@ class WorkQueue(Generic[Key]):
 
 
 def backoff_seconds(failures: int) -> float:
-    """Delay after the n-th failure in a row."""
+    """Return the delay after the n-th failure in a row."""
     return float(min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10)))

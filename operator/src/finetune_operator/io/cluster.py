@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final, Self
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -21,10 +21,9 @@ from kubernetes.aio.config import load_incluster_config, load_kube_config
 
 from finetune_api.contract import FINETUNE_JOB_PLURAL, GROUP, INFERENCE_SERVICE_PLURAL, VERSION
 from finetune_operator.errors import ClusterError
+from finetune_operator.kubernetes_types import Raw
 
 logger = logging.getLogger(__name__)
-
-Raw = dict[str, Any]
 
 FIELD_MANAGER: Final = "finetune-operator"
 """Field manager of the operator's server-side applies."""

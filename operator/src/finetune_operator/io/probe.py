@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import aiohttp
 
@@ -18,9 +18,8 @@ from finetune_api.contract import PROMOTE_PATH
 from finetune_api.fingerprint import Fingerprint, Observation, Probe, Verdict, judge, rendering_difference
 from finetune_api.reasons import Reason
 from finetune_api.serving import PromotionRequest
+from finetune_operator.kubernetes_types import Truth
 from finetune_operator.process import metrics
-
-Truth = Literal["True", "False", "Unknown"]
 
 MAX_ERROR_CHARACTERS: Final = 300
 """Characters of a server's error message that are quoted."""

@@ -1,1 +1,1 @@
-"""What should happen next: observe (cluster) -> decide (pure) -> apply (cluster). Knows nothing of kopf or of events."""
+"""Reconciles: observe (cluster) -> decide (pure) -> act (cluster) -> report (pure) -> write. Knows nothing of kopf or of watches."""

@@ -1,24 +1,22 @@
 """Pure helpers for metav1 conditions. lastTransitionTime moves only when `status` does; Succeeded and Failed never go back."""
 
 from datetime import datetime
-from typing import Literal
 
 from finetune_api.reasons import ConditionType, Reason
 from finetune_api.v1alpha1 import Condition
+from finetune_operator.kubernetes_types import Truth
 
 ABSORBING = frozenset({ConditionType.SUCCEEDED, ConditionType.FAILED})
-"""Once True, for ever True."""
-
-Truth = Literal["True", "False", "Unknown"]
+"""Conditions that stay True once they are True."""
 
 
 def find_condition(conditions: list[Condition], kind: ConditionType) -> Condition | None:
-    """The condition of this type, if it was ever set."""
+    """Return the condition of this type, if it was ever set."""
     return next((c for c in conditions if c.type == kind), None)
 
 
 def is_true(conditions: list[Condition], kind: ConditionType) -> bool:
-    """Whether the condition is there and True."""
+    """Tell whether the condition is present and True."""
     found = find_condition(conditions, kind)
     return found is not None and found.status == "True"
 
@@ -32,7 +30,7 @@ def set_condition(
     generation: int,
     now: datetime,
 ) -> list[Condition]:
-    """A new list with this condition; the very same list if nothing changes."""
+    """Return a new list with this condition; the very same list if nothing changes."""
     old = find_condition(conditions, kind)
     if kind in ABSORBING and old is not None and old.status == "True":
         return conditions

@@ -1,4 +1,4 @@
-"""What every pass is given, and what it answers."""
+"""The arguments and the result of every reconcile."""
 
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ class Context:
 
 @dataclass(frozen=True)
 class ReconcileResult:
-    """How one pass over an object ended."""
+    """The end of one reconcile."""
 
     acted: bool = False
     """Children were made; their first changes should be seen together."""

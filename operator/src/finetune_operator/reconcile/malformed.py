@@ -1,4 +1,4 @@
-"""Objects that the schema lets through and our models do not: they are told about it, and nobody else is disturbed.
+"""Objects that the schema accepts and our models do not: they get a condition, and no other object is disturbed.
 
 They exist after an upgrade or rollback of the CRDs, or where somebody removed the validation.
 """
@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.validation import UNKNOWN, problems_of, summary
 from finetune_operator.errors import ClusterError
-from finetune_operator.io.cluster import FINETUNE_JOBS, Raw, Resource
+from finetune_operator.io.cluster import FINETUNE_JOBS, Resource
+from finetune_operator.kubernetes_types import Raw
 from finetune_operator.reconcile.context import Context
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ async def report_malformed(context: Context, resource: Resource, raw: Raw, probl
         await context.cluster.patch_status(resource, metadata, status)
     except ClusterError as error:
         # Its status cannot take a condition either; the log has said what there is to say.
-        logger.warning("malformed object was not told", extra={"object": name, "error": str(error)})
+        logger.warning("malformed object got no condition", extra={"object": name, "error": str(error)})
 
 
 def describe(problem: ValidationError, document: object = UNKNOWN) -> str:
@@ -48,7 +49,7 @@ def describe(problem: ValidationError, document: object = UNKNOWN) -> str:
 
 
 def build_malformed_status(resource: Resource, raw: Raw, message: str, now: datetime) -> Raw | None:
-    """A status patch that says SpecInvalid; None if the status has conditions, which may be worth more than ours."""
+    """Build a status patch with SpecInvalid; None if the status has conditions, which may be worth more than ours."""
     old = raw.get("status")
     if isinstance(old, dict) and old.get("conditions"):
         return None

@@ -1,4 +1,4 @@
-"""The one status write of a pass, and the events that follow it."""
+"""The one status write of a reconcile, and the Events that follow it."""
 
 import hashlib
 import logging
@@ -9,16 +9,17 @@ from typing import Any
 from finetune_api.base import StatusModel
 from finetune_api.contract import API_VERSION
 from finetune_operator.errors import ClusterError
-from finetune_operator.io.cluster import Raw, Resource
+from finetune_operator.io.cluster import Resource
+from finetune_operator.kubernetes_types import Raw
 from finetune_operator.process import metrics
 from finetune_operator.reconcile.context import Context
-from finetune_operator.reconcile.plan import EventDraft
+from finetune_operator.reconcile.events import EventDraft
 from finetune_operator.resources.labels import MANAGED_BY
 
 logger = logging.getLogger(__name__)
 
 MAX_NOTE_BYTES = 1024
-"""Of an Event's note; the API server refuses a longer one."""
+"""Longest note of an Event; the API server refuses a longer one."""
 
 
 async def write_status(
@@ -30,7 +31,7 @@ async def write_status(
     new: StatusModel,
     events: Iterable[EventDraft],
 ) -> None:
-    """Write `new` over `old` if it says something else; then post the events. Raises ClusterError on a conflict."""
+    """Write `new` over `old` if they differ; then post the events. Raises ClusterError on a conflict."""
     patch = merge_patch(old.to_dict(), new.to_dict())
     if not patch:
         return
@@ -56,7 +57,7 @@ async def _post(context: Context, raw: Raw, kind: str, draft: EventDraft) -> Non
 
 
 def build_event(raw: Raw, kind: str, draft: EventDraft, now: datetime) -> Raw:
-    """An events.k8s.io/v1 Event. Its name follows from its content, so that a repeated pass posts it once."""
+    """Build an events.k8s.io/v1 Event. Its name follows from its content, so that a repeated reconcile posts it once."""
     metadata = raw["metadata"]
     identity = "\n".join((metadata["uid"], draft.reason, draft.message))
     suffix = hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -82,7 +83,7 @@ def build_event(raw: Raw, kind: str, draft: EventDraft, now: datetime) -> Raw:
 
 
 def merge_patch(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """RFC 7386 patch that turns `old` into `new`; empty if they are equal. Lists are replaced whole."""
+    """Return the RFC 7386 patch that turns `old` into `new`; empty if they are equal. Lists are replaced whole."""
     patch: dict[str, Any] = dict.fromkeys(old.keys() - new.keys())
     for key, value in new.items():
         before = old.get(key)

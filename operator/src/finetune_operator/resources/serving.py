@@ -1,5 +1,6 @@
 """Children of an InferenceService (adapter list, Deployment, Service, budget, autoscaler), and its pods' ServingConfig."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from finetune_api.contract import (
@@ -10,7 +11,7 @@ from finetune_api.contract import (
     SERVER_ENGINE_ENV,
     SERVER_PORT,
 )
-from finetune_api.serving import ServedModel, ServingConfig
+from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_api.sources import parse_source
 from finetune_api.v1alpha1 import Autoscaling, InferenceService
 from finetune_operator.resources import Manifest
@@ -45,12 +46,14 @@ SERVICE_PORT: Final = 80
 """Port of the Service, the default of HTTP, so that URLs need none."""
 
 
-def build_serving_children(service: InferenceService, settings: Settings) -> list[Manifest]:
+def build_serving_children(
+    service: InferenceService, listed: Sequence[ServedAdapter], settings: Settings
+) -> list[Manifest]:
     """Build all children of an InferenceService, each with its hash.
 
-    The list of adapters comes first, so that starting pods find it. A Rolling service has none.
+    The list of adapters, `listed`, comes first, so that starting pods find it. A Rolling service has none.
     """
-    children = [] if is_rolling(service) else [build_adapter_list(service, settings)]
+    children = [] if is_rolling(service) else [build_adapter_list(service, listed)]
     children += [build_deployment(service, settings), build_service(service)]
     if max_replicas(service) > 1:
         children.append(build_budget(service))

@@ -1,7 +1,7 @@
-"""How an attempt ended, from what its pod and Job say. Pure; the only place that knows exit codes and kubelet reasons.
+"""The end of an attempt, classified from its pod and Job. Pure; the only place that knows exit codes and kubelet reasons.
 
-The order matters: what the kernel or the control plane did to the pod is believed first, then what the trainer said
-(its Outcome), then its exit code. An attempt may end before its trainer starts, in `validate`, which says so in the same way.
+The order matters: an act of the kernel or the control plane comes first, then the trainer's Outcome, then its exit code.
+An attempt may end before its trainer starts, in `validate`, which reports in the same way.
 """
 
 from dataclasses import dataclass
@@ -13,32 +13,34 @@ from pydantic import ValidationError
 from finetune_api.contract import ExitCode
 from finetune_api.outcome import Outcome, Result
 from finetune_api.reasons import Reason
+from finetune_operator.reconcile.job.training_pod import ChildJob, TrainingPod
+from finetune_operator.reconcile.pod import ContainerEnd
 from finetune_operator.reconcile.pod_reasons import redact
-from finetune_operator.reconcile.views import ChildJobView, ContainerEnd, PodView
 
 LOG_TAIL_CHARACTERS: Final = 2000
-"""Of a crashed trainer's log: a Python traceback fits."""
-
-
+"""Characters of a crashed trainer's log in status: a Python traceback fits."""
+INTERRUPTIONS: Final = frozenset(
+    {Reason.INTERRUPTED, Reason.PREEMPTED, Reason.POD_DELETED, Reason.NODE_LOST, Reason.FENCED}
+)
+"""Reasons that are not the trainer's fault: they do not count towards policy.maxAttempts."""
 BY_EXIT_CODE: Final = {
     ExitCode.CONFIG_INVALID: (Reason.SPEC_INVALID, False),
     ExitCode.DATASET_INVALID: (Reason.DATASET_INVALID, False),
     ExitCode.MODEL_INVALID: (Reason.MODEL_INVALID, False),
     ExitCode.STORAGE_FULL: (Reason.STORAGE_FULL, True),
 }
-"""Reason and whether another attempt can help, for exit codes whose termination message was lost."""
+"""Reason and retryability by exit code, for containers whose termination message was lost."""
 
 
 @dataclass(frozen=True)
 class AttemptEnd:
-    """How an attempt ended."""
+    """The end of an attempt."""
 
     reason: Reason
     message: str
     is_success: bool = False
-    is_interruption: bool = False
-    """Not the trainer's fault: does not count towards policy.maxAttempts."""
     is_retryable: bool = False
+    """Another attempt can help."""
     is_validation: bool = False
     """It ended in `validate`: the trainer never started."""
     exit_code: int | None = None
@@ -46,12 +48,17 @@ class AttemptEnd:
     outcome: Outcome | None = None
     log_tail: str | None = None
     started_at: datetime | None = None
-    """When the trainer started, if it did."""
+    """Start of the trainer, if it started."""
     finished_at: datetime | None = None
 
+    @property
+    def is_interruption(self) -> bool:
+        """Not the trainer's fault: does not count towards policy.maxAttempts."""
+        return self.reason in INTERRUPTIONS
 
-def find_end(child: ChildJobView | None, pod: PodView | None, was_created: bool) -> AttemptEnd | None:
-    """How the attempt ended, or None while it may still go on."""
+
+def find_end(child: ChildJob | None, pod: TrainingPod | None, was_created: bool) -> AttemptEnd | None:
+    """Classify the end of an attempt; None while it may still continue."""
     if pod is not None:
         end = classify_pod(pod) if pod.is_finished else None
         # Kueue takes a Job back by suspending it, and admits the same one again.
@@ -68,8 +75,8 @@ def find_end(child: ChildJobView | None, pod: PodView | None, was_created: bool)
     return _interrupted(Reason.POD_DELETED, f"The training pod was deleted. {child.message}".strip())
 
 
-def classify_pod(pod: PodView) -> AttemptEnd:
-    """How a finished pod ended."""
+def classify_pod(pod: TrainingPod) -> AttemptEnd:
+    """Classify the end of a finished pod."""
     failed_validation = _failed_validation(pod)
     last = failed_validation or pod.end
     end = last or ContainerEnd(exit_code=-1)
@@ -87,7 +94,6 @@ def classify_pod(pod: PodView) -> AttemptEnd:
         reason=verdict.reason,
         message=redact(verdict.message),
         is_success=verdict.is_success,
-        is_interruption=verdict.is_interruption,
         is_retryable=verdict.is_retryable,
         is_validation=failed_validation is not None,
         exit_code=last.exit_code if last else None,
@@ -100,7 +106,7 @@ def classify_pod(pod: PodView) -> AttemptEnd:
 
 
 def parse_outcome(message: str) -> Outcome | None:
-    """A container's Outcome, or None if the termination message is something else (a log, nothing, a torn write)."""
+    """Parse a container's Outcome; None if the termination message is something else (a log, nothing, a torn write)."""
     if not message.lstrip().startswith("{"):
         return None
     try:
@@ -109,7 +115,7 @@ def parse_outcome(message: str) -> Outcome | None:
         return None
 
 
-def _failed_validation(pod: PodView) -> ContainerEnd | None:
+def _failed_validation(pod: TrainingPod) -> ContainerEnd | None:
     end = pod.validation_end
     return end if pod.started_at is None and end is not None and end.exit_code != ExitCode.SUCCEEDED else None
 
@@ -130,7 +136,7 @@ def _from_success(outcome: Outcome) -> AttemptEnd:
     return AttemptEnd(Reason.TRAINED, outcome.message, is_success=True)
 
 
-def _from_disruption(pod: PodView, last: ContainerEnd | None) -> AttemptEnd | None:
+def _from_disruption(pod: TrainingPod, last: ContainerEnd | None) -> AttemptEnd | None:
     if pod.disruption is not None:
         reason, message = pod.disruption
         lost = reason == "DeletionByTaintManager"
@@ -147,12 +153,14 @@ def _from_disruption(pod: PodView, last: ContainerEnd | None) -> AttemptEnd | No
 
 
 def _from_outcome(outcome: Outcome) -> AttemptEnd:
-    if outcome.result == Result.INTERRUPTED or outcome.reason == Reason.FENCED:
-        return _interrupted(outcome.reason, outcome.message)
-    return AttemptEnd(outcome.reason, outcome.message, is_retryable=outcome.retryable)
+    if outcome.result == Result.INTERRUPTED:
+        reason = outcome.reason if outcome.reason in INTERRUPTIONS else Reason.INTERRUPTED
+        return _interrupted(reason, outcome.message)
+    is_retryable = outcome.retryable or outcome.reason in INTERRUPTIONS
+    return AttemptEnd(outcome.reason, outcome.message, is_retryable=is_retryable)
 
 
-def _from_exit(pod: PodView, end: ContainerEnd | None, who: str) -> AttemptEnd:
+def _from_exit(pod: TrainingPod, end: ContainerEnd | None, who: str) -> AttemptEnd:
     if end is None:
         return _interrupted(Reason.POD_DELETED, f"The pod ended before the trainer started. {pod.message}".strip())
     if pod.is_deleting:
@@ -174,4 +182,4 @@ def _from_exit(pod: PodView, end: ContainerEnd | None, who: str) -> AttemptEnd:
 
 
 def _interrupted(reason: Reason, message: str) -> AttemptEnd:
-    return AttemptEnd(reason, message, is_interruption=True, is_retryable=True)
+    return AttemptEnd(reason, message, is_retryable=True)

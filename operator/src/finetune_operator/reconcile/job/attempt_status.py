@@ -1,167 +1,137 @@
-"""Reporting on an attempt that has not ended: queued, scheduling, pulling, running. Pure."""
+"""The status of a job whose attempt has not ended: queued, scheduling, pulling, validating, training. Pure."""
 
-from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_api.outcome import MicroBatching
 from finetune_api.reasons import ConditionType, Reason
-from finetune_operator.reconcile.conditions import find_condition, is_true
-from finetune_operator.reconcile.job.attempt_outcome import parse_outcome
-from finetune_operator.reconcile.job.attempts import Attempt, checkpoint_statuses
-from finetune_operator.reconcile.job.draft import Draft
-from finetune_operator.reconcile.job.progress_report import is_due, new_reductions, progress_status
-from finetune_operator.reconcile.plan import Observed, Plan
-from finetune_operator.reconcile.pod_reasons import CONFIG_REASONS, IMAGE_REASONS, redact
-from finetune_operator.reconcile.views import PodView
-from finetune_operator.settings import Settings
+from finetune_api.v1alpha1 import Condition, FinetuneJob
+from finetune_operator.reconcile.conditions import find_condition
+from finetune_operator.reconcile.job.attempts import Attempt
+from finetune_operator.reconcile.job.changes import (
+    ConditionChange,
+    StatusChanges,
+    StatusFields,
+    When,
+    combine,
+    ended,
+    not_running,
+    resumed,
+)
+from finetune_operator.reconcile.job.findings import Following, JobEnd
+from finetune_operator.reconcile.job.progress_report import (
+    checkpoint_available,
+    checkpoint_statuses,
+    is_due,
+    progress_status,
+    reduction_events,
+)
+from finetune_operator.reconcile.job.training_pod import TrainingPod
+from finetune_operator.reconcile.job.validation import accepted, not_validated_yet
+from finetune_operator.reconcile.pod_reasons import CONFIG_REASONS, IMAGE_REASONS, MISSING_REFERENCE
 
 ORDINARY_WAITING: Final = frozenset({"PodInitializing", "ContainerCreating"})
 """Waiting reasons of a container whose turn comes."""
 KUEUE_WAITING: Final = "Kueue has not admitted the training Job yet."
+SPECIFIC_REASONS: Final = frozenset({Reason.IMAGE_PULL_FAILED, Reason.MODEL_ACCESS_DENIED})
+"""Reasons that say more than StartDeadlineExceeded about a pod that does not start."""
+HAS_NODE: Final = ConditionChange(ConditionType.SCHEDULED, "True", Reason.SCHEDULED)
 
 
-def report_attempt(draft: Draft, attempt: Attempt, seen: Observed, settings: Settings) -> Plan:
-    """Say what the attempt's pod is doing; give up on a pod that does not start in time."""
-    draft.update(attempt=attempt.number)
-    draft.resume()
-    pod = attempt.pod
-    if pod is not None and not pod.is_finished and pod.started_at is not None:
-        return _report_running(draft, pod, seen, settings)
-    if find_condition(draft.status.conditions, ConditionType.VALIDATED) is None:
-        draft.condition(ConditionType.VALIDATED, "Unknown", Reason.VALIDATING)
-    if pod is not None and not pod.is_finished and pod.validation_started_at is not None:
-        return _report_validating(draft, attempt, pod)
-    if attempt.child is not None and attempt.child.is_suspended:
-        draft.condition(ConditionType.SCHEDULED, "False", Reason.QUOTA_PENDING, KUEUE_WAITING)
-        draft.stop_running(Reason.QUOTA_PENDING)
-        return draft.plan()
-    _report_waiting(draft, pod)
-    return _plan_with_start_deadline(draft, attempt)
-
-
-def _report_running(draft: Draft, pod: PodView, seen: Observed, settings: Settings) -> Plan:
-    draft.update(start_time=draft.status.start_time or pod.started_at)
-    mark_validated(draft, pod)
-    draft.condition(ConditionType.SCHEDULED, "True", Reason.SCHEDULED)
-    if _is_lost(pod):
-        _report_lost(draft, pod)
+def describe_attempt(job: FinetuneJob, finding: Following) -> StatusChanges:
+    """Describe the state of the attempt's pod; end the job if the pod did not start in time."""
+    attempt = finding.attempt
+    followed = StatusChanges((resumed(),), {"attempt": attempt.number})
+    pod = attempt.live_pod
+    if pod is not None and pod.started_at is not None:
+        return combine(followed, _running(job, pod), _progress(job, finding))
+    if pod is not None and pod.validation_started_at is not None:
+        state = _validating(job, attempt, pod)
+    elif attempt.child is not None and attempt.child.is_suspended:
+        state = _not_scheduled(Reason.QUOTA_PENDING, KUEUE_WAITING)
     else:
-        draft.condition(ConditionType.RUNNING, "True", Reason.TRAINING, f"Pod {pod.name} is training.")
-    _report_progress(draft, seen, settings)
-    return draft.plan(requeue_after=settings.progress_seconds if settings.broker_url is not None else None)
+        state = _starting(job, attempt)
+    changes = combine(followed, StatusChanges((not_validated_yet(), *state)))
+    return combine(changes, _started_too_late(job, state)) if finding.is_late else changes
 
 
-def _is_lost(pod: PodView) -> bool:
-    return pod.reason == "NodeLost" or (pod.disruption is not None and pod.disruption[0] == "DeletionByTaintManager")
+def _running(job: FinetuneJob, pod: TrainingPod) -> StatusChanges:
+    training = ConditionChange(ConditionType.RUNNING, "True", Reason.TRAINING, f"Pod {pod.name} is training.")
+    conditions = (accepted(pod), HAS_NODE, _lost(pod) if pod.is_lost else training)
+    return StatusChanges(conditions, {"start_time": job.status.start_time or pod.started_at})
 
 
-def _report_lost(draft: Draft, pod: PodView) -> None:
+def _progress(job: FinetuneJob, finding: Following) -> StatusChanges:
+    progress, known = finding.progress, job.status.progress
+    if progress is None or not is_due(known, progress, finding.progress_seconds):
+        return StatusChanges()
+    fields = StatusFields(progress=progress_status(progress))
+    conditions: tuple[ConditionChange, ...] = ()
+    if progress.checkpoint_step is not None:
+        fields["checkpoints"] = checkpoint_statuses(job, progress.checkpoint_step)
+        conditions = (checkpoint_available(When.NOT_TRUE),)
+    return StatusChanges(conditions, fields, reduction_events(known, progress.passes))
+
+
+def _lost(pod: TrainingPod) -> ConditionChange:
     message = f"The node of pod {pod.name} stopped reporting. No other pod is started while this one may be running."
-    draft.condition(ConditionType.RUNNING, "Unknown", Reason.NODE_LOST, message)
+    return ConditionChange(ConditionType.RUNNING, "Unknown", Reason.NODE_LOST, message)
 
 
-def _report_validating(draft: Draft, attempt: Attempt, pod: PodView) -> Plan:
-    """The first container runs, or has ended and the trainer is about to start: a moment that is not worth a write."""
-    draft.condition(ConditionType.SCHEDULED, "True", Reason.SCHEDULED)
-    if _is_lost(pod):
-        _report_lost(draft, pod)
-    elif pod.validation_end is not None and pod.waiting is not None and pod.waiting[0] not in ORDINARY_WAITING:
-        mark_validated(draft, pod)
-        draft.condition(ConditionType.RUNNING, "False", *_starting_reason(draft, pod))
-    else:
-        message = f"Pod {pod.name} checks the spec, the model and the dataset."
-        draft.condition(ConditionType.RUNNING, "False", Reason.VALIDATING, message)
-    return draft.plan() if pod.validation_end is None else _plan_with_start_deadline(draft, attempt)
+def _validating(job: FinetuneJob, attempt: Attempt, pod: TrainingPod) -> tuple[ConditionChange, ...]:
+    """Describe a pod whose `validate` runs, or has ended: the moment until the trainer starts is not worth a write."""
+    if pod.is_lost:
+        return HAS_NODE, _lost(pod)
+    if pod.validation_end is not None and pod.waiting is not None and pod.waiting[0] not in ORDINARY_WAITING:
+        return HAS_NODE, accepted(pod), _not_started(job, attempt, pod)
+    message = f"Pod {pod.name} checks the spec, the model and the dataset."
+    return HAS_NODE, ConditionChange(ConditionType.RUNNING, "False", Reason.VALIDATING, message)
 
 
-def mark_validated(draft: Draft, pod: PodView) -> None:
-    """Validated becomes True, with what the pod's `validate` had to say."""
-    outcome = parse_outcome(pod.validation_end.message) if pod.validation_end is not None else None
-    draft.condition(ConditionType.VALIDATED, "True", Reason.ACCEPTED, redact(outcome.message) if outcome else "")
-
-
-def _report_progress(draft: Draft, seen: Observed, settings: Settings) -> None:
-    progress = seen.progress
-    if progress is None or not is_due(draft.status.progress, progress, settings.progress_seconds):
-        return
-    report_reductions(draft, progress.passes)
-    draft.update(progress=progress_status(progress))
-    if progress.checkpoint_step is None:
-        return
-    draft.update(checkpoints=checkpoint_statuses(draft.job, progress.checkpoint_step))
-    if not is_true(draft.status.conditions, ConditionType.CHECKPOINT_AVAILABLE):
-        draft.condition(ConditionType.CHECKPOINT_AVAILABLE, "True", Reason.TRAINING, "An attempt can be resumed.")
-
-
-def report_reductions(draft: Draft, passes: MicroBatching | None) -> None:
-    """Tell people that memory ran out and was made do with, if status does not say so yet."""
-    if message := new_reductions(draft.status.progress, passes):
-        draft.event("OutOfMemory", message, is_warning=True)
-
-
-def _report_waiting(draft: Draft, pod: PodView | None) -> None:
-    """Scheduled and Running for a pod that has not started, with the scheduler's or the kubelet's own words."""
+def _starting(job: FinetuneJob, attempt: Attempt) -> tuple[ConditionChange, ...]:
+    """Describe a pod that has not started, with the scheduler's or the kubelet's own message."""
+    pod = attempt.pod
     if pod is None:
-        draft.condition(ConditionType.SCHEDULED, "False", Reason.WAITING_FOR_POD, "The training Job has no pod yet.")
-        draft.stop_running(Reason.WAITING_FOR_POD)
-        return
-    if not pod.is_scheduled:
-        reason, message = _scheduling_reason(pod)
-        draft.condition(ConditionType.SCHEDULED, "False", reason, message)
-        draft.stop_running(reason)
-        return
-    draft.condition(ConditionType.SCHEDULED, "True", Reason.SCHEDULED)
-    reason, message = _starting_reason(draft, pod)
-    draft.condition(ConditionType.RUNNING, "False", reason, message)
-
-
-def _scheduling_reason(pod: PodView) -> tuple[Reason, str]:
+        return _not_scheduled(Reason.WAITING_FOR_POD, "The training Job has no pod yet.")
+    if pod.is_scheduled:
+        return HAS_NODE, _not_started(job, attempt, pod)
     if pod.unschedulable is None:
-        return Reason.WAITING_FOR_POD, f"Pod {pod.name} has no node yet."
+        return _not_scheduled(Reason.WAITING_FOR_POD, f"Pod {pod.name} has no node yet.")
     reason, message = pod.unschedulable
     if reason == "SchedulingGated":
-        return Reason.QUOTA_PENDING, message or KUEUE_WAITING
-    return Reason.UNSCHEDULABLE, message
+        return _not_scheduled(Reason.QUOTA_PENDING, message or KUEUE_WAITING)
+    return _not_scheduled(Reason.UNSCHEDULABLE, message)
 
 
-def _starting_reason(draft: Draft, pod: PodView) -> tuple[Reason, str]:
-    reason, message = pod.waiting or ("", "")
-    if reason in IMAGE_REASONS:
-        known = find_condition(draft.status.conditions, ConditionType.RUNNING)
-        if known is not None and known.reason == Reason.IMAGE_PULL_FAILED and pod.name in known.message:
+def _not_scheduled(reason: Reason, message: str) -> tuple[ConditionChange, ...]:
+    return ConditionChange(ConditionType.SCHEDULED, "False", reason, message), not_running(reason)
+
+
+def _not_started(job: FinetuneJob, attempt: Attempt, pod: TrainingPod) -> ConditionChange:
+    """Explain why a container of a pod that has a node does not run."""
+    waiting, words = pod.waiting or ("", "")
+    reason, message = Reason.WAITING_FOR_POD, f"Pod {pod.name} is starting."
+    if waiting in IMAGE_REASONS:
+        reason, message = Reason.IMAGE_PULL_FAILED, f"Pod {pod.name} cannot pull its image: {waiting}: {words}"
+        if (known := _known_image_problem(job, attempt)) is not None:
             # The kubelet alternates between two messages; following it would write status for ever.
-            return Reason.IMAGE_PULL_FAILED, known.message
-        return Reason.IMAGE_PULL_FAILED, f"Pod {pod.name}: {reason}: {message}"
-    if reason in CONFIG_REASONS:
-        is_secret = "secret" in message.lower()
-        return (Reason.MODEL_ACCESS_DENIED if is_secret else Reason.WAITING_FOR_POD), f"{reason}: {message}"
-    return Reason.WAITING_FOR_POD, f"Pod {pod.name} is starting."
+            message = known.message
+    elif waiting in CONFIG_REASONS:
+        is_secret = waiting == MISSING_REFERENCE and job.spec.model.secret_ref is not None
+        reason = Reason.MODEL_ACCESS_DENIED if is_secret else Reason.WAITING_FOR_POD
+        message = f"Pod {pod.name} cannot start its container: {waiting}: {words}"
+    return ConditionChange(ConditionType.RUNNING, "False", reason, message)
 
 
-def _plan_with_start_deadline(draft: Draft, attempt: Attempt) -> Plan:
-    seconds = draft.job.spec.policy.start_deadline_seconds
-    begin = _waiting_since(attempt)
-    if begin is None:
-        return draft.plan()
-    remaining = (begin + timedelta(seconds=seconds) - draft.now).total_seconds()
-    if remaining > 0:
-        return draft.plan(requeue_after=remaining)
-    why = find_condition(draft.status.conditions, ConditionType.SCHEDULED)
-    if why is None or why.status == "True":
-        why = find_condition(draft.status.conditions, ConditionType.RUNNING)
-    detail = f" {why.reason}: {why.message}" if why is not None else ""
-    specific = why is not None and why.reason in (Reason.IMAGE_PULL_FAILED, Reason.MODEL_ACCESS_DENIED)
-    reason = Reason(why.reason) if why is not None and specific else Reason.START_DEADLINE_EXCEEDED
-    draft.fail(reason, f"The pod did not start within {seconds} s.{detail}")
-    return draft.plan()
+def _known_image_problem(job: FinetuneJob, attempt: Attempt) -> Condition | None:
+    """Return the condition that already reports the image of this attempt; every end of an attempt replaces it."""
+    known = find_condition(job.status.conditions, ConditionType.RUNNING)
+    is_known = known is not None and known.reason == Reason.IMAGE_PULL_FAILED and job.status.attempt == attempt.number
+    return known if is_known else None
 
 
-def _waiting_since(attempt: Attempt) -> datetime | None:
-    pod = attempt.pod
-    if pod is not None and pod.validation_end is not None and pod.validation_end.finished_at is not None:
-        return pod.validation_end.finished_at
-    if pod is not None and pod.created is not None:
-        return pod.created
-    if attempt.child is None:
-        return None
-    return attempt.child.started or attempt.child.created
+def _started_too_late(job: FinetuneJob, state: tuple[ConditionChange, ...]) -> StatusChanges:
+    """End the job with the obstacle that kept its pod from starting: the first condition that is not True."""
+    obstacle = next(change for change in state if change.status != "True")
+    reason = obstacle.reason if obstacle.reason in SPECIFIC_REASONS else Reason.START_DEADLINE_EXCEEDED
+    seconds = job.spec.policy.start_deadline_seconds
+    message = f"The pod did not start within {seconds} s. {obstacle.reason}: {obstacle.message}"
+    return ended(JobEnd(reason, message))

@@ -1,5 +1,6 @@
-"""The latest attempt of a job: which one it is, how far it got, how it is accounted for. Pure."""
+"""The latest attempt of a job: its number, its end, and its account in status. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -7,32 +8,25 @@ from typing import Final
 from pydantic import ValidationError
 
 from finetune_api.outcome import Outcome
-from finetune_api.reasons import ConditionType, Reason
+from finetune_api.reasons import ConditionType
 from finetune_api.sources import parse_source
 from finetune_api.v1alpha1 import (
     AdapterStatus,
-    CheckpointStatus,
-    FailureStatus,
     FinetuneJob,
     FinetuneJobStatus,
-    MetricStatus,
-    Usage,
 )
 from finetune_operator.reconcile.conditions import is_true
-from finetune_operator.reconcile.job.attempt_outcome import AttemptEnd, find_end
-from finetune_operator.reconcile.job.draft import MAX_MESSAGE
-from finetune_operator.reconcile.plan import Observed
-from finetune_operator.reconcile.views import ChildJobView, PodView
+from finetune_operator.reconcile.job.attempt_outcome import INTERRUPTIONS, AttemptEnd, find_end
+from finetune_operator.reconcile.job.training_pod import ChildJob, TrainingPod
 
-INTERRUPTIONS: Final = frozenset(
-    {Reason.INTERRUPTED, Reason.PREEMPTED, Reason.POD_DELETED, Reason.NODE_LOST, Reason.FENCED}
-)
-"""Reasons that do not count towards policy.maxAttempts."""
 MAX_RETRY_SECONDS: Final = 300.0
+"""Longest delay after a failure."""
 INTERRUPTION_SECONDS: Final = 1.0
 """Delay after the first interruption; doubles with each."""
 MAX_INTERRUPTION_SECONDS: Final = 60.0
-"""A node that evicts for ever must not make us start pods for ever at full speed."""
+"""Longest delay after an interruption: a node that evicts for ever must not make us start pods at full speed."""
+SHOWN_DIGEST: Final = len("sha256:") + 12
+"""Characters of a digest in a message."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +35,31 @@ class Attempt:
 
     number: int
     """From 1; 0 if there was none."""
-    child: ChildJobView | None = None
-    pod: PodView | None = None
+    child: ChildJob | None = None
+    pod: TrainingPod | None = None
     end: AttemptEnd | None = None
-    """How it ended, as long as status does not tell it yet."""
+    """Its end, until status records it."""
     is_open: bool = False
-    """Whether it still has to be reported on; closed attempts make room for the next."""
+    """It still has to be reported on; closed attempts make room for the next."""
+
+    @property
+    def live_pod(self) -> TrainingPod | None:
+        """Its pod, unless that has ended."""
+        return self.pod if self.pod is not None and not self.pod.is_finished else None
+
+    @property
+    def was_training(self) -> bool:
+        """The trainer of its pod started, so `validate` accepted the job."""
+        return self.pod is not None and self.pod.started_at is not None
 
 
-def find_attempt(status: FinetuneJobStatus, seen: Observed) -> Attempt:
-    """The latest attempt: of those in status and those whose children exist (a crash may lie between the two)."""
-    number = max([status.attempt, *(c.attempt for c in seen.children), *(p.attempt for p in seen.pods)])
+def find_attempt(status: FinetuneJobStatus, children: Sequence[ChildJob], all_pods: Sequence[TrainingPod]) -> Attempt:
+    """Find the latest attempt in status and among the children, because a crash may lie between the two."""
+    number = max([status.attempt, *(c.attempt for c in children), *(p.attempt for p in all_pods)])
     if number == 0:
         return Attempt(0)
-    child = next((c for c in seen.children if c.attempt == number), None)
-    pods = [p for p in seen.pods if p.attempt == number]
+    child = next((c for c in children if c.attempt == number), None)
+    pods = [p for p in all_pods if p.attempt == number]
     pod = max(pods, key=lambda p: (not p.is_finished, p.created.timestamp() if p.created else 0.0), default=None)
     if _is_closed(status, number):
         return Attempt(number, child, pod)
@@ -69,57 +73,27 @@ def _is_closed(status: FinetuneJobStatus, number: int) -> bool:
 
 
 def retry_due(status: FinetuneJobStatus, base_seconds: float) -> datetime | None:
-    """When the next attempt may start; None means at once."""
+    """Return when the next attempt may start; None means at once."""
     failure = status.last_failure
     if failure is None or failure.finish_time is None or failure.attempt < status.attempt:
         return None
-    return failure.finish_time + timedelta(seconds=retry_delay(status, base_seconds))
+    delay = retry_delay(failure.reason, status.attempt, status.failed_attempts, base_seconds)
+    return failure.finish_time + timedelta(seconds=delay)
 
 
-def retry_delay(status: FinetuneJobStatus, base_seconds: float) -> float:
-    """Seconds between the end of the last attempt and the next."""
-    failure = status.last_failure
-    if failure is not None and failure.reason in INTERRUPTIONS:
-        interruptions = max(1, status.attempt - status.failed_attempts)
+def retry_delay(reason: str, attempt: int, failed_attempts: int, base_seconds: float) -> float:
+    """Return the seconds between the end of an attempt, for this reason, and the next; `failed_attempts` includes it."""
+    if reason in INTERRUPTIONS:
+        interruptions = max(1, attempt - failed_attempts)
         return min(INTERRUPTION_SECONDS * 2.0 ** min(interruptions - 1, 16), MAX_INTERRUPTION_SECONDS)
-    return min(base_seconds * 2.0 ** min(max(0, status.failed_attempts - 1), 16), MAX_RETRY_SECONDS)
+    return min(base_seconds * 2.0 ** min(max(0, failed_attempts - 1), 16), MAX_RETRY_SECONDS)
 
 
-def failure_status(attempt: Attempt, end: AttemptEnd, now: datetime) -> FailureStatus:
-    """The record of a failed or interrupted attempt that outlives its pod."""
-    # A node's clock may be ahead of ours; the next attempt is counted from this moment.
-    finished = min(end.finished_at or now, now)
-    return FailureStatus(
-        attempt=attempt.number,
-        pod=end.pod,
-        exit_code=end.exit_code,
-        reason=end.reason,
-        message=end.message[:MAX_MESSAGE],
-        log_tail=end.log_tail,
-        finish_time=finished.replace(microsecond=0),
-    )
-
-
-def add_usage(usage: Usage | None, end: AttemptEnd) -> Usage:
-    """Usage including an attempt that has ended."""
-    usage = usage or Usage()
-    seconds = 0
-    if end.started_at is not None and end.finished_at is not None:
-        seconds = max(0, int((end.finished_at - end.started_at).total_seconds()))
-    is_waste = not end.is_success and not end.is_interruption
-    tokens = end.outcome.trained_tokens if end.outcome and end.is_success else None
-    return Usage(
-        attempt_seconds=usage.attempt_seconds + seconds,
-        wasted_seconds=usage.wasted_seconds + (seconds if is_waste else 0),
-        trained_tokens=tokens if tokens is not None else usage.trained_tokens,
-    )
-
-
-def adapter_status(job: FinetuneJob, outcome: Outcome) -> AdapterStatus | None:
-    """The committed adapter, or None if what the trainer says of it cannot be addressed."""
-    committed = outcome.adapter
-    if committed is None:
+def adapter_status(job: FinetuneJob, outcome: Outcome | None) -> AdapterStatus | None:
+    """Return the committed adapter, or None if its path or digest in the trainer's outcome cannot be used."""
+    if outcome is None or outcome.adapter is None:
         return None
+    committed = outcome.adapter
     uri = f"pvc://{job.spec.output.claim}/{committed.path}"
     try:
         parse_source(uri, ("pvc",))
@@ -136,15 +110,6 @@ def adapter_status(job: FinetuneJob, outcome: Outcome) -> AdapterStatus | None:
         return None
 
 
-def metric_statuses(outcome: Outcome) -> list[MetricStatus]:
-    """Metrics of the finished training, as text and bounded."""
-    named = sorted(outcome.metrics.items())[:64]
-    return [MetricStatus(name=name[:128], value=f"{value:.6g}") for name, value in named]
-
-
-def checkpoint_statuses(job: FinetuneJob, step: int | None) -> list[CheckpointStatus]:
-    """The known checkpoints and a newer one; the trainer keeps `spec.checkpoint.keep` of them on the volume."""
-    known = [c for c in job.status.checkpoints if step is None or c.step != step]
-    if step is not None:
-        known.append(CheckpointStatus(step=step, path=f".jobs/{job.metadata.uid}/checkpoints/step-{step}"))
-    return sorted(known, key=lambda c: c.step)[-job.spec.checkpoint.keep :]
+def published_message(adapter: AdapterStatus) -> str:
+    """Say where the adapter is."""
+    return f"Adapter {adapter.name} is at {adapter.uri} ({adapter.digest[:SHOWN_DIGEST]}…)."

@@ -6,7 +6,7 @@ from finetune_operator.reconcile.conditions import find_condition, is_true
 
 
 def derive_phase(conditions: list[Condition]) -> tuple[Phase, Condition | None]:
-    """The phase and the condition that says why."""
+    """Return the phase and the condition that explains it."""
     for kind, phase in ((ConditionType.FAILED, Phase.FAILED), (ConditionType.SUCCEEDED, Phase.SUCCEEDED)):
         if is_true(conditions, kind):
             why = find_condition(conditions, kind)
@@ -49,5 +49,5 @@ def _training_phase(conditions: list[Condition]) -> tuple[Phase, Condition | Non
 
 
 def is_terminal(status: FinetuneJobStatus) -> bool:
-    """Whether the job has ended for good."""
+    """Tell whether the job has ended for good."""
     return is_true(status.conditions, ConditionType.SUCCEEDED) or is_true(status.conditions, ConditionType.FAILED)

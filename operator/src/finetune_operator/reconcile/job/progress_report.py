@@ -1,13 +1,16 @@
-"""The trainer's figures as they appear in status. Pure."""
+"""The trainer's figures in status: progress, checkpoints, and the reductions of its micro-batches. Pure."""
 
 from datetime import UTC, datetime
 
 from finetune_api.outcome import MicroBatching, Outcome, Progress
-from finetune_api.v1alpha1 import ProgressStatus
+from finetune_api.reasons import ConditionType, Reason
+from finetune_api.v1alpha1 import CheckpointStatus, FinetuneJob, ProgressStatus
+from finetune_operator.reconcile.events import EventDraft
+from finetune_operator.reconcile.job.changes import ConditionChange, When
 
 
 def progress_status(progress: Progress) -> ProgressStatus:
-    """Status form of what the running trainer reported."""
+    """Return the running trainer's figures in their form for status."""
     eta = None if progress.eta_seconds is None else max(0, round(progress.eta_seconds))
     return ProgressStatus(
         step=progress.step,
@@ -25,7 +28,7 @@ def progress_status(progress: Progress) -> ProgressStatus:
 
 
 def is_due(old: ProgressStatus | None, progress: Progress, interval_seconds: float) -> bool:
-    """Whether newer figures are worth a write: at most one per interval, and only if the training moved."""
+    """Tell whether newer figures are worth a write: at most one per interval, and only if the training moved."""
     if old is None or old.last_update_time is None:
         return True
     if progress.step == old.step and progress.total_steps == old.total_steps:
@@ -35,7 +38,7 @@ def is_due(old: ProgressStatus | None, progress: Progress, interval_seconds: flo
 
 
 def finished_progress(old: ProgressStatus | None, outcome: Outcome) -> ProgressStatus:
-    """Progress of a training that is done."""
+    """Return the progress of a training that is done."""
     base = old or ProgressStatus()
     return base.model_copy(
         update={
@@ -50,21 +53,36 @@ def finished_progress(old: ProgressStatus | None, outcome: Outcome) -> ProgressS
     )
 
 
-def new_reductions(old: ProgressStatus | None, passes: MicroBatching | None) -> str | None:
-    """What to tell people if memory ran out since `old`; None if it did not."""
+def reduction_events(old: ProgressStatus | None, passes: MicroBatching | None) -> tuple[EventDraft, ...]:
+    """Announce that memory was exceeded and training continues with smaller micro-batches, if status does not say so yet."""
     known = old.passes.reductions if old and old.passes else 0
     if passes is None or passes.reductions <= known:
-        return None
+        return ()
     size = "1 row" if passes.micro_batch_size == 1 else f"{passes.micro_batch_size} rows"
     how = " with gradient checkpointing" if passes.gradient_checkpointing else ""
-    return (
-        f"Memory ran out; training goes on in passes of {size}{how}. The result stays the same, steps take "
-        "longer. Set hyperparameters.microBatchSize, or raise resources.memory or use a larger GPU, to spare the next job this."
+    message = (
+        f"Out of memory; training continues in micro-batches of {size}{how}. The result stays the same, steps take longer. "
+        "To avoid this in the next job, set hyperparameters.microBatchSize, or raise resources.memory or use a larger GPU."
     )
+    return (EventDraft("OutOfMemory", message, is_warning=True),)
+
+
+def checkpoint_available(when: When = When.ABSENT) -> ConditionChange:
+    """Set CheckpointAvailable to True."""
+    message = "A checkpoint is saved; the next attempt continues from there."
+    return ConditionChange(ConditionType.CHECKPOINT_AVAILABLE, "True", Reason.TRAINING, message, when)
+
+
+def checkpoint_statuses(job: FinetuneJob, step: int | None) -> list[CheckpointStatus]:
+    """Return the known checkpoints and a newer one; the trainer keeps `spec.checkpoint.keep` of them on the volume."""
+    known = [c for c in job.status.checkpoints if step is None or c.step != step]
+    if step is not None:
+        known.append(CheckpointStatus(step=step, path=f".jobs/{job.metadata.uid}/checkpoints/step-{step}"))
+    return sorted(known, key=lambda c: c.step)[-job.spec.checkpoint.keep :]
 
 
 def humanize(seconds: int) -> str:
-    """Seconds as people write them: 45s, 2m10s, 3h05m."""
+    """Format seconds as people write them: 45s, 2m10s, 3h05m."""
     if seconds < 60:
         return f"{seconds}s"
     minutes, rest = divmod(seconds, 60)

@@ -1,4 +1,4 @@
-"""Whether a new version of an adapter is good enough to replace the one that is served. Pure."""
+"""The regression gate: a new version of an adapter replaces the served one unless its metric is worse. Pure."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -11,7 +11,7 @@ MORE_IS_BETTER: Final = frozenset({"exact_match"})
 def find_regression(
     gate: RegressionGate, new: Iterable[Metric | MetricStatus], served: Iterable[Metric | MetricStatus]
 ) -> str | None:
-    """Why the new version must not replace the served one; None if it may.
+    """Explain why the new version must not replace the served one; None if it may.
 
     A served version that carries no such metric is replaced by any: there is nothing to compare with.
     """

@@ -1,7 +1,7 @@
-"""What is known about one adapter on every replica, and which version its name means from now on. Pure.
+"""The verdict about one adapter on every replica, and the version that its name means from now on. Pure.
 
-In running pods (Hot) a version is proven as a candidate on every replica before clients get it by name, and then once more
-under that name. In pods of its own (Rolling) it is proven under its name, and each pod gets traffic once that is done.
+In running pods (Hot) a version is verified as a candidate on every replica before clients get it by name, and then once more
+under that name. In pods of its own (Rolling) it is verified under its name, and each pod gets traffic after that.
 """
 
 from collections.abc import Mapping
@@ -9,115 +9,111 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_api.reasons import Reason
-from finetune_api.v1alpha1 import (
-    AdapterReference,
-    InferenceService,
-    ReplicaVerdict,
-    ServedAdapterStatus,
-    ServedVersion,
-)
+from finetune_api.v1alpha1 import AdapterReference, ReplicaVerdict, ServedAdapterStatus, ServedVersion
 from finetune_operator.io.probe import ProbeResult
-from finetune_operator.reconcile.conditions import Truth
-from finetune_operator.reconcile.views import PodView
-from finetune_operator.resources.adapter_list import (
-    is_disproven,
-    is_rolling,
-    is_served,
-    probed_hash,
-    probed_name,
-)
+from finetune_operator.kubernetes_types import Truth
+from finetune_operator.reconcile.service.served_versions import RequestedVersion
+from finetune_operator.reconcile.service.server_pod import ServerPod
 
 PENDING: Final = frozenset({Reason.ROLLING_OUT, Reason.LOADING, Reason.VERIFYING, Reason.ENDPOINT_UNREACHABLE})
-"""Reasons of an adapter that asking again may change soon."""
+"""Reasons of an adapter that the next probe may change."""
 MAX_MESSAGE: Final = 1024
-"""Characters of an adapter's message; the schema says so."""
+"""Longest message of an adapter, in characters; the schema says so."""
 UNPROVEN: Final[Mapping[str, Any]] = {"verified": "Unknown", "reason": Reason.VERIFYING}
-"""Of a version that clients do not get by its name yet, or not from all pods, whatever it was shown to do."""
-UNASKED: Final[Mapping[str, Any]] = {
+"""Verdict of a verified version that is not yet routed on every pod."""
+UNPROBED: Final[Mapping[str, Any]] = {
     **UNPROVEN,
     "message": "",
     "loaded_replicas": 0,
     "verified_replicas": 0,
     "replicas": [],
 }
-"""Of a version that no pod was asked for yet."""
+"""Verdict of a version that no pod was probed for yet."""
 SHOWN_DIGEST: Final = len("sha256:") + 12
-"""Characters of a digest in a sentence."""
+"""Characters of a digest in a message."""
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """The server pods, as far as they say something about adapters."""
+    """The server pods that take part in a verdict."""
 
     desired: int
-    pods: tuple[PodView, ...]
-    """Those of the current configuration (base model; of a Rolling service its adapters, too)."""
+    pods: tuple[ServerPod, ...]
+    """Pods of the current configuration (base model; of a Rolling service its adapters, too)."""
     has_others: bool
-    """Pods of another configuration, which are left from before, get traffic, or will again once they have restarted."""
+    """Pods of an older configuration get traffic, or will again once they have restarted."""
 
     @property
-    def ready(self) -> tuple[PodView, ...]:
-        """Pods that can be asked."""
+    def ready(self) -> tuple[ServerPod, ...]:
+        """Pods that can be probed."""
         return tuple(pod for pod in self.pods if pod.is_answering)
 
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """A version of an adapter that a pod is to be asked for."""
+    """A version of an adapter to probe on a pod."""
 
-    pod: PodView
+    pod: ServerPod
     adapter: AdapterReference
     name: str
-    """What the version is called now."""
+    """Name of the version in the server."""
     digest: str | None
-    """What the pod has to have under that name; None if nobody said so yet."""
+    """Digest that the server must report under that name; None if none is known yet."""
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """Identifies the answer: a restarted pod is another one."""
+        """Identity of the answer: a restarted pod is another one."""
         return self.pod.name, self.pod.restarts, self.name
 
 
 Answers = Mapping[tuple[str, int, str], ProbeResult]
-"""What pods answered, by `ProbeRequest.key`."""
+"""Results of probes, by `ProbeRequest.key`."""
 
 
-def find_status(service: InferenceService, adapter: AdapterReference) -> ServedAdapterStatus | None:
-    """What was known before."""
-    return next((status for status in service.status.adapters if status.name == adapter.name), None)
+@dataclass(frozen=True)
+class _Summary:
+    """The verdict about all replicas."""
+
+    verified: Truth
+    reason: Reason | str
+    message: str
+    is_kept: bool = False
+    """The message is that of the last verdict, and complete."""
 
 
 def judge_adapter(
-    service: InferenceService, adapter: AdapterReference, replicas: Replicas, answers: Answers
+    requested: RequestedVersion, old: ServedAdapterStatus | None, replicas: Replicas, answers: Answers
 ) -> ServedAdapterStatus:
-    """What is known now, with `answers` if pods were asked."""
-    old = find_status(service, adapter)
-    if old is not None and is_disproven(service, adapter, old):
-        # Nobody can be asked again, because it is not listed; but what pods that are gone had is no verdict about others.
-        forgotten = {} if _has_witness(old, replicas) else UNASKED
+    """Return the verdict about the requested version, from the `old` one and the `answers` of pods that were probed."""
+    if old is not None and requested.is_disproven:
+        # No pod can be probed again, because it is not listed; but a pod that is gone is no witness against others.
+        forgotten = {} if _has_witness(old, replicas) else UNPROBED
         return old.model_copy(update={"desired_replicas": replicas.desired, **forgotten})
-    status = _measure(service, adapter, old, replicas, answers)
-    if is_served(adapter, old):
-        # Back to what is served still, while pods of the version that was to follow it get traffic.
-        is_mixed = is_rolling(service) and replicas.has_others and not _was_proven(old, status)
+    known = old if old is not None and old.probed_hash == requested.probed_hash else None
+    fresh = {
+        pod.name: answers[key] for pod in replicas.ready if (key := (pod.name, pod.restarts, requested.name)) in answers
+    }
+    verdicts = _verdicts(replicas.pods, known, fresh)
+    ready = {pod.name for pod in replicas.ready}
+    counted = [verdict for verdict in verdicts if verdict.pod in ready]
+    summary = _summarize(replicas, known, counted, fresh)
+    status = _measured(requested, old, known, replicas, summary, verdicts, fresh)
+    if requested.is_served:
+        # Back to the version that is served still, while pods of its intended successor get traffic.
+        is_mixed = requested.is_rolling and replicas.has_others and not _was_proven(old, status)
         return status.model_copy(update=UNPROVEN) if is_mixed and status.verified == "True" else status
     if status.verified == "False":
-        return _refused(status)
+        return status if summary.is_kept else _refused(status)
     if status.verified != "True" and status.reason != Reason.NO_FINGERPRINT:
         return status
     is_everywhere = bool(replicas.ready) and all(has_shown(status, pod) for pod in replicas.ready)
     if not is_everywhere or replicas.has_others:
         return status.model_copy(update=UNPROVEN)
-    return _switched(service, adapter, status)
+    return _switched(requested, status)
 
 
-def _was_proven(old: ServedAdapterStatus | None, status: ServedAdapterStatus) -> bool:
-    """Whether the very version of `status` was called verified already."""
-    return old is not None and (old.probed_hash, old.verified) == (status.probed_hash, "True")
-
-
-def has_shown(status: ServedAdapterStatus, pod: PodView) -> bool:
-    """Whether this process was shown to answer with the version, or to have it if it carries no fingerprint."""
+def has_shown(status: ServedAdapterStatus, pod: ServerPod) -> bool:
+    """Tell whether the pod's process was verified with the version, or has it loaded if it carries no fingerprint."""
     return any(
         (verdict.pod, verdict.restarts) == (pod.name, pod.restarts)
         and (verdict.verified == "True" or (verdict.loaded and verdict.reason == Reason.NO_FINGERPRINT))
@@ -125,44 +121,43 @@ def has_shown(status: ServedAdapterStatus, pod: PodView) -> bool:
     )
 
 
-def probe_requests(
-    service: InferenceService, adapter: AdapterReference, status: ServedAdapterStatus, replicas: Replicas
-) -> list[ProbeRequest]:
-    """Pods that are still to be asked, `status` being what is known."""
-    if is_disproven(service, adapter, status):
+def probe_requests(requested: RequestedVersion, status: ServedAdapterStatus, replicas: Replicas) -> list[ProbeRequest]:
+    """List the probes that are still to be sent, `status` being the verdict so far."""
+    if requested.is_disproven:
         return []
-    name, digest = probed_name(service, adapter, status), adapter.digest
-    if status.served is not None and is_served(adapter, status) and not is_rolling(service):
-        # Listed with the digest that was proven; pods of a Rolling service know no more than the spec.
-        digest = status.served.digest
     done = {(verdict.pod, verdict.restarts) for verdict in status.replicas if verdict.loaded}
-    return [ProbeRequest(pod, adapter, name, digest) for pod in replicas.ready if (pod.name, pod.restarts) not in done]
+    return [
+        ProbeRequest(pod, requested.adapter, requested.name, requested.digest)
+        for pod in replicas.ready
+        if (pod.name, pod.restarts) not in done
+    ]
+
+
+def _was_proven(old: ServedAdapterStatus | None, status: ServedAdapterStatus) -> bool:
+    """Tell whether the very version of `status` was called verified already."""
+    return old is not None and (old.probed_hash, old.verified) == (status.probed_hash, "True")
 
 
 def _has_witness(status: ServedAdapterStatus, replicas: Replicas) -> bool:
-    """Whether a pod is left that disproved the version."""
+    """Tell whether a pod is left that disproved the version."""
     names = {pod.name for pod in replicas.pods}
     return any(verdict.verified == "False" and verdict.pod in names for verdict in status.replicas)
 
 
-def _measure(
-    service: InferenceService,
-    adapter: AdapterReference,
+def _measured(
+    requested: RequestedVersion,
     old: ServedAdapterStatus | None,
+    known: ServedAdapterStatus | None,
     replicas: Replicas,
-    answers: Answers,
+    summary: _Summary,
+    verdicts: list[ReplicaVerdict],
+    fresh: Mapping[str, ProbeResult],
 ) -> ServedAdapterStatus:
-    """What the pods were shown to do with the version, now and before."""
-    name = probed_name(service, adapter, old)
-    asked_for = probed_hash(service, adapter, name)
-    known = old if old is not None and old.probed_hash == asked_for else None
-    fresh = {pod.name: answers[key] for pod in replicas.ready if (key := (pod.name, pod.restarts, name)) in answers}
-    verdicts = _verdicts(replicas.pods, known, fresh)
-    names = {pod.name for pod in replicas.ready}
-    counted = [verdict for verdict in verdicts if verdict.pod in names]
-    truth, reason, message = _summary(replicas, known, counted, fresh)
+    """Return the status of the adapter before its name changes its meaning."""
+    adapter, ready = requested.adapter, {pod.name for pod in replicas.ready}
+    counted = [verdict for verdict in verdicts if verdict.pod in ready]
     served = old.served if old is not None else None
-    if served is not None and is_served(adapter, old):
+    if served is not None and requested.is_served:
         served = served.model_copy(update={"metrics": adapter.metrics})
     digest = adapter.digest or next((answer.digest for answer in fresh.values() if answer.digest), None)
     return ServedAdapterStatus(
@@ -172,16 +167,16 @@ def _measure(
         desired_replicas=replicas.desired,
         loaded_replicas=sum(verdict.loaded for verdict in counted),
         verified_replicas=sum(verdict.verified == "True" for verdict in counted),
-        verified=truth,
-        reason=reason,
-        message=message,
-        probed_hash=asked_for,
+        verified=summary.verified,
+        reason=summary.reason,
+        message=summary.message,
+        probed_hash=requested.probed_hash,
         replicas=verdicts,
     )
 
 
 def _verdicts(
-    pods: tuple[PodView, ...], known: ServedAdapterStatus | None, fresh: Mapping[str, ProbeResult]
+    pods: tuple[ServerPod, ...], known: ServedAdapterStatus | None, fresh: Mapping[str, ProbeResult]
 ) -> list[ReplicaVerdict]:
     before = {(v.pod, v.restarts): v for v in known.replicas} if known is not None else {}
     verdicts = []
@@ -200,55 +195,61 @@ def _verdicts(
     return verdicts
 
 
-def _summary(
+def _summarize(
     replicas: Replicas,
     known: ServedAdapterStatus | None,
     verdicts: list[ReplicaVerdict],
     fresh: Mapping[str, ProbeResult],
-) -> tuple[Truth, Reason | str, str]:
-    """The verdict about all replicas: the worst one, or the common one once there is one about each."""
-
-    def told(verdict: ReplicaVerdict) -> tuple[Truth, str, str]:
-        answer = fresh.get(verdict.pod)
-        if answer is None or answer.reason != verdict.reason:
-            # The known message may be about another pod, and say the opposite; but only what was shown is VERIFYING on.
-            is_known = known is not None and known.reason in (verdict.reason, Reason.VERIFYING)
-            return verdict.verified, verdict.reason, known.message if known is not None and is_known else ""
-        where = f"Pod {verdict.pod}: " if verdict.verified == "False" and replicas.desired > 1 else ""
-        return verdict.verified, verdict.reason, f"{where}{answer.message}"[:MAX_MESSAGE]
-
+) -> _Summary:
+    """Sum up the replicas: the worst verdict, or the common one once there is one about each."""
     failed = next((verdict for verdict in verdicts if verdict.verified == "False"), None)
     if failed is not None:
-        return told(failed)
+        return _explain(failed, replicas, known, fresh)
     if known is not None and known.verified == "True":
-        # What is proven stays so while replicas come and go; those that were not asked yet are not counted.
-        return "True", known.reason, known.message
+        # A verified version stays so while replicas come and go; those that were not probed yet are not counted.
+        return _Summary("True", known.reason, known.message)
     if verdicts and len(verdicts) == len(replicas.ready):
-        return told(verdicts[0])
+        return _explain(verdicts[0], replicas, known, fresh)
     if not replicas.ready:
-        return "Unknown", Reason.ROLLING_OUT, "The fingerprint is replayed when a server is ready."
+        return _Summary("Unknown", Reason.ROLLING_OUT, "The fingerprint is replayed when a server is ready.")
     waiting = [answer for answer in fresh.values() if not answer.is_final]
     if waiting:
         worst = next((a for a in waiting if a.reason == Reason.ENDPOINT_UNREACHABLE), waiting[0])
-        return "Unknown", worst.reason, worst.message[:MAX_MESSAGE]
+        return _Summary("Unknown", worst.reason, worst.message[:MAX_MESSAGE])
     if known is not None and known.reason in PENDING - {Reason.ROLLING_OUT}:
-        return "Unknown", known.reason, known.message
-    return "Unknown", Reason.VERIFYING, ""
+        return _Summary("Unknown", known.reason, known.message)
+    return _Summary("Unknown", Reason.VERIFYING, "")
+
+
+def _explain(
+    verdict: ReplicaVerdict,
+    replicas: Replicas,
+    known: ServedAdapterStatus | None,
+    fresh: Mapping[str, ProbeResult],
+) -> _Summary:
+    """Return a replica's verdict as that about all, with the message of its answer or, without one, the last message."""
+    answer = fresh.get(verdict.pod)
+    if answer is not None and answer.reason == verdict.reason:
+        where = f"Pod {verdict.pod}: " if verdict.verified == "False" and replicas.desired > 1 else ""
+        return _Summary(verdict.verified, verdict.reason, f"{where}{answer.message}"[:MAX_MESSAGE])
+    # The last message may be about another pod, and say the opposite; VERIFYING keeps that of the version's own probes.
+    if known is None or known.reason not in (verdict.reason, Reason.VERIFYING):
+        return _Summary(verdict.verified, verdict.reason, "")
+    return _Summary(verdict.verified, verdict.reason, known.message, is_kept=known.verified == "False")
 
 
 def _refused(status: ServedAdapterStatus) -> ServedAdapterStatus:
-    """The verdict, with what clients get instead."""
+    """Add the version that clients get instead to the message."""
     if status.served is None:
         return status
     kept = f" Clients still get version {(status.served.digest or status.served.source)[:SHOWN_DIGEST]}."
-    message = status.message.removesuffix(kept)[: MAX_MESSAGE - len(kept)] + kept
-    return status.model_copy(update={"message": message})
+    return status.model_copy(update={"message": status.message[: MAX_MESSAGE - len(kept)] + kept})
 
 
-def _switched(service: InferenceService, adapter: AdapterReference, status: ServedAdapterStatus) -> ServedAdapterStatus:
-    """The name means the new version from now on; if it had another one so far, each replica is asked for it next."""
+def _switched(requested: RequestedVersion, status: ServedAdapterStatus) -> ServedAdapterStatus:
+    """Give the name to the new version; if it meant another one so far, each replica is probed for it next."""
+    adapter = requested.adapter
     served = ServedVersion(source=adapter.source, digest=status.digest, metrics=adapter.metrics)
-    if is_rolling(service):
+    if requested.is_rolling:
         return status.model_copy(update={"served": served})
-    asked_for = probed_hash(service, adapter, adapter.name)
-    return status.model_copy(update={"served": served, "probed_hash": asked_for, **UNASKED})
+    return status.model_copy(update={"served": served, "probed_hash": requested.served_hash, **UNPROBED})

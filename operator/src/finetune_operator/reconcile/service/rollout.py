@@ -1,16 +1,16 @@
-"""How far a Deployment's rollout is, and why it does not get further. Pure."""
+"""The progress of a Deployment's rollout, and the obstacle that it meets. Pure."""
 
 from dataclasses import dataclass
 
 from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import InferenceService
-from finetune_operator.reconcile.pod_reasons import CONFIG_REASONS, IMAGE_REASONS, redact
-from finetune_operator.reconcile.views import PodView
+from finetune_operator.reconcile.pod_reasons import CONFIG_REASONS, IMAGE_REASONS, MISSING_REFERENCE, redact
+from finetune_operator.reconcile.service.server_pod import ServerPod
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.serving import is_autoscaled
 
 MAX_DETAIL = 600
-"""Characters of a crashed server's last words: the end of a traceback says what happened."""
+"""Characters of a crashed server's last log lines: the end of a traceback names the error."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Rollout:
     message: str
 
 
-def observe_rollout(service: InferenceService, deployment: Manifest, pods: tuple[PodView, ...]) -> Rollout:
-    """Read the Deployment's status; `pods` explain what it is waiting for."""
+def observe_rollout(service: InferenceService, deployment: Manifest, pods: tuple[ServerPod, ...]) -> Rollout:
+    """Read the Deployment's status; `pods` explain why it waits."""
     status, wanted = deployment.get("status") or {}, service.spec.replicas
     if is_autoscaled(service):
         wanted = deployment["spec"].get("replicas", 1)
@@ -37,7 +37,7 @@ def observe_rollout(service: InferenceService, deployment: Manifest, pods: tuple
     total, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
     ready = status.get("readyReplicas", 0)
     is_complete = is_current and wanted > 0 and total == updated == ready == wanted
-    reason, message = _explain(pods)
+    reason, message = _explain(service, pods)
     if wanted == 0:
         reason, message = Reason.ROLLING_OUT, "spec.replicas is 0."
     return Rollout(
@@ -51,7 +51,7 @@ def observe_rollout(service: InferenceService, deployment: Manifest, pods: tuple
     )
 
 
-def _explain(pods: tuple[PodView, ...]) -> tuple[Reason, str]:
+def _explain(service: InferenceService, pods: tuple[ServerPod, ...]) -> tuple[Reason, str]:
     for pod in pods:
         if pod.is_answering or pod.is_deleting:
             continue
@@ -59,9 +59,10 @@ def _explain(pods: tuple[PodView, ...]) -> tuple[Reason, str]:
             return Reason.UNSCHEDULABLE, f"Pod {pod.name}: {pod.unschedulable[1]}"
         waiting, message = pod.waiting or ("", "")
         if waiting in IMAGE_REASONS:
+            # Without the kubelet's message, which alternates.
             return Reason.IMAGE_PULL_FAILED, f"Pod {pod.name} cannot pull its image."
         if waiting in CONFIG_REASONS:
-            is_secret = "secret" in message.lower()
+            is_secret = waiting == MISSING_REFERENCE and service.spec.model.secret_ref is not None
             return Reason.MODEL_ACCESS_DENIED if is_secret else Reason.ROLLING_OUT, f"Pod {pod.name}: {message}"
         ended = pod.end or pod.last_end
         if ended is not None:

@@ -1,0 +1,103 @@
+"""The pods of an InferenceService, parsed at the border."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_operator.kubernetes_types import Raw
+from finetune_operator.reconcile.pod import (
+    ContainerEnd,
+    Pod,
+    container_status,
+    parse_common,
+    parse_end,
+    parse_time,
+    pod_condition,
+)
+from finetune_operator.resources.annotations import CONDITION_ADAPTERS_VERIFIED
+from finetune_operator.resources.serving import SERVER_CONTAINER
+
+VERIFIED_PROCESS: Final = "AdaptersVerified"
+"""Start of the reason of an open readiness gate; the identity of the process follows."""
+UNKNOWN_PROCESS: Final = "Unknown"
+"""Process of an open gate whose condition does not identify it, and which has been replaced since."""
+
+
+@dataclass(frozen=True)
+class ServerPod(Pod):
+    """A pod with an inference server, which is the main container."""
+
+    uid: str = ""
+    resource_version: str = ""
+    """Precondition of a write that must not overlook a change."""
+    address: str = ""
+    """IP address, once it has one."""
+    last_end: ContainerEnd | None = None
+    """End of the previous process, if the container was restarted."""
+    is_ready: bool = False
+    """It gets traffic."""
+    are_containers_ready: bool = False
+    """It answers, and gets traffic unless its readiness gate is closed."""
+    has_readiness_gate: bool = False
+    """It gets no traffic until the operator opens its readiness gate (pods of a Rolling service)."""
+    verified_process: str | None = None
+    """Identity of the process that the readiness gate was opened for; None while the gate is closed."""
+    restarts: int = 0
+    """Restarts of the main container."""
+
+    @property
+    def process(self) -> str:
+        """Identity of the process that runs now: another one after each restart of the container."""
+        return process_identity(self.uid, self.restarts)
+
+    @property
+    def is_open(self) -> bool:
+        """The readiness gate is open."""
+        return self.verified_process is not None
+
+    @property
+    def is_answering(self) -> bool:
+        """Its containers are ready, whether or not it gets traffic."""
+        return self.is_ready or self.are_containers_ready
+
+
+def process_identity(uid: str, restarts: int) -> str:
+    """Return the reason of the readiness gate that was opened for this process: letters, digits, colons."""
+    return f"{VERIFIED_PROCESS}:{uid.replace('-', '')}:{restarts}"
+
+
+def parse_server_pod(raw: Raw) -> ServerPod:
+    """Parse a raw Pod of a server Deployment."""
+    metadata, status = raw["metadata"], raw.get("status") or {}
+    server = container_status(raw, SERVER_CONTAINER)
+    gates = (raw.get("spec") or {}).get("readinessGates") or []
+    return ServerPod(
+        **parse_common(raw, SERVER_CONTAINER),
+        uid=metadata.get("uid", ""),
+        resource_version=metadata.get("resourceVersion", ""),
+        address=status.get("podIP") or "",
+        last_end=parse_end((server.get("lastState") or {}).get("terminated")),
+        is_ready=pod_condition(raw, "Ready").get("status") == "True",
+        are_containers_ready=pod_condition(raw, "ContainersReady").get("status") == "True",
+        has_readiness_gate=any(gate["conditionType"] == CONDITION_ADAPTERS_VERIFIED for gate in gates),
+        verified_process=_verified_process(raw, server),
+        restarts=int(server.get("restartCount") or 0),
+    )
+
+
+def _verified_process(raw: Raw, server: Raw) -> str | None:
+    """Read from the readiness gate which process it was opened for.
+
+    The condition of an earlier release has no identity in its reason. It counts for the process that runs now unless that process started after
+    the gate was opened: a restart closed the gate, and opening it again moved lastTransitionTime.
+    """
+    gate = pod_condition(raw, CONDITION_ADAPTERS_VERIFIED)
+    if gate.get("status") != "True":
+        return None
+    reason = gate.get("reason") or ""
+    if reason.startswith(f"{VERIFIED_PROCESS}:"):
+        return reason
+    opened = parse_time(gate.get("lastTransitionTime"))
+    started = parse_time(((server.get("state") or {}).get("running") or {}).get("startedAt"))
+    if opened is None or (started is not None and started > opened):
+        return UNKNOWN_PROCESS
+    return process_identity(raw["metadata"].get("uid", ""), int(server.get("restartCount") or 0))
