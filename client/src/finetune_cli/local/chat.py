@@ -29,7 +29,7 @@ class HeldOutRow:
 
 @dataclass(frozen=True)
 class Answers:
-    """What both models answer to one message."""
+    """Answers of both models to one message."""
 
     prompt: str
     base: str

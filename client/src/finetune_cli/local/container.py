@@ -22,7 +22,7 @@ ENTRY_POINTS: Final[Mapping[str, tuple[str, ...]]] = {TRAINER_IMAGE: ("work",), 
 PR_SET_PDEATHSIG: Final = 1
 """prctl(2): the signal that a process gets when its parent dies."""
 LOG_TAIL_BYTES: Final = 2048
-"""Of a log that stands in for a termination message, as in Kubernetes."""
+"""Length of a log tail that replaces a missing termination message, as in Kubernetes."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether a job has ended, with the server of this run proven. Pure but for the objects that it reads."""
+"""End of a run: the job is terminal, and the server of this run is verified. Pure except for the objects that it reads."""
 
 from dataclasses import dataclass
 

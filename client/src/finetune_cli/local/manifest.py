@@ -34,7 +34,7 @@ class Manifest:
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     """Values of Secrets by name and key; never written to a file."""
     notes: tuple[str, ...] = ()
-    """What is different on this machine from what the manifest asks a cluster for."""
+    """Differences between this machine and the cluster that the manifest expects."""
 
     @property
     def namespace(self) -> str:

@@ -19,7 +19,8 @@ from finetune_cli.local.container import Container, Ended, build_container, stop
 from finetune_cli.local.folders import Folders
 from finetune_cli.local.mapping import local_config, mounted_folders
 from finetune_cli.local.store import Change, LocalCluster, timestamp
-from finetune_operator.io.cluster import CONFIG_MAPS, DEPLOYMENTS, JOBS, PODS, Raw
+from finetune_operator.io.cluster import CONFIG_MAPS, DEPLOYMENTS, JOBS, PODS
+from finetune_operator.kubernetes_types import Raw
 from finetune_operator.resources.annotations import ANNOTATION_CONFIG
 
 logger = logging.getLogger(__name__)

@@ -30,8 +30,10 @@ from finetune_cli.local.progress import FileProgress
 from finetune_cli.local.store import Change, LocalCluster
 from finetune_cli.local.terminal import Terminal
 from finetune_cli.local.work_directory import free_port, provide_claims, shown_path, work_directory_lock
-from finetune_operator.handlers.controller import Controller, Key, keys_of
-from finetune_operator.io.cluster import CONFIG_MAPS, FINETUNE_JOBS, INFERENCE_SERVICES, Raw
+from finetune_operator.handlers.controller import Controller
+from finetune_operator.handlers.keys import Key, keys_of
+from finetune_operator.io.cluster import CONFIG_MAPS, FINETUNE_JOBS, INFERENCE_SERVICES
+from finetune_operator.kubernetes_types import Raw
 from finetune_operator.process.health import Health
 from finetune_operator.reconcile.context import Context
 from finetune_operator.reconcile.job.reconcile import reconcile_finetune_job

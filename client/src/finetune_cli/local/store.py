@@ -15,17 +15,8 @@ from typing import Self
 
 from finetune_cli.local.folders import Folders
 from finetune_operator.errors import ClusterError
-from finetune_operator.io.cluster import (
-    BY_KIND,
-    CLAIMS,
-    EVENTS,
-    FIELD_MANAGER,
-    FINETUNE_JOBS,
-    PODS,
-    Cluster,
-    Raw,
-    Resource,
-)
+from finetune_operator.io.cluster import BY_KIND, CLAIMS, EVENTS, FIELD_MANAGER, FINETUNE_JOBS, PODS, Cluster, Resource
+from finetune_operator.kubernetes_types import Raw
 
 CONFLICT = 409
 RESOURCES: Mapping[str, Resource] = {

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line per condition and event, a bar while training runs, the answers at the end."""
+"""Terminal output of a run: one line per condition and event, a bar while training runs, the answers at the end."""
 
 import json
 import time
