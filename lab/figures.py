@@ -37,27 +37,34 @@ class Figure:
     aim: float | None = None
     """The value we would like to reach."""
     peer: str | None = None
-    """What the value is measured against, for ratios."""
+    """The thing that the value is measured against, for ratios."""
     spread: list[float] | None = None
     """Smallest and largest value of repeated runs."""
 
     @property
     def falls_short(self) -> bool:
-        """Whether `must` is missed."""
+        """True if `must` is missed."""
         if self.must is None:
             return False
         return self.value < self.must if self.better == "higher" else self.value > self.must
 
 
-def record(name: str, figures: list[Figure], seconds: float) -> Path:
-    """Write `build/figures/NAME.json`; `seconds` is how long the whole measurement took."""
+def record(name: str, figures: list[Figure], seconds: float, *, merge: bool = False) -> Path:
+    """Write `build/figures/NAME.json`; `seconds` is the duration of the whole measurement.
+
+    With `merge`, figures of other names that the file holds already stay.
+    """
+    path = FRESH / f"{name}.json"
+    recorded = [asdict(figure) for figure in figures]
+    if merge and path.exists():
+        names = {figure.name for figure in figures}
+        recorded = [raw for raw in json.loads(path.read_text())["figures"] if raw["name"] not in names] + recorded
     document = {
-        "figures": [asdict(figure) for figure in figures],
+        "figures": recorded,
         "versions": _versions(),
         "commit": _commit(),
         "seconds": round(seconds, 1),
     }
-    path = FRESH / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
     return path
@@ -91,7 +98,7 @@ def table(documents: dict[str, dict[str, Any]]) -> str:
 
 
 def page(documents: dict[str, dict[str, Any]]) -> str:
-    """The whole of `docs/figures.md`."""
+    """Return the whole of `docs/figures.md`."""
     runs = "".join(
         f"- `{name}`: {document['seconds']:.0f} s at commit `{document['commit'][:10]}`; "
         + ", ".join(f"{k} {v}" for k, v in document["versions"].items())
@@ -108,7 +115,7 @@ def page(documents: dict[str, dict[str, Any]]) -> str:
 
 
 def is_page_stale() -> bool:
-    """Whether `docs/figures.md` differs from what `docs/figures/` says."""
+    """Return whether `docs/figures.md` differs from `docs/figures/`."""
     return not PAGE.exists() or PAGE.read_text() != page(load(KEPT))
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from lab.kubernetes.binaries import BINARIES, CLUSTER_BINARIES, ensure_binaries
 from lab.kubernetes.cluster import Cluster, environment
 from lab.kubernetes.errors import ClusterError
-from lab.kubernetes.images import IMAGES, build_images, table, write_report
+from lab.kubernetes.images import IMAGES, build_images, convert_in_trainer, table, write_report
 from lab.kubernetes.layout import default_layout
-from lab.kubernetes.model import MODEL_NAME, ensure_model
+from lab.kubernetes.model import MODEL_NAME, ensure_model, has_model
 from lab.kubernetes.packages import ensure_packages
 from lab.kubernetes.progress import say
 from lab.kubernetes.storage import MODELS_CLAIM, claim_models, recycle_volumes
@@ -37,9 +39,11 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m lab.kubernetes", description="A real Kubernetes on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("up", help="start the cluster, or what is missing of it")
+    up = commands.add_parser("up", help="start the cluster, or what is missing of it")
+    up.add_argument("--images", action="store_true", help="meanwhile build the project's images and make the model")
+    up.add_argument("--json", type=Path, help="with --images: write the report on them to this file as well")
     down = commands.add_parser("down", help="stop and remove the cluster; images stay")
-    down.add_argument("--purge", action="store_true", help="remove images, models and build layers as well")
+    down.add_argument("--purge", action="store_true", help="remove images, models, build layers and Go caches as well")
     commands.add_parser("status", help="what runs, and whether the node is Ready")
     commands.add_parser("env", help="print `export` lines for a shell")
     binaries = commands.add_parser("binaries", help="compile what is not compiled yet, and nothing else")
@@ -51,12 +55,14 @@ def _parse() -> argparse.Namespace:
     model.add_argument(
         "--namespace", action="append", default=[], help="give this namespace a claim `models`; repeatable"
     )
+    commands.add_parser("metrics", help="start the metrics server, for `kubectl top` and autoscalers")
     commands.add_parser("volumes", help="offer the volumes of deleted claims again")
     return parser.parse_args()
 
 
-def _up(_: argparse.Namespace) -> None:
-    Cluster(default_layout()).up()
+def _up(arguments: argparse.Namespace) -> None:
+    cluster = Cluster(default_layout())
+    cluster.up(beside=(lambda: _build(cluster, IMAGES, arguments.json)) if arguments.images else None)
 
 
 def _down(arguments: argparse.Namespace) -> None:
@@ -85,11 +91,24 @@ def _images(arguments: argparse.Namespace) -> None:
     with cluster.lock():
         ensure_packages()
         cluster.ensure_registry()
+    _build(cluster, arguments.only or IMAGES, arguments.json)
+
+
+def _build(cluster: Cluster, names: Iterable[str], json: Path | None) -> None:
+    """Build images, and the model where the trainer's image is new: it has the libraries that convert the model."""
+    names = list(names)
     with cluster.image_lock():
-        report = build_images(cluster.layout, arguments.only or IMAGES)
-    if arguments.json:
-        write_report(arguments.json, report)
+        if "trainer" in names and not has_model(cluster.layout):
+            build_images(cluster.layout, ["trainer"])
+            ensure_model(cluster.layout, partial(convert_in_trainer, cluster.layout))
+        report = build_images(cluster.layout, names)
+    if json:
+        write_report(json, report)
     print(table(report))
+
+
+def _metrics(_: argparse.Namespace) -> None:
+    Cluster(default_layout()).start_metrics()
 
 
 def _model(arguments: argparse.Namespace) -> None:
@@ -118,6 +137,7 @@ _COMMANDS = {
     "binaries": _binaries,
     "images": _images,
     "model": _model,
+    "metrics": _metrics,
     "volumes": _volumes,
 }
 

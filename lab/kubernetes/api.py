@@ -55,7 +55,7 @@ class ApiClient:
         return self._call("GET", path)
 
     def list(self, path: str) -> list[Manifest]:
-        """The objects of a collection; the API leaves out what the list says for all of them, so it is put back."""
+        """Return the objects of a collection, with the kind that the API states once for the whole list."""
         answer = self.get(path)
         common = {"apiVersion": answer["apiVersion"], "kind": answer["kind"].removesuffix("List")}
         return [common | item for item in answer["items"]]
@@ -78,7 +78,7 @@ class ApiClient:
                 raise
 
     def ready(self) -> bool:
-        """Whether the API server says that it has started completely."""
+        """Return whether the API server has started completely."""
         try:
             self._open("GET", "/readyz").close()
         except (OSError, http.client.HTTPException):
@@ -114,14 +114,14 @@ class ApiClient:
 
 
 def object_path(manifest: Manifest) -> str:
-    """The URL path of an object of the kinds that this tool creates."""
+    """Return the URL path of an object of the kinds that this tool creates."""
     metadata = manifest["metadata"]
     collection = _COLLECTIONS[manifest["kind"]].format(namespace=metadata.get("namespace"))
     return f"{collection}/{metadata['name']}"
 
 
 def write_kubeconfig(file: Path, url: str, ca_file: Path, user: Mapping[str, str]) -> Path:
-    """A kubeconfig that stands alone: certificates are inside of it, so it may be copied and handed over."""
+    """Write a kubeconfig with the certificates inside, so that it may be copied."""
     name = "local"
     content = {
         "apiVersion": "v1",
@@ -139,7 +139,7 @@ def write_kubeconfig(file: Path, url: str, ca_file: Path, user: Mapping[str, str
 
 
 def certificate_user(pair: KeyPair) -> dict[str, str]:
-    """The `user` of a kubeconfig that authenticates with a client certificate."""
+    """Return the `user` of a kubeconfig that authenticates with a client certificate."""
     return {"client-certificate-data": _encode(pair.certificate), "client-key-data": _encode(pair.key)}
 
 

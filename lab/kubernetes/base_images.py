@@ -35,7 +35,7 @@ _NOT_IN_IMAGES = (
 
 
 def pause_reference() -> str:
-    """The name of the pause image, whether it exists or not."""
+    """Return the name of the pause image, whether it exists or not."""
     return local_reference("pause", _digest(_RECIPES / "pause"))
 
 
@@ -54,7 +54,7 @@ def ensure_pause_image(layout: Layout) -> None:
 
 
 def ensure_python_base(layout: Layout) -> str:
-    """The reference of the Python base image, which is built first if the registry does not have it."""
+    """Return the reference of the Python base image; build it first if the registry does not have it."""
     reference = local_reference("debian-python", python_base_tag())
     if find_image("debian-python", python_base_tag()) is None:
         layout.buildah.mkdir(parents=True, exist_ok=True)

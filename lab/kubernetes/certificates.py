@@ -35,17 +35,17 @@ class CertificateAuthority:
         self._request("ca", f"/CN={self.name}", ["keyUsage=critical,keyCertSign,cRLSign,digitalSignature"], [])
 
     def issue_server(self, name: str, addresses: Sequence[str], common_name: str | None = None) -> KeyPair:
-        """A certificate for a server that is reached by these host names and IP addresses."""
+        """Issue a certificate for a server that is reached by these host names and IP addresses."""
         subject = f"/CN={common_name or name}"
         return self._issue(name, subject, "serverAuth", [f"subjectAltName={alternative_names(addresses)}"])
 
     def issue_client(self, name: str, user: str, groups: Sequence[str] = ()) -> KeyPair:
-        """A certificate that Kubernetes takes for this user, a member of these groups."""
+        """Issue a certificate that authenticates as this user, a member of these groups."""
         organizations = "".join(f"/O={_escape(group)}" for group in groups)
         return self._issue(name, f"{organizations}/CN={_escape(user)}", "clientAuth", [])
 
     def create_signing_key(self, name: str) -> Path:
-        """A bare private key, for service account tokens."""
+        """Create a bare private key, for service account tokens."""
         key = self.directory / f"{name}.key"
         # The API server reads the public half from this older form of an EC key, but not from PKCS #8.
         _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(key))
@@ -67,7 +67,7 @@ class CertificateAuthority:
 
 
 def alternative_names(addresses: Sequence[str]) -> str:
-    """The subjectAltName extension for host names and IPv4 addresses."""
+    """Return the subjectAltName extension for host names and IPv4 addresses."""
     return ",".join(f"{'IP' if address.replace('.', '').isdigit() else 'DNS'}:{address}" for address in addresses)
 
 

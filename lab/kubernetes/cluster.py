@@ -10,14 +10,15 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.kubernetes import network, node
 from lab.kubernetes.api import ApiError
 from lab.kubernetes.base_images import ensure_pause_image, pause_reference
-from lab.kubernetes.binaries import ensure_binaries, search_path
+from lab.kubernetes.binaries import ensure_binaries, remove_build_caches, search_path
 from lab.kubernetes.controlplane import ControlPlane, NodeAccess, Ports
 from lab.kubernetes.errors import ClusterError
 from lab.kubernetes.layout import API_SERVER_PORT, BRIDGE_ADDRESS, NODE_NAME, SERVICE_RANGE, Layout
@@ -79,16 +80,24 @@ class Cluster:
         self.node = node.Node(layout, self.control_plane.authority, self.control_plane.url)
         self.metrics = MetricsServer(layout, self.control_plane.authority, self.control_plane.url)
 
-    def up(self) -> None:
-        """Return with a Ready node; safe to repeat, and after an interruption at any point."""
+    def up(self, beside: Callable[[], None] | None = None) -> None:
+        """Return with a Ready node; safe to repeat, and after an interruption at any point.
+
+        `beside` runs while programs are compiled and started: images need only the registry and the container runtime.
+        """
         with self.lock():
             ensure_packages()
-            ensure_binaries()
             if self.supervisor.find("etcd") is None:
                 with self.image_lock(), step("remove what an earlier cluster left behind"):
                     self._remove()
             self._require_disk()
-            self._start()
+            self._start_runtime()
+            with ThreadPoolExecutor(1) as pool:
+                other = pool.submit(beside) if beside else None
+                ensure_binaries()
+                self._start()
+            if other:
+                other.result()
         say(f"the cluster is up; for your shell: {environment_hint()}")
 
     def down(self, *, purge: bool = False) -> None:
@@ -97,8 +106,9 @@ class Cluster:
             with step("stop the cluster"):
                 self._remove()
             if purge:
-                with step(f"remove images, models and build layers below {self.layout.root}"):
+                with step(f"remove images, models and build layers below {self.layout.root}, and Go's caches"):
                     shutil.rmtree(self.layout.root)
+                    remove_build_caches()
 
     def status(self) -> list[ComponentStatus]:
         known = [component.name for component in self.control_plane.components()]
@@ -117,8 +127,20 @@ class Cluster:
         if not self.node_ready():
             raise ClusterError("there is no running cluster on this machine; start one with `up`")
 
+    def start_metrics(self) -> None:
+        """Add the metrics server, for `kubectl top` and autoscalers; compile it first if it is not compiled."""
+        with self.lock():
+            self.require_running()
+            ensure_binaries(["metrics-server"])
+            with step("metrics server"):
+                self.metrics.grant(self.control_plane.admin)
+                self.metrics.write_files()
+                self.supervisor.start(self.metrics.component())
+                self.supervisor.wait_until_healthy(self.metrics.component())
+                self.metrics.register(self.control_plane.admin)
+
     def ensure_registry(self) -> None:
-        """Images can be built without a cluster, but not without a place to push them to."""
+        """Start the image registry: images can be built without a cluster, but not without a place to push them to."""
         component = node.registry(self.layout)
         self.supervisor.start(component)
         self.supervisor.wait_until_healthy(component)
@@ -144,29 +166,28 @@ class Cluster:
                     fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _start(self) -> None:
-        with step("network, certificates, and the start of the control plane") as current:
+    def _start_runtime(self) -> None:
+        with step("network, image registry and container runtime"):
             network.set_up(self.layout)
-            started = self.control_plane.launch()
-            current.note(f"started {', '.join(started)}" if started else "already running")
-        with step("image registry and container runtime"):
             self.ensure_registry()
             ensure_pause_image(self.layout)
             containerd = node.containerd(self.layout, pause_reference())
             self.supervisor.start(containerd)
             self.supervisor.wait_until_healthy(containerd)
+
+    def _start(self) -> None:
+        with step("certificates, and the start of the control plane") as current:
+            started = self.control_plane.launch()
+            current.note(f"started {', '.join(started)}" if started else "already running")
         with step("API server, controllers and scheduler are healthy"):
             self.control_plane.wait_until_ready()
-        with step("kubelet, cluster DNS, service proxy and metrics server"):
+        with step("kubelet, cluster DNS and service proxy"):
             self._start_node()
         with step("storage class and volumes"):
             create_storage_class(self.control_plane.admin)
             recycle_volumes(self.control_plane.admin, self.layout)
         with step("node Ready"):
             node.wait_until_ready(self.control_plane.admin)
-        with step("metrics server"):
-            self.supervisor.wait_until_healthy(self.metrics.component())
-            self.metrics.register(self.control_plane.admin)
 
     def _start_node(self) -> None:
         api = self.control_plane.admin
@@ -175,9 +196,6 @@ class Cluster:
         for manifest in (_DNS_ROLE, _DNS_ROLE_BINDING):
             api.apply(manifest)
         self.supervisor.start(self.node.coredns())
-        self.metrics.grant(api)
-        self.metrics.write_files()
-        self.supervisor.start(self.metrics.component())
         node.wait_for_registration(api)
         self.supervisor.start(self.node.kube_proxy())
         for component in (self.node.kubelet(), self.node.coredns(), self.node.kube_proxy()):
@@ -215,7 +233,7 @@ class Cluster:
 
 
 def environment(layout: Layout) -> dict[str, str]:
-    """What a shell needs to use the cluster."""
+    """Return the variables with which a shell uses the cluster."""
     return {"KUBECONFIG": str(layout.kubeconfig), "PATH": f"{search_path()}{os.pathsep}$PATH"}
 
 

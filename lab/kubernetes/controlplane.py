@@ -69,7 +69,7 @@ class Ports:
 
 @dataclass(frozen=True)
 class NodeAccess:
-    """What changes when pods and a kubelet use the control plane."""
+    """The differences of a control plane that pods and a kubelet use."""
 
     address: str
     """The machine's address as pods see it."""
@@ -165,13 +165,13 @@ class ControlPlane:
             self._supervisor.stop(component.name, seconds=0)
 
     def client_kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
-        """A kubeconfig that authenticates as this user with a client certificate; who may do what is up to RBAC."""
+        """Write a kubeconfig that authenticates as this user with a client certificate; RBAC decides on rights."""
         name = _file_name(user)
         pair = self.authority.issue_client(name, user, groups)
         return write_kubeconfig(self.directory / f"{name}.kubeconfig", self.url, self.ca_file, certificate_user(pair))
 
     def service_account_token(self, namespace: str, name: str, seconds: int = 3600) -> str:
-        """A bearer token of an existing service account, the same kind that a pod gets."""
+        """Return a bearer token of an existing service account, the same kind that a pod gets."""
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
         request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"}
         answer = self.admin.post(path, {**request, "spec": {"expirationSeconds": seconds}})
@@ -179,7 +179,7 @@ class ControlPlane:
         return token
 
     def token_kubeconfig(self, namespace: str, name: str, seconds: int = 3600) -> Path:
-        """A kubeconfig that authenticates as an existing service account."""
+        """Write a kubeconfig that authenticates as an existing service account."""
         token = self.service_account_token(namespace, name, seconds)
         file = self.directory / f"{_file_name(f'{namespace}.{name}')}.token.kubeconfig"
         return write_kubeconfig(file, self.url, self.ca_file, {"token": token})
@@ -189,7 +189,7 @@ class ControlPlane:
         yield from read_audit_events(self.audit_log)
 
     def components(self) -> list[Component]:
-        """The processes in the order of their start."""
+        """Return the processes in the order of their start."""
         chosen = [self._etcd(), self._api_server()]
         if self.controllers:
             chosen.append(self._controller_manager())
@@ -264,7 +264,7 @@ class ControlPlane:
         )
 
     def _aggregation_flags(self) -> list[str]:
-        """Groups of the API may be served by other processes, such as the metrics server."""
+        """Return the flags by which other processes, such as the metrics server, may serve groups of the API."""
         front_proxy = self._front_proxy()
         return [
             f"--requestheader-client-ca-file={self.front_proxy_authority.pair.certificate}",
@@ -373,7 +373,7 @@ class ControlPlane:
 
 
 def read_audit_events(audit_log: Path) -> Iterator[dict[str, Any]]:
-    """The events of an audit log; a last line that is still being written is left for the next call."""
+    """Yield the events of an audit log; a last line that is still being written is left for the next call."""
     if not audit_log.exists():
         return
     with audit_log.open() as lines:
@@ -383,7 +383,7 @@ def read_audit_events(audit_log: Path) -> Iterator[dict[str, Any]]:
 
 
 def answers(url: str) -> bool:
-    """Whether a health endpoint says 200. Certificates are not checked: it is a question to our own process."""
+    """Return whether a health endpoint answers 200. Certificates are not checked, because the process is our own."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

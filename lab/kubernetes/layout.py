@@ -24,7 +24,7 @@ SERVICE_BRIDGE = "ft-services"
 API_SERVER_PORT = 6443
 REGISTRY_ADDRESS = "127.0.0.1:5000"
 REGISTRY = "localhost:5000"
-"""How images are named; containerd and buildah speak plain HTTP to a registry of this name."""
+"""Prefix of the images' names; containerd and buildah speak plain HTTP to a registry of this name."""
 
 KUBELET_PORT = 10250
 KUBELET_HEALTH_PORT = 10248
@@ -96,7 +96,7 @@ class Layout:
 
     @property
     def images_report(self) -> Path:
-        """What the last `images` built, as JSON."""
+        """Report of the last build of images, as JSON."""
         return self.root / "images.json"
 
     @property
@@ -105,5 +105,5 @@ class Layout:
 
 
 def default_layout() -> Layout:
-    """The machine's cluster; FINETUNE_CLUSTER_ROOT moves it, for example to a bigger disk."""
+    """Return the layout of the machine's cluster; FINETUNE_CLUSTER_ROOT moves it, for example to a bigger disk."""
     return Layout(Path(os.environ.get("FINETUNE_CLUSTER_ROOT") or "/var/lib/finetune-operator-local"))

@@ -17,7 +17,7 @@ from lab.kubernetes.layout import METRICS_SERVER_PORT, Layout
 from lab.kubernetes.processes import Component
 
 RESOLUTION_SECONDS = 15
-"""How often the kubelet is asked, as in the release of the metrics server; two answers make the first value."""
+"""Interval of the readings from the kubelet, as in the release; two readings make the first value."""
 
 _NAME = "metrics-server"
 _NAMESPACE = "kube-system"
@@ -35,7 +35,7 @@ class MetricsServer:
     """The API server as processes of this machine reach it."""
 
     def grant(self, api: ApiClient) -> None:
-        """Let it ask the kubelet, see pods, and find out who asks; and let everybody who may see pods ask it."""
+        """Grant the metrics server what it reads, and everybody who may see pods its answers."""
         for manifest in _permissions():
             api.apply(manifest)
 
@@ -86,7 +86,7 @@ class MetricsServer:
 
 
 def _permissions() -> list[Manifest]:
-    """What the release of the metrics server grants, to a user instead of a service account."""
+    """Return the rights that the release of the metrics server has, for a user instead of a service account."""
     readers = {f"{_RBAC}/aggregate-to-{role}": "true" for role in ("view", "edit", "admin")}
     return [
         {

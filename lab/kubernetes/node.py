@@ -28,9 +28,10 @@ from lab.kubernetes.layout import (
     Layout,
 )
 from lab.kubernetes.processes import Component, command_lines, terminate
+from lab.kubernetes.progress import step
 
 READY_SECONDS = 60.0
-"""How long the node may take from its first registration to Ready."""
+"""Longest time from the first registration of the node to Ready, in seconds."""
 
 
 def registry(layout: Layout) -> Component:
@@ -182,6 +183,15 @@ def stop_containers(layout: Layout) -> None:
         _run_ctr(layout, "containers", "rm", container)
 
 
+def pull_image(layout: Layout, reference: str) -> None:
+    """Unpack a pushed image for the kubelet, so that no pod waits for it. Without a container runtime, pods pull it."""
+    if _run_ctr(layout, "version") is None or reference in (_run_ctr(layout, "images", "ls", "-q") or "").split():
+        return
+    with step(f"unpack {repository_of(reference)}"):
+        if _run_ctr(layout, "images", "pull", "--plain-http", reference) is None:
+            raise ClusterError(f"containerd cannot pull {reference}; the end of its log is in {layout.logs}")
+
+
 def remove_images(layout: Layout, repositories: set[str], keep: set[str]) -> None:
     """Remove unpacked images of these repositories whose digest is not to be kept; running pods keep their files."""
     listing = [line.split() for line in (_run_ctr(layout, "images", "ls") or "").splitlines()[1:]]
@@ -208,7 +218,7 @@ def kill_container_leftovers(layout: Layout) -> None:
 
 
 def remove_pod_cgroups() -> None:
-    """The kernel removes a control group only when it is empty, the innermost first."""
+    """Remove the pods' control groups, the innermost first, because the kernel removes only empty ones."""
     for group in sorted(_pod_cgroups(), key=lambda path: len(path.parts), reverse=True):
         with contextlib.suppress(OSError):
             group.rmdir()
@@ -234,7 +244,7 @@ def mounts_below(root: Path) -> list[str]:
 
 
 def remove_log_links(layout: Layout) -> None:
-    """The kubelet links every container's log in a folder whose name is fixed."""
+    """Remove the kubelet's links to container logs, which are in a folder whose name is fixed."""
     for link in Path("/var/log/containers").glob("*.log"):
         if link.is_symlink() and link.readlink().is_relative_to(layout.node):
             link.unlink()

@@ -22,6 +22,7 @@ _PACKAGES = {
     "ip": "iproute2",
     "openssl": "openssl",
     "gcc": "gcc",
+    "objdump": "binutils",
     "/usr/include/stdio.h": "libc6-dev",
     "umount": "mount",
     "setpriv": "util-linux",

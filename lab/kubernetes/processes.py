@@ -29,7 +29,7 @@ exec "$@"
 """Runs in the new session: describes itself in the pid file, then becomes the program with the same pid."""
 
 STOP_SECONDS = 10.0
-"""How long a process may take to end after SIGTERM before it is killed."""
+"""Longest time from SIGTERM to the end of a process, in seconds; then it is killed."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Process:
-    """What a pid file says."""
+    """The content of a pid file."""
 
     pid: int
     start_ticks: int
@@ -109,12 +109,12 @@ class Supervisor:
             time.sleep(0.05)
 
     def find(self, name: str) -> Process | None:
-        """The running process of this name, or None."""
+        """Return the running process of this name, or None."""
         process = _read_pid_file(self._pid_file(name))
         return process if process is not None and process.alive() else None
 
     def names(self) -> list[str]:
-        """Every component that has a pid file, dead or alive."""
+        """Return the names of all components that have a pid file, dead or alive."""
         return sorted(file.stem for file in self.pid_directory.glob("*.pid"))
 
     def stop(self, name: str, seconds: float = STOP_SECONDS) -> None:
@@ -190,7 +190,7 @@ def boot_id() -> str:
 
 
 def command_lines() -> dict[int, tuple[str, ...]]:
-    """Every process of the machine with its arguments."""
+    """Return every process of the machine with its arguments."""
     found: dict[int, tuple[str, ...]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

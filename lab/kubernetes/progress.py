@@ -1,4 +1,4 @@
-"""What a person sees while a command works: one line for each step, with its seconds.
+"""Progress of a command for people: one line for each step, with its seconds.
 
 Long steps (a Go build, an image layer) also say that they are alive: on a terminal the line counts up, elsewhere a new
 line appears every `QUIET_SECONDS`, so that a log shows where the time went and nobody takes a slow build for a hang.
@@ -23,6 +23,8 @@ class Step:
         self.title = title
         self.started = time.monotonic()
         self.remark = ""
+        self.detail = ""
+        """Progress within the step, in a few words; shown while it runs."""
 
     def note(self, remark: str) -> None:
         self.remark = remark
@@ -59,6 +61,11 @@ def _report_elapsed(current: Step, finished: threading.Event) -> None:
     on_terminal = sys.stderr.isatty()
     while not finished.wait(1.0 if on_terminal else QUIET_SECONDS):
         if on_terminal:
-            print(f"\r\033[K{current.seconds:7.0f} s  {current.title} ...", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r\033[K{current.seconds:7.0f} s  {current.title} ... {current.detail}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
         else:
-            say(f"{current.seconds:7.0f} s  {current.title} ... still running")
+            say(f"{current.seconds:7.0f} s  {current.title} ... {current.detail or 'still running'}")

@@ -34,7 +34,7 @@ class PushedImage:
 
 
 def find_image(name: str, tag: str) -> PushedImage | None:
-    """The image of this name and tag, or None if it was never pushed."""
+    """Return the image of this name and tag, or None if it was never pushed."""
     url = f"http://{REGISTRY_ADDRESS}/v2/{name}/manifests/{tag}"
     request = urllib.request.Request(url, headers={"Accept": _MANIFEST_TYPES})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -99,7 +99,7 @@ def claim_models(api: ApiClient, layout: Layout, namespace: str) -> None:
 
 
 def is_released(volume: Manifest) -> bool:
-    """Whether the claim that held the volume is gone; such a volume is never offered again by Kubernetes itself."""
+    """Return whether the claim that held the volume is gone; Kubernetes itself never offers such a volume again."""
     return volume.get("status", {}).get("phase") in ("Released", "Failed")
 
 

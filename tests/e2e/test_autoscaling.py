@@ -144,6 +144,7 @@ def an_adapter(models: Path) -> Raw:
 
 @pytest.fixture(scope="module")
 def scaled(kubernetes: LocalKubernetes) -> Iterator[Scaled]:
+    kubernetes.cluster.start_metrics()
     with kubernetes.namespace("autoscaling") as namespace:
         namespace.serve(
             SERVICE,

@@ -7,7 +7,7 @@ from string import Template
 
 
 def render(name: str, **values: object) -> str:
-    """The template with its values filled in; a name without a value is an error."""
+    """Return the template with its values filled in; a name without a value is an error."""
     text = (Path(__file__).parent / name).read_text()
     return Template(text).substitute({key: str(value) for key, value in values.items()})
 

@@ -5,34 +5,9 @@ import pytest
 
 from lab.kubernetes import templates
 from lab.kubernetes.api import object_path
-from lab.kubernetes.binaries import BINARIES, staging_replacements
 from lab.kubernetes.certificates import CertificateAuthority, alternative_names
 from lab.kubernetes.controlplane import read_audit_events
 from lab.kubernetes.storage import is_released
-
-
-def test_exactly_the_staged_modules_are_replaced_by_their_published_versions() -> None:
-    go_mod = """
-module k8s.io/kubernetes
-require (
-\tk8s.io/api v0.0.0
-\tk8s.io/utils v0.0.0-20250604170112-4c0f3b243397
-)
-replace (
-\tk8s.io/api => ./staging/src/k8s.io/api
-\tk8s.io/apimachinery => ./staging/src/k8s.io/apimachinery
-)
-replace k8s.io/kubelet => ./staging/src/k8s.io/kubelet
-"""
-    assert staging_replacements(go_mod, "v1.34.4") == [
-        "replace k8s.io/api => k8s.io/api v0.34.4",
-        "replace k8s.io/apimachinery => k8s.io/apimachinery v0.34.4",
-        "replace k8s.io/kubelet => k8s.io/kubelet v0.34.4",
-    ]
-
-
-def test_what_the_api_server_tests_need_is_compiled_first() -> None:
-    assert list(BINARIES)[:3] == ["etcd", "kube-apiserver", "kube-controller-manager"]
 
 
 def test_certificates_name_hosts_and_addresses_apart() -> None:

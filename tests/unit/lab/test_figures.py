@@ -1,0 +1,25 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from lab import figures
+from lab.figures import Figure, record
+
+
+def _names(path: Path) -> dict[str, float]:
+    return {raw["name"]: raw["value"] for raw in json.loads(path.read_text())["figures"]}
+
+
+def test_two_runs_may_record_into_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "FRESH", tmp_path)
+    record("first-run", [Figure("try cold s", 150, "s", "lower")], 150, merge=True)
+    record("first-run", [Figure("demo cold s", 600, "s", "lower")], 600, merge=True)
+    path = record("first-run", [Figure("demo cold s", 500, "s", "lower")], 500, merge=True)
+    assert _names(path) == {"try cold s": 150, "demo cold s": 500}
+
+
+def test_a_run_by_itself_replaces_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "FRESH", tmp_path)
+    record("demo", [Figure("a", 1, "s", "lower")], 1)
+    assert _names(record("demo", [Figure("b", 2, "s", "lower")], 2)) == {"b": 2}
