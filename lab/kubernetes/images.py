@@ -1,4 +1,4 @@
-"""The project's three images: built from their Dockerfiles, pushed to the local registry, measured and reported.
+"""The project's images: built from their Dockerfiles, pushed to the local registry, measured and reported.
 
 The report names each image by digest. That is what tests and the chart should be given: a tag may point elsewhere after
 the next build, a digest never does, and the kubelet knows without asking whether it has it.
@@ -20,16 +20,20 @@ from lab.kubernetes.errors import ClusterError
 from lab.kubernetes.layout import Layout
 from lab.kubernetes.progress import say, step
 from lab.kubernetes.registry import PushedImage, require_image
+from lab.kubernetes.torch_cpu import ensure_torch_index
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 TAG = "dev"
 """The tag of what was built last. Pods name digests, so it is only how buildah and the registry find each other."""
 
-HEAVY_BUILD_GIB = 20
-"""Disk that a build of torch's layer takes: layers 6.5, registry 3.3, the node's unpacked copy 6.5, and scratch."""
+HEAVY_BUILD_GIB = 12
+"""Disk that a build of torch's layer takes: wheel 1.1, cache 2.5, layers 2.5, registry 0.7, the node's copy 2.5, scratch."""
 
 LIGHT_BUILD_GIB = 3
+
+_TORCH_INDEX = "/opt/torch-index"
+"""Folder of the index with torch's build for CPUs, as the build of an image sees it."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,16 @@ class ImageSource:
     """The repository in the registry."""
     dockerfile: str
     heavy: bool
-    """Whether it holds the several gigabytes of torch."""
+    """True for an image that holds torch."""
 
 
 IMAGES = {
-    "operator": ImageSource("finetune-operator", "operator/Dockerfile", heavy=False),
     "trainer": ImageSource("finetune-trainer", "trainer_image/Dockerfile", heavy=True),
     "inference": ImageSource("finetune-inference", "inference_image/Dockerfile", heavy=True),
+    "operator": ImageSource("finetune-operator", "operator/Dockerfile", heavy=False),
     "redis": ImageSource("redis", "lab/kubernetes/image_sources/redis/Dockerfile", heavy=False),
 }
-"""Operator and gateway share the first; Redis is here because the chart's own choice cannot be pulled everywhere."""
+"""Operator and gateway share one; Redis is here because the chart's own choice cannot be pulled everywhere."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +76,33 @@ def build_images(layout: Layout, names: Iterable[str]) -> dict[str, ImageReport]
     for name in names:
         source = IMAGES[name]
         _require_disk(layout, source)
+        arguments, mounts = {"BASE_IMAGE": base_reference}, {}
+        if source.heavy:
+            arguments["TORCH_INDEX"] = f"file://{_TORCH_INDEX}"
+            mounts[ensure_torch_index()] = _TORCH_INDEX
         reference = local_reference(source.name, TAG)
         with step(f"build {source.name}"):
-            buildah.build(REPOSITORY, REPOSITORY / source.dockerfile, reference, {"BASE_IMAGE": base_reference})
+            buildah.build(REPOSITORY, REPOSITORY / source.dockerfile, reference, arguments, mounts)
         with step(f"push {source.name}") as current:
             buildah.push(reference)
             image = require_image(source.name, TAG)
             current.note(f"{image.compressed_bytes / 1e6:.0f} MB compressed")
+        node.pull_image(layout, image.reference)
         report[name] = describe(image, base)
         _write_json(layout.images_report, report)
     return report
 
 
+def convert_in_trainer(layout: Layout, folder: Path, arguments: list[str]) -> None:
+    """Run Python with these arguments in the trainer's image, where the folder has the same path as here."""
+    reference = local_reference(IMAGES["trainer"].name, TAG)
+    # The image keeps a program's folder out of the module path, and the converter needs it there.
+    command = ["env", "--unset=PYTHONSAFEPATH", "/opt/venv/bin/python", *arguments]
+    Buildah(layout).run(reference, command, {folder: str(folder)})
+
+
 def describe(image: PushedImage, base: PushedImage) -> ImageReport:
-    """The figures of a pushed image; only layers that it really shares with the base count as the base's."""
+    """Return the figures of a pushed image; only layers that it shares with the base count as the base's."""
     shared = set(image.layers) & set(base.layers)
     return ImageReport(image.reference, image.compressed_bytes, sum(size for _, size in shared))
 
@@ -102,7 +119,7 @@ def reclaim(layout: Layout, keep: set[str]) -> None:
 
 
 def read_report(layout: Layout) -> dict[str, ImageReport]:
-    """What earlier builds have pushed; empty if there were none."""
+    """Return the report of earlier builds; empty if there were none."""
     if not layout.images_report.exists():
         return {}
     content = json.loads(layout.images_report.read_text())
