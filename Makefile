@@ -3,7 +3,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 UV := bash lab/uv.sh
-CLUSTER := $(PY) -m lab.kubernetes
+LAB := $(PY) -m lab.kubernetes
+# The demonstration needs two libraries, so a first run does not wait for torch.
+DEMO_ENV := build/demo-venv
+DEMO_PY = $(if $(wildcard .venv/.ready),$(PY),$(DEMO_ENV)/bin/python)
 
 # $(call timed,NAME,COMMAND): say what runs and how long it took.
 define timed
@@ -28,16 +31,25 @@ try: ## A real fine-tuning on this machine, served and verified, in minutes: no 
 	@$(UV) --version >/dev/null
 	@python3 -m lab.first_run $(TRY_ARGS)
 
+# CLUSTER is local (the default: made on this machine), kind, or current (the cluster of kubectl's current context).
 .PHONY: demo
-demo: setup ## A real Kubernetes, the chart, a real model, a real fine-tuning, a verified endpoint (DEMO_ARGS=--help)
-	$(PY) -m demo.run $(DEMO_ARGS)
+demo: export DEMO_STARTED := $(shell date +%s)
+demo: preflight $(if $(wildcard .venv/.ready),,$(DEMO_ENV)/.ready) ## A real Kubernetes, the chart, a real model, a real fine-tuning, a verified endpoint (CLUSTER=local|kind|current)
+	@$(DEMO_PY) -m demo.run $(if $(CLUSTER),--cluster $(CLUSTER)) $(DEMO_ARGS)
+
+.PHONY: preflight
+preflight:
+	@$(if $(filter kind current,$(CLUSTER)),true,python3 -m lab.kubernetes.preflight)
+
+$(DEMO_ENV)/.ready: uv.lock pyproject.toml | preflight
+	$(call timed,Python environment of the demonstration,UV_PROJECT_ENVIRONMENT=$(DEMO_ENV) $(UV) sync --frozen --only-group demo --compile-bytecode && touch $@)
 
 .PHONY: demo-down
 demo-down: ## Remove every process, network device, mount and runtime file of the demo; caches stay
 	python3 -m lab.kubernetes down
 
 .PHONY: demo-purge
-demo-purge: ## The same, and the caches: images, model, volumes
+demo-purge: ## The same, and the caches: images, model, volumes, Go caches
 	python3 -m lab.kubernetes down --purge
 
 .PHONY: test
@@ -48,7 +60,7 @@ test: test-programs lint test-unit test-apiserver test-e2e ## Everything: lint, 
 test-programs: setup # Programs that tests would otherwise skip for
 	@command -v redis-server >/dev/null || { echo 'installing redis-server'; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server >/dev/null; }
-	$(call timed,an S3 server for the tests,$(CLUSTER) binaries --only versitygw)
+	$(call timed,an S3 server for the tests,$(LAB) binaries --only versitygw)
 
 .PHONY: lint
 lint: setup ## Formatting, lint, types, import contracts, workflows
@@ -83,15 +95,16 @@ mutation: setup ## Share of small faults in the operator's decisions and builder
 	$(PY) -m lab.mutation.run $(MUTATION_ARGS)
 
 .PHONY: binaries
-binaries: setup ## Build etcd, Kubernetes, CoreDNS, helm and the metrics server (once per version)
-	$(call timed,cluster binaries,$(CLUSTER) binaries)
+binaries: setup ## Compile etcd, Kubernetes, CoreDNS and helm (once per version)
+	$(call timed,cluster binaries,$(LAB) binaries)
 
 .PHONY: test-apiserver
 test-apiserver: binaries ## The real operator and gateway against a real kube-apiserver
 	$(call timed,apiserver tests,$(PY) -m pytest tests/apiserver tests/contract -m apiserver)
 
 .PHONY: test-e2e
-test-e2e: demo ## The demo and the failure cases on the local cluster with real images
+test-e2e: setup demo ## The demo and the failure cases on the local cluster with real images
+	$(call timed,the metrics server for autoscaling,$(LAB) metrics)
 	$(call timed,end-to-end tests,$(PY) -m pytest tests/e2e)
 
 .PHONY: bench-training

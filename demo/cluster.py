@@ -1,12 +1,14 @@
-"""Which cluster the demonstration runs on, and what it needs there before the chart can be installed."""
+"""The cluster that the demonstration runs on: images, namespace and model, before the chart is installed."""
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from demo import kind
 from demo.narrate import note
 from demo.shell import REPOSITORY, DemoError, Shell
+from lab.kubernetes.binaries import missing_binaries
 from lab.kubernetes.cluster import environment
 from lab.kubernetes.layout import default_layout
 from lab.kubernetes.model import MODEL_NAME
@@ -20,10 +22,13 @@ IMAGES_REPORT = REPOSITORY / "build" / "demo" / "images.json"
 
 @dataclass(frozen=True)
 class Images:
-    """What was built, by the chart's parts."""
+    """The images that were built, by the chart's parts."""
 
-    references: dict[str, str]
-    operator_megabytes_over_base: float
+    values: dict[str, dict[str, str]]
+    """Each image as the chart's values name it."""
+    megabytes: dict[str, float]
+    """Compressed size of each; empty where it is not known."""
+    operator_megabytes_over_base: float | None = None
 
 
 @dataclass(frozen=True)
@@ -32,20 +37,22 @@ class Target:
 
     shell: Shell
     local: bool
-    """Whether it is this machine's own cluster, which the demonstration brings up and fills."""
+    """True for this machine's own cluster, which the demonstration brings up and fills."""
+    kind: str = ""
+    """Name of a cluster of kind, which the demonstration fills but does not create; otherwise empty."""
     values_file: Path | None = None
-    """Values for the chart that an administrator of another cluster wrote: his images, at least."""
+    """Values for the chart that an administrator of another cluster wrote: the images, at least."""
     model_source: str = f"pvc://models/{MODEL_NAME}"
     audit_log: Path | None = None
     """Log of all writes, where there is one."""
     warm: bool = True
-    """Whether nothing has to be compiled, downloaded or built for the first time."""
+    """True if nothing has to be compiled, downloaded or built for the first time."""
     hints: list[str] = field(default_factory=list)
     """Lines that a shell needs before kubectl reaches this cluster."""
 
 
 def local_target() -> Target:
-    """This machine's own cluster. Its kubeconfig is the only one used, whatever the shell's says."""
+    """Return this machine's own cluster. Its kubeconfig is the only one used, whatever the shell's says."""
     layout = default_layout()
     variables = environment(layout)
     variables["PATH"] = variables["PATH"].replace("$PATH", Shell({}).environment.get("PATH", ""))
@@ -53,42 +60,58 @@ def local_target() -> Target:
         shell=Shell(variables),
         local=True,
         audit_log=layout.audit_log,
-        warm=layout.images_report.exists() and (layout.models / MODEL_NAME).exists(),
+        warm=layout.images_report.exists() and (layout.models / MODEL_NAME).exists() and not missing_binaries(),
         hints=['eval "$(python3 -m lab.kubernetes env)"'],
     )
 
 
 def named_target(values_file: Path | None, model_source: str) -> Target:
-    """The cluster of the shell's current context."""
+    """Return the cluster of the shell's current context."""
     return Target(shell=Shell({}), local=False, values_file=values_file, model_source=model_source)
 
 
+def kind_target(name: str, model_source: str) -> Target:
+    """Return a cluster of kind that exists already."""
+    kind.write_kubeconfig(name)
+    return Target(
+        shell=Shell({"KUBECONFIG": str(kind.KUBECONFIG)}),
+        local=False,
+        kind=name,
+        model_source=model_source,
+        hints=[f"export KUBECONFIG={kind.KUBECONFIG}"],
+    )
+
+
 def bring_up(target: Target) -> None:
-    """Have a cluster that answers."""
+    """Return when the cluster answers; bring up our own and build its images and model meanwhile."""
     if target.local:
-        target.shell.local_cluster("up")
+        target.shell.local_cluster("up", "--images", "--json", str(IMAGES_REPORT))
         return
     context = target.shell.kubectl("config", "current-context").strip()
-    note(f"the cluster of your current context, {context}; nothing is brought up")
+    note(f"the cluster of the context {context}; nothing is brought up")
     target.shell.kubectl("get", "--raw=/readyz")
 
 
-def build_images(target: Target) -> Images | None:
-    """Build and push the images; None where an administrator's values name them."""
+def provide_images(target: Target) -> Images | None:
+    """Return the images that the cluster has; None where an administrator's values name them."""
+    if target.kind:
+        kind.build_and_load(target.shell, target.kind)
+        names = {part: kind.image(part).partition(":") for part in kind.DOCKERFILES}
+        return Images({part: {"repository": name, "tag": tag} for part, (name, _, tag) in names.items()}, {})
     if not target.local:
         note("the images are those that your values name")
         return None
-    target.shell.local_cluster("images", "--json", str(IMAGES_REPORT))
     report = json.loads(IMAGES_REPORT.read_text())
     operator = report["operator"]
     return Images(
-        references={name: entry["ref"] for name, entry in report.items()},
+        values={name: _image(entry["ref"]) for name, entry in report.items()},
+        megabytes={name: entry["compressed_bytes"] / 1e6 for name, entry in report.items()},
         operator_megabytes_over_base=(operator["compressed_bytes"] - operator["base_compressed_bytes"]) / 1e6,
     )
 
 
 def provide_namespace_and_model(target: Target) -> None:
-    """A namespace that admits only restricted pods, and in it the base model."""
+    """Create a namespace that admits only restricted pods, and in it the base model."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": JOB_NAMESPACE, "labels": labels}}
     target.shell.apply(manifest)
@@ -107,14 +130,13 @@ def provide_namespace_and_model(target: Target) -> None:
 
 
 def chart_values(target: Target, images: Images | None) -> dict[str, Any]:
-    """Values for the chart besides those of an administrator."""
+    """Return values for the chart besides those of an administrator."""
     values: dict[str, Any] = {"broker": {"namespaces": [JOB_NAMESPACE]}}
     if images is None:
         return values
-    values["image"] = _image(images.references["operator"])
-    values["trainer"] = {"image": _image(images.references["trainer"])}
-    values["inference"] = {"image": _image(images.references["inference"])}
-    values["redis"] = {"image": _image(images.references["redis"])}
+    values["image"] = images.values["operator"]
+    for part in images.values.keys() - {"operator"}:
+        values[part] = {"image": images.values[part]}
     return values
 
 

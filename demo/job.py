@@ -18,7 +18,7 @@ DATA = SAMPLES / "data"
 NAME = "support-tickets"
 POLL_SECONDS = 2.0
 PATIENCE_SECONDS = 900.0
-"""How long the whole job may take before the demonstration gives up on it."""
+"""Longest duration of the whole job, in seconds, before the demonstration fails."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Finished:
     service: str
     adapter: str
     base: str
-    """What clients put into `model` for the base model."""
+    """The value of `model` in requests to the base model."""
     train_loss: str
 
 
@@ -67,7 +67,7 @@ def follow(target: Target) -> Finished:
 
 
 def finished_job(target: Target) -> Finished:
-    """The job that an earlier run left. Raises DemoError if there is none."""
+    """Return the job that an earlier run left. Raises DemoError if there is none."""
     job = target.shell.get("finetunejob", NAME, f"--namespace={JOB_NAMESPACE}") or {}
     if not _is_true(job.get("status", {}), "AdapterVerified"):
         raise DemoError(f"there is no FinetuneJob {JOB_NAMESPACE}/{NAME} with a verified adapter", "Run `make demo`.")
@@ -75,7 +75,7 @@ def finished_job(target: Target) -> Finished:
 
 
 def diagnose(target: Target) -> str:
-    """Everything that explains why the job is not done: status, events, and the end of its pods' logs."""
+    """Collect what explains why the job is not done: status, events, and the end of its pods' logs."""
     job = target.shell.get("finetunejob", NAME, f"--namespace={JOB_NAMESPACE}") or {}
     status = job.get("status", {})
     parts = [f"FinetuneJob {JOB_NAMESPACE}/{NAME} is {status.get('phase', 'not started')}: {status.get('message', '')}"]

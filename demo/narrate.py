@@ -1,4 +1,4 @@
-"""What a person sees: numbered stages with their seconds, and one line that refreshes itself on a terminal."""
+"""Output for people: numbered stages with their seconds, and one line that refreshes itself on a terminal."""
 
 import sys
 import time

@@ -18,7 +18,7 @@ AT_ONCE = 6
 SCORED = slice(0, None, 3), slice(1, None, 3)
 """Two thirds of the held-out rows, evenly taken: 24 answers from each model are enough to tell 5 % from 90 %."""
 SHOWN_ROWS = (4, 16, 28)
-"""Which held-out rows are shown."""
+"""Numbers of the held-out rows that are shown."""
 WIDTH = 46
 """Columns of an answer when two stand side by side."""
 
@@ -46,7 +46,7 @@ class Score:
 
 
 def client_at(port: int) -> OpenAI:
-    """The endpoint asks for no key; the client wants one."""
+    """Return a client of the endpoint, which needs no key; the client's constructor does."""
     return OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=2, timeout=120)
 
 
@@ -57,7 +57,7 @@ def held_out_rows() -> list[Row]:
 
 
 def ask(client: OpenAI, model: str, prompt: str, max_tokens: int) -> str:
-    """The model's greedy answer."""
+    """Return the model's greedy answer."""
     answer = client.chat.completions.create(
         model=model, messages=[{"role": "user", "content": prompt}], temperature=0, max_tokens=max_tokens
     )

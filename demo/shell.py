@@ -30,7 +30,7 @@ class Shell:
         self.environment = {**os.environ, **environment}
 
     def run(self, *command: str, stdin: str | None = None, show: bool = False, check: bool = True) -> str:
-        """Standard output of a program; with `show` it goes to the terminal instead."""
+        """Return the standard output of a program; with `show` it goes to the terminal instead."""
         capture = None if show else subprocess.PIPE
         try:
             result = subprocess.run(
@@ -48,7 +48,7 @@ class Shell:
         return self.run("kubectl", *arguments, stdin=stdin, check=check)
 
     def get(self, *arguments: str) -> dict[str, Any] | None:
-        """An object as JSON; None if there is none."""
+        """Return an object as JSON; None if there is none."""
         text = self.kubectl("get", "--ignore-not-found", "--output=json", *arguments)
         return json.loads(text) if text.strip() else None
 
