@@ -33,13 +33,17 @@ try: ## A real fine-tuning on this machine, served and verified, in minutes: no 
 
 # CLUSTER is local (the default: made on this machine), kind, or current (the cluster of kubectl's current context).
 .PHONY: demo
-demo: export DEMO_STARTED := $(shell date +%s)
 demo: preflight $(if $(wildcard .venv/.ready),,$(DEMO_ENV)/.ready) ## A real Kubernetes, the chart, a real model, a real fine-tuning, a verified endpoint (CLUSTER=local|kind|current)
-	@$(DEMO_PY) -m demo.run $(if $(CLUSTER),--cluster $(CLUSTER)) $(DEMO_ARGS)
+	@DEMO_STARTED=$$(cat build/demo-started) $(DEMO_PY) -m demo.run $(if $(CLUSTER),--cluster $(CLUSTER)) $(DEMO_ARGS)
+
+# Clusters of others, and --help, need nothing of this machine.
+FOREIGN_CLUSTER = $(filter kind current,$(CLUSTER))$(filter --use-current-context --cluster --help,$(DEMO_ARGS))
 
 .PHONY: preflight
 preflight:
-	@$(if $(filter kind current,$(CLUSTER)),true,python3 -m lab.kubernetes.preflight)
+	@mkdir -p build && date +%s >build/demo-started
+	@command -v python3 >/dev/null || $(UV) --version
+	@$(if $(FOREIGN_CLUSTER),true,python3 -m lab.kubernetes.preflight)
 
 $(DEMO_ENV)/.ready: uv.lock pyproject.toml | preflight
 	$(call timed,Python environment of the demonstration,UV_PROJECT_ENVIRONMENT=$(DEMO_ENV) $(UV) sync --frozen --only-group demo --compile-bytecode && touch $@)
@@ -58,8 +62,8 @@ test: test-programs lint test-unit test-apiserver test-e2e ## Everything: lint, 
 
 .PHONY: test-programs
 test-programs: setup # Programs that tests would otherwise skip for
-	@command -v redis-server >/dev/null || { echo 'installing redis-server'; \
-	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server >/dev/null; }
+	@command -v redis-server >/dev/null && command -v openssl >/dev/null || { echo 'installing redis-server and openssl'; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server openssl >/dev/null; }
 	$(call timed,an S3 server for the tests,$(LAB) binaries --only versitygw)
 
 .PHONY: lint

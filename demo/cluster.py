@@ -77,6 +77,7 @@ def kind_target(name: str, model_source: str) -> Target:
         shell=Shell({"KUBECONFIG": str(kind.KUBECONFIG)}),
         local=False,
         kind=name,
+        warm=False,
         model_source=model_source,
         hints=[f"export KUBECONFIG={kind.KUBECONFIG}"],
     )

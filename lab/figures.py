@@ -138,7 +138,10 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"  # git is not installed, as where somebody unpacked an archive
     return result.stdout.strip() or "unknown"
 
 

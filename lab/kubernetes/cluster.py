@@ -94,8 +94,13 @@ class Cluster:
             self._start_runtime()
             with ThreadPoolExecutor(1) as pool:
                 other = pool.submit(beside) if beside else None
-                ensure_binaries()
-                self._start()
+                try:
+                    ensure_binaries()
+                    self._start()
+                except Exception as error:
+                    if other and not other.done():
+                        say(f"{error}; waiting for the build of the images to end")
+                    raise
             if other:
                 other.result()
         say(f"the cluster is up; for your shell: {environment_hint()}")

@@ -81,16 +81,7 @@ def generated() -> list[GeneratedPage]:
         GeneratedPage("reference/metrics.md", metrics_page()),
         GeneratedPage("reference/server-api.md", server_api()),
     ]
-    if not (REPOSITORY / "docs" / "reference" / "reasons.md").exists():
-        made.append(GeneratedPage("reference/reasons.md", reasons_page()))
     return made
-
-
-def reasons_page() -> str:
-    """Return the reasons as tables, for checkouts without the page made by `python -m finetune_api write`."""
-    from finetune_api.reference import reason_tables
-
-    return f"# Reasons\n\n{reason_tables()}"
 
 
 def chart_values() -> str:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STATE: Final = "MicroBatchSizes"
-"""Key among the Trainer's `stateful_callbacks`."""
+STATE: Final = "PassSizes"
+"""Key among the Trainer's `stateful_callbacks`, and so in every checkpoint: it never changes."""
 
 RESERVED_SHARE: Final = 0.03
 """Share of a container's limit kept free for charges that no process allocates: page tables, sockets, files."""
