@@ -139,7 +139,9 @@ def _versions() -> dict[str, str]:
 
 def _commit() -> str:
     try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
     except OSError:
         return "unknown"  # git is not installed, as where somebody unpacked an archive
     return result.stdout.strip() or "unknown"

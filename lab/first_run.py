@@ -93,7 +93,12 @@ def write_figures(seconds: dict[str, float], total: float, *, is_cold: bool) -> 
     name = "try cold s" if is_cold else "try warm s"
     bars = {"must": COLD_MUST, "aim": COLD_AIM} if is_cold else {}
     whole = Figure(name, round(total, 1), "s", "lower", **bars)
-    record("first-run", [whole, *(Figure(f"try {k} s", round(v, 1), "s", "lower") for k, v in seconds.items())], total, merge=True)
+    record(
+        "first-run",
+        [whole, *(Figure(f"try {k} s", round(v, 1), "s", "lower") for k, v in seconds.items())],
+        total,
+        merge=True,
+    )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -254,3 +255,16 @@ def test_a_container_s_limit_is_kept_to_by_a_real_refusal_of_the_kernel(tiny_mod
     assert (free["microBatchSize"], free["reductions"]) == (64, 0)
     assert limited["reductions"] > 0
     assert limited["losses"] == pytest.approx(free["losses"], abs=1e-5)
+
+
+def test_the_sizes_in_a_checkpoint_of_an_earlier_release_are_found() -> None:
+    """The key is in every checkpoint on somebody's volume: a resumed run that missed it would exceed memory again."""
+    from finetune_trainer.memory.out_of_memory import MicroBatchSizes
+
+    kept = {"step": 3, "passes": {"microBatchSize": 1, "gradientCheckpointing": False}}
+    state = SimpleNamespace(stateful_callbacks={"PassSizes": [kept]})
+    planned = MicroBatching(micro_batch_size=8, gradient_checkpointing=False)
+    base = SimpleNamespace(gradient_checkpointing_disable=lambda: None, supports_gradient_checkpointing=False)
+    sizes = MicroBatchSizes(planned, "disabled", SimpleNamespace(get_base_model=lambda: base))
+    sizes.on_train_begin(None, state, None)
+    assert sizes.current.micro_batch_size == 1
