@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from finetune_cli.errors import ManifestError
+from finetune_cli.local.folders import inside
 from finetune_cli.local.manifest import changed_fields, load_manifest
+from finetune_cli.local.work_directory import free_port
 from support.cli.finetune_command import a_job, write_manifest
 
 SAMPLES = Path(__file__).resolve().parents[3] / "crds" / "samples"
@@ -84,3 +86,35 @@ def test_what_one_machine_cannot_do_is_changed_and_said(tmp_path: Path) -> None:
 def test_a_changed_spec_is_told_by_field_and_both_values() -> None:
     old, new = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": "x" * 60}
     assert changed_fields(old, new) == ["spec.a.c (2, now 3)", f"spec.d (unset, now {'x' * 39}…)"]
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        ({"metadata": {"name": "/home/me/.ssh"}, "data": {"authorized_keys": "x"}}, "metadata.name is '/home/me/.ssh'"),
+        ({"metadata": {"name": "../../up"}, "data": {}}, "metadata.name is '../../up'"),
+        ({"metadata": {"name": "rows", "namespace": "../up"}}, "metadata.namespace is '../up'"),
+        ({"metadata": {"name": "rows", "namespace": "other"}}, "metadata.namespace is other; expected the job's"),
+        ({"metadata": {"name": "rows"}, "data": {"../../up": "x"}}, "data has the key '../../up'"),
+        ({"metadata": {"name": "rows"}, "data": {"..": "x"}}, "data has the key '..'"),
+        ({"metadata": {"name": "rows"}, "data": {"a": 1}}, "data.a is int; expected text"),
+        ({"metadata": "rows"}, "metadata is str; expected an object with a name"),
+        ({"metadata": {"name": "rows"}, "data": ["a"]}, "data is list; expected keys with text"),
+    ],
+)
+def test_a_name_that_could_be_a_path_is_refused_before_anything_is_written(
+    tmp_path: Path, document: dict[str, Any], problem: str
+) -> None:
+    found = problems(tmp_path, {"apiVersion": "v1", "kind": "ConfigMap", **document}, a_job())
+    assert any(problem in one for one in found), found
+
+
+@pytest.mark.parametrize("parts", [("..",), ("a", "../b"), ("/etc",), ("",), ("a/b",)])
+def test_no_object_leads_out_of_the_work_directory(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="is not a path below"):
+        inside(tmp_path, *parts)
+
+
+def test_two_runs_never_choose_the_same_port() -> None:
+    with free_port() as first, free_port() as second:
+        assert first != second

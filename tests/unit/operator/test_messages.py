@@ -182,3 +182,11 @@ def test_a_refused_version_names_what_clients_still_get_once_whatever_the_probe_
     assert (adapter.verified, adapter.reason) == ("False", Reason.ADAPTER_HAS_NO_EFFECT)
     assert adapter.message == "like the base Clients still get version sha256:111111111111."
     assert json.dumps(played.service.status.to_dict()).count("Clients still get") == 2, "there and in the condition"
+
+
+def test_a_gate_of_the_release_before_counts_for_no_process_while_its_container_is_not_running() -> None:
+    raw = a_gated_pod(restarts=1, **LEGACY, lastTransitionTime=time_of(5))
+    raw["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "CrashLoopBackOff"}}
+    pod = parse_server_pod(raw)
+    assert pod.is_open
+    assert pod.verified_process != pod.process

@@ -47,12 +47,23 @@ class Folders:
 
     def claim(self, name: str) -> Path:
         """Folder of a claim."""
-        return self.claims / name
+        return inside(self.claims, name)
 
     def config_map(self, name: str) -> Path:
         """Folder of a mounted ConfigMap."""
-        return self.config_maps / name
+        return inside(self.config_maps, name)
 
     def pod(self, name: str) -> Path:
         """Folder of a pod."""
-        return self.pods / name
+        return inside(self.pods, name)
+
+    def object(self, plural: str, namespace: str, name: str) -> Path:
+        """File of an object."""
+        return inside(self.objects, plural, namespace, f"{name}.json")
+
+
+def inside(folder: Path, *parts: str) -> Path:
+    """Return a path below a folder. Raises ValueError for parts that lead out of it, whoever named them."""
+    if any(part in ("", ".", "..") or "/" in part or "\0" in part for part in parts):
+        raise ValueError(f"{'/'.join(parts)} is not a path below {folder}")
+    return folder.joinpath(*parts)

@@ -1,6 +1,9 @@
 """The manifest: documents of one YAML file, checked by the API's own types, with every problem at once."""
 
+import base64
+import binascii
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -21,6 +24,12 @@ Raw = dict[str, Any]
 KINDS: Final = (FINETUNE_JOB_KIND, INFERENCE_SERVICE_KIND, "ConfigMap", "Secret", "PersistentVolumeClaim")
 """Kinds that a manifest may hold."""
 DEFAULT_NAMESPACE: Final = "default"
+SUBDOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+"""Names that Kubernetes accepts. They become names of files here, so that an API server's rule is also this machine's safety."""
+LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+"""Names of namespaces."""
+KEY: Final = re.compile(r"(?!\.\.?$)[-._a-zA-Z0-9]{1,253}")
+"""Keys of ConfigMaps and Secrets."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,11 @@ def load_manifest(path: Path, data: Path | None = None, model: str | None = None
     job = _with_model(jobs[0], model)
     job["metadata"] = {"namespace": DEFAULT_NAMESPACE, **(job.get("metadata") or {})}
     problems = job_problems(job)
+    problems += [
+        f"{d['kind']} {d['metadata']['name']}: metadata.namespace is {d['metadata']['namespace']}; expected the job's"
+        for d in documents
+        if d["metadata"].get("namespace", job["metadata"]["namespace"]) != job["metadata"]["namespace"]
+    ]
     others = [_in_namespace(d, job["metadata"]["namespace"]) for d in documents if d["kind"] != FINETUNE_JOB_KIND]
     config_maps = {d["metadata"]["name"]: d for d in others if d["kind"] == "ConfigMap"}
     if not problems:
@@ -87,8 +101,7 @@ def load_manifest(path: Path, data: Path | None = None, model: str | None = None
 
 def job_problems(job: Raw) -> list[str]:
     """List everything that the API refuses about a FinetuneJob, by field."""
-    name = (job.get("metadata") or {}).get("name")
-    problems = [] if name else ["metadata.name is missing"]
+    problems = []
     try:
         FinetuneJob.model_validate(job)
     except ValidationError as error:
@@ -140,7 +153,15 @@ def _read_documents(path: Path) -> list[Raw]:
         raise ManifestError(
             str(path), [f"holds a {type(strange[0]).__name__}; expected objects with apiVersion and kind"]
         )
-    return [item for d in documents for item in (d.get("items") or [] if d.get("kind") == "List" else [d])]
+    found = [item for d in documents for item in (_items(d) if d.get("kind") == "List" else [d])]
+    if strange := [d for d in found if not isinstance(d, dict)]:
+        raise ManifestError(str(path), [f"holds a List with {type(strange[0]).__name__}; expected objects"])
+    return found
+
+
+def _items(document: Raw) -> list[Any]:
+    items = document.get("items") or []
+    return items if isinstance(items, list) else [items]
 
 
 def _kind_problems(document: Raw) -> list[str]:
@@ -150,16 +171,58 @@ def _kind_problems(document: Raw) -> list[str]:
     version = document.get("apiVersion")
     expected = API_VERSION if kind in (FINETUNE_JOB_KIND, INFERENCE_SERVICE_KIND) else "v1"
     problems = [] if version == expected else [f"apiVersion of {kind} is {version!r}; expected {expected!r}"]
-    if kind != FINETUNE_JOB_KIND and not (document.get("metadata") or {}).get("name"):
-        problems.append(f"{kind}: metadata.name is missing")
+    problems += _metadata_problems(kind, document.get("metadata"))
+    for field_name in ("data", "stringData") if kind in ("ConfigMap", "Secret") else ():
+        problems += [f"{kind}: {problem}" for problem in _data_problems(field_name, document.get(field_name))]
+    if kind == "Secret" and not problems:
+        try:
+            _secret_values(document)
+        except (binascii.Error, UnicodeDecodeError):
+            problems.append(
+                "Secret: data holds a value that is not base64 of UTF-8 text; use stringData for plain text"
+            )
     return problems
+
+
+def _metadata_problems(kind: str, metadata: Any) -> list[str]:
+    if not isinstance(metadata, dict):
+        return [f"{kind}: metadata is {type(metadata).__name__}; expected an object with a name"]
+    problems = []
+    name, namespace = metadata.get("name"), metadata.get("namespace", DEFAULT_NAMESPACE)
+    if name is None:
+        problems.append(f"{kind}: metadata.name is missing")
+    elif not isinstance(name, str) or not SUBDOMAIN.fullmatch(name):
+        problems.append(f"{kind}: metadata.name is {_shown(name)!r}; expected lower-case letters, digits, - and .")
+    if not isinstance(namespace, str) or not LABEL.fullmatch(namespace):
+        problems.append(
+            f"{kind}: metadata.namespace is {_shown(namespace)!r}; expected lower-case letters, digits and -"
+        )
+    return problems
+
+
+def _data_problems(field_name: str, data: Any) -> list[str]:
+    if data is None:
+        return []
+    if not isinstance(data, dict):
+        return [f"{field_name} is {type(data).__name__}; expected keys with text"]
+    problems = [
+        f"{field_name} has the key {_shown(key)!r}; expected letters, digits, -, _ and ."
+        for key in data
+        if not isinstance(key, str) or not KEY.fullmatch(key)
+    ]
+    return problems + [
+        f"{field_name}.{key} is {type(value).__name__}; expected text (quote it)"
+        for key, value in data.items()
+        if not isinstance(value, str)
+    ]
 
 
 def _with_model(job: Raw, model: str | None) -> Raw:
     spec = job.get("spec")
     if model is None or not isinstance(spec, dict):
         return dict(job)
-    return {**job, "spec": {**spec, "model": {**(spec.get("model") or {}), "source": model}}}
+    named = spec.get("model")
+    return {**job, "spec": {**spec, "model": {**(named if isinstance(named, dict) else {}), "source": model}}}
 
 
 def _in_namespace(document: Raw, namespace: str) -> Raw:
@@ -182,7 +245,7 @@ def _find_config_maps(job: Raw, known: Mapping[str, Raw], data: Path | None, pat
         if source.scheme != "configmap":
             continue
         if source.name in known:
-            keys = [*(known[source.name].get("data") or {})]
+            keys = list(known[source.name].get("data") or {})
             if source.path not in keys:
                 has = ", ".join(keys) or "no keys"
                 problems.append(f"{name}: ConfigMap {source.name} has no key {source.path}; it has {has}")
@@ -215,8 +278,6 @@ def _secret_problems(job: Raw, known: set[str], path: Path) -> list[str]:
 
 
 def _secret_values(document: Raw) -> dict[str, str]:
-    import base64
-
     encoded = {key: base64.b64decode(value).decode() for key, value in (document.get("data") or {}).items()}
     return encoded | {key: str(value) for key, value in (document.get("stringData") or {}).items()}
 

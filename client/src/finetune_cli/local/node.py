@@ -16,7 +16,7 @@ import aiohttp
 
 from finetune_api.contract import ADAPTER_LIST_MOUNT, CONFIG_PATH
 from finetune_cli.local.container import Container, Ended, build_container, stop
-from finetune_cli.local.folders import Folders
+from finetune_cli.local.folders import Folders, inside
 from finetune_cli.local.mapping import local_config, mounted_folders
 from finetune_cli.local.store import Change, LocalCluster, timestamp
 from finetune_operator.io.cluster import CONFIG_MAPS, DEPLOYMENTS, JOBS, PODS
@@ -148,6 +148,10 @@ class LocalNode:
         self._changed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("pod failed", extra={"pod": task.get_name()}, exc_info=error)
+            for pod in self._cluster.all(PODS):
+                if pod["metadata"]["name"] == task.get_name():
+                    why = {"phase": "Failed", "reason": "NodeError", "message": f"{type(error).__name__}: {error}"}
+                    self._cluster.write(PODS, {**pod, "status": {**pod["status"], **why}})
 
     def _create_pod(self, owner: Raw, kind: str, template: Raw, labels: Mapping[str, str]) -> None:
         metadata = owner["metadata"]
@@ -199,6 +203,8 @@ class LocalNode:
         if self._stopping.is_set():
             return Ended(143, "")
         process = self._processes[name] = await container.start(self._lock)
+        if self._stopping.is_set():
+            process.terminate()  # `stop` has read the processes before this one was among them
         status = {"name": raw["name"], "image": raw["image"], "imageID": "", "restartCount": restarts}
         running = {
             **status,
@@ -260,10 +266,10 @@ class LocalNode:
             found = mounted_folders(pod, self._folders)
             if found.get(ADAPTER_LIST_MOUNT) == folder:
                 mounts = found
-        for key, text in config_map.get("data", {}).items():
-            staged = folder / f".{key}.partial"
+        for key, text in (config_map.get("data") or {}).items():
+            staged = inside(folder, f".{key}.partial")
             staged.write_text(local_config(text, mounts) if mounts else text, encoding="utf-8")
-            staged.replace(folder / key)
+            staged.replace(inside(folder, key))
 
     async def _watch_readiness(self, namespace: str, name: str) -> None:
         """Do as the kubelet's readiness probe."""

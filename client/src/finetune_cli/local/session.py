@@ -85,7 +85,7 @@ class Session:
         self._options = options
         self._terminal = terminal
         self._folders = Folders(options.work_dir.resolve())
-        self._port = free_port()
+        self._port = 0
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -95,11 +95,12 @@ class Session:
         uri = model if model is not None and "://" in model else None
         manifest = load_manifest(self._options.manifest, self._options.data, uri)
         self._folders.root.mkdir(parents=True, exist_ok=True)
-        _install_signals(self._stop)
         name = f"FinetuneJob {manifest.namespace}/{manifest.name}"
         for note in (f"{name} of {self._options.manifest}, in {shown_path(self._folders.root)}", *manifest.notes):
             self._terminal.note(note)
-        with work_directory_lock(self._folders, self._terminal.note) as lock:
+        with work_directory_lock(self._folders, self._terminal.note) as lock, free_port() as self._port:
+            # Not before: until the lock is held there is nothing to save, and a signal ends the command.
+            _install_signals(self._stop)
             provide_claims(self._folders, manifest.spec, model=model, data=self._options.data)
             cluster = LocalCluster(self._folders)
             node = LocalNode(cluster, self._folders, self._port, manifest.secrets, lock)
@@ -110,7 +111,11 @@ class Session:
             async with self._working(cluster, node, context, manifest):
                 end = await self._until_settled(cluster, manifest)
                 if end is not None and end.is_success and manifest.spec.serve is not None:
-                    await self._ask(cluster, manifest)
+                    try:
+                        await self._ask(cluster, manifest)
+                    except CommandError as error:
+                        # The adapter is verified all the same; where it lies is still to be said.
+                        self._terminal.note(str(error))
             return self._conclude(cluster, manifest, end)
 
     def _submit(self, cluster: LocalCluster, manifest: Manifest) -> None:
@@ -121,7 +126,7 @@ class Session:
             if live is None:
                 cluster.add(resource, document)
             elif resource == CONFIG_MAPS:
-                cluster.write(resource, {**live, "data": document.get("data")})
+                cluster.write(resource, {**live, "data": document.get("data") or {}})
         live = cluster.read(FINETUNE_JOBS, manifest.namespace, manifest.name)
         if live is not None and (why := self._why_anew(live, manifest)) is not None:
             self._terminal.note(why)
@@ -203,7 +208,10 @@ class Session:
             cluster.read(INFERENCE_SERVICES, manifest.namespace, job.service_name)
         )
         url = f"http://127.0.0.1:{self._port}"
-        spec, config_maps = manifest.spec, {d["metadata"]["name"]: d["data"] for d in cluster.all(CONFIG_MAPS)}
+        spec, config_maps = (
+            manifest.spec,
+            {d["metadata"]["name"]: d.get("data") or {} for d in cluster.all(CONFIG_MAPS)},
+        )
         rows = held_out_rows(spec, config_maps, min(self._options.score, MAX_ASKED))
         async with Endpoint(f"{url}/v1", model_name(service), job.adapter_name) as endpoint:
             if self._options.questions:

@@ -172,8 +172,8 @@ class LocalCluster(Cluster):
         self._version += 1
         raw = {**raw, "metadata": {**raw["metadata"], "resourceVersion": str(self._version)}}
         key = (resource.plural, raw["metadata"]["namespace"], raw["metadata"]["name"])
+        path = self._folders.object(*key)
         self._objects[key] = raw
-        path = self._folders.objects.joinpath(*key[:2], f"{key[2]}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         staged = path.with_suffix(".partial")
         staged.write_text(json.dumps(raw, indent=1), encoding="utf-8")
@@ -185,7 +185,7 @@ class LocalCluster(Cluster):
         """Forget an object, and notify the watchers."""
         key = (resource.plural, raw["metadata"]["namespace"], raw["metadata"]["name"])
         self._objects.pop(key, None)
-        self._folders.objects.joinpath(*key[:2], f"{key[2]}.json").unlink(missing_ok=True)
+        self._folders.object(*key).unlink(missing_ok=True)
         self._notify(Change(resource, raw, is_deletion=True))
 
     def remove_with_children(self, resource: Resource, raw: Raw) -> None:

@@ -2,7 +2,9 @@
 
 import contextlib
 import fcntl
+import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,14 +91,26 @@ def link(path: Path, target: Path, option: str) -> None:
     path.symlink_to(target.resolve())
 
 
-def free_port() -> int:
-    """Return the first port of PORT_RANGE that nothing listens on."""
+@contextmanager
+def free_port() -> Iterator[int]:
+    """Hold the first port of PORT_RANGE that nothing listens on, and that no other run of this user holds.
+
+    The server binds it minutes later, after training. Until then a lock keeps other runs from it, whose server would otherwise
+    answer for this one.
+    """
+    folder = Path(tempfile.gettempdir()) / f"finetune-ports-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
     for port in PORT_RANGE:
-        with contextlib.closing(socket.socket()) as probe:
+        with (folder / str(port)).open("a") as held, contextlib.closing(socket.socket()) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 probe.bind(("127.0.0.1", port))
-                return port
+            except OSError:
+                continue
+            probe.close()
+            yield port
+            return
     raise CommandError(f"All ports from {PORT_RANGE.start} to {PORT_RANGE.stop - 1} are in use; the server needs one.")
 
 

@@ -48,3 +48,11 @@ def set_condition(
     if old is None:
         return [*conditions, new]
     return [new if c.type == kind else c for c in conditions]
+
+
+def known_reason(text: str) -> Reason:
+    """Return a reason from another object's status; one of a newer release becomes the most general one."""
+    try:
+        return Reason(text)
+    except ValueError:
+        return Reason.ROLLING_OUT

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_api.reasons import ConditionType, Reason
+from finetune_api.reasons import ConditionType
 from finetune_api.v1alpha1 import AdapterStatus, Condition, FinetuneJob, InferenceService, ServedAdapterStatus
 from finetune_operator.reconcile.conditions import find_condition
 from finetune_operator.reconcile.ownership import Ownership, ownership
@@ -46,14 +46,6 @@ def read_endpoint(job: FinetuneJob, service: InferenceService, now: datetime) ->
         verdict=_find_verdict(service, adapter) if is_current and adapter is not None else None,
         started_time=started.replace(microsecond=0) if started else None,
     )
-
-
-def known_reason(text: str) -> Reason:
-    """Return a reason from another object's status; one of a newer release becomes the most general one."""
-    try:
-        return Reason(text)
-    except ValueError:
-        return Reason.ROLLING_OUT
 
 
 def _has_version(service: InferenceService, adapter: AdapterStatus) -> bool:

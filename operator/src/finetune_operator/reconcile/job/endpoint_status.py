@@ -3,8 +3,9 @@
 from finetune_api.reasons import ConditionType, Reason
 from finetune_api.v1alpha1 import FinetuneJob, ServingStatus
 from finetune_operator.kubernetes_types import Truth
+from finetune_operator.reconcile.conditions import known_reason
 from finetune_operator.reconcile.job.changes import ConditionChange, StatusChanges
-from finetune_operator.reconcile.job.endpoint import Endpoint, known_reason
+from finetune_operator.reconcile.job.endpoint import Endpoint
 from finetune_operator.reconcile.job.findings import Finished, Serving
 
 

@@ -9,7 +9,8 @@ from typing import Final
 
 from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import AdapterStatus, FinetuneJob, InferenceService, Serve
-from finetune_operator.reconcile.job.endpoint import Endpoint, known_reason
+from finetune_operator.reconcile.conditions import known_reason
+from finetune_operator.reconcile.job.endpoint import Endpoint
 from finetune_operator.reconcile.job.findings import JobEnd, Serving
 from finetune_operator.reconcile.job.plan import Observed, Plan
 from finetune_operator.reconcile.job.regression_gate import find_regression

@@ -7,7 +7,7 @@ from typing import Final
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.v1alpha1 import Condition, InferenceService, InferenceServiceStatus, ServedAdapterStatus
 from finetune_operator.kubernetes_types import Truth
-from finetune_operator.reconcile.conditions import is_true, set_condition
+from finetune_operator.reconcile.conditions import is_true, known_reason, set_condition
 from finetune_operator.reconcile.events import EventDraft
 from finetune_operator.reconcile.service.adapter_verdicts import PENDING, SHOWN_DIGEST
 from finetune_operator.reconcile.service.plan import Assessment, Desired, ServicePlan, ServiceReport, Stalled
@@ -80,7 +80,7 @@ def _conditions(
     truth, worst = _worst(adapters)
     message = f"Adapter {worst.name}: {worst.message}" if truth == "False" else worst.message
     return set_condition(
-        conditions, ConditionType.ADAPTER_VERIFIED, truth, Reason(worst.reason), message, generation, now
+        conditions, ConditionType.ADAPTER_VERIFIED, truth, known_reason(worst.reason), message, generation, now
     )
 
 

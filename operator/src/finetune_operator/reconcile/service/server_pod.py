@@ -87,8 +87,8 @@ def parse_server_pod(raw: Raw) -> ServerPod:
 def _verified_process(raw: Raw, server: Raw) -> str | None:
     """Read from the readiness gate which process it was opened for.
 
-    The condition of an earlier release has no identity in its reason. It counts for the process that runs now unless that process started after
-    the gate was opened: a restart closed the gate, and opening it again moved lastTransitionTime.
+    The condition of an earlier release has no identity in its reason. It counts for the process that runs now if that process
+    started before the gate was opened: a restart closed the gate, and opening it again moved lastTransitionTime.
     """
     gate = pod_condition(raw, CONDITION_ADAPTERS_VERIFIED)
     if gate.get("status") != "True":
@@ -98,6 +98,6 @@ def _verified_process(raw: Raw, server: Raw) -> str | None:
         return reason
     opened = parse_time(gate.get("lastTransitionTime"))
     started = parse_time(((server.get("state") or {}).get("running") or {}).get("startedAt"))
-    if opened is None or (started is not None and started > opened):
+    if opened is None or started is None or started > opened:
         return UNKNOWN_PROCESS
     return process_identity(raw["metadata"].get("uid", ""), int(server.get("restartCount") or 0))
