@@ -24,7 +24,7 @@ def test_a_job_is_trained_served_verified_and_asked_and_then_served_again_withou
     write_manifest(command.manifest, job)
     code, output = command.run("--ask=How do I reset my password?", "--score=2")
     assert code == 0, output
-    assert "FingerprintMatched: The endpoint answers with the tuned weights" in output
+    assert "FingerprintMatched: The answers match the tuned model" in output
     assert "Held-out rows answered exactly right" in output
     assert command.condition("AdapterVerified")["status"] == "True"
     source = command.status["adapter"]["uri"].removeprefix("pvc://")
@@ -64,7 +64,7 @@ def test_a_run_that_is_interrupted_and_then_killed_is_resumed_from_its_checkpoin
     assert code == 0, output
     assert command.status["phase"] == "Succeeded"
     assert command.status["attempt"] == 3
-    assert command.status["failedAttempts"] == 0
+    assert command.status.get("failedAttempts", 0) == 0
     record = json.loads(_adapter(command).joinpath("run.json").read_text())
     assert "200" in json.dumps(record)
 

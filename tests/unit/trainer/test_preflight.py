@@ -174,7 +174,7 @@ SETTINGS: list[tuple[dict[str, Any], Reason, str]] = [
     (
         {"evaluation": {"inline": as_jsonl(chat_rows(2))}, "evaluationSettings": {"metrics": ["bleu"]}},
         Reason.SPEC_INVALID,
-        "evaluation.metrics names bleu, which is not installed here; known are answer_match, exact_match, rouge_l, token_f1",
+        "evaluation.metrics names bleu, which is not installed; installed are answer_match, exact_match, rouge_l, token_f1",
     ),
 ]
 

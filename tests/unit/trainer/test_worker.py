@@ -216,7 +216,7 @@ def test_a_configuration_that_cannot_be_read_is_an_outcome_too(settings: Trainer
     assert worker.work(settings) is ExitCode.CONFIG_INVALID
     outcome = outcome_of(settings)
     assert (outcome.result, outcome.reason, outcome.retryable) == (Result.FAILED, Reason.SPEC_INVALID, False)
-    assert "model is missing" in outcome.message
+    assert "model: required, but missing" in outcome.message
 
 
 def test_a_bug_is_reported_in_one_line_and_worth_another_attempt(
