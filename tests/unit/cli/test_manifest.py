@@ -34,10 +34,10 @@ def test_every_problem_is_named_with_the_field_that_was_meant(tmp_path: Path) ->
     job = a_job(hyperparameters={"epoch": 3, "learning_rat": 0.1, "batchSize": 0}, serv={})
     found = problems(tmp_path, job)
     assert found == [
-        "spec.hyperparameters.batchSize: Input should be greater than or equal to 1 (found 0)",
-        "spec.hyperparameters.epoch is not a known field; did you mean epochs?",
-        "spec.hyperparameters.learning_rat is not a known field; did you mean learningRate?",
-        "spec.serv is not a known field; did you mean serve?",
+        "spec.hyperparameters.batchSize: expected 1 or more, found 0",
+        "spec.hyperparameters.epoch: unknown field; did you mean epochs?",
+        "spec.hyperparameters.learning_rat: unknown field; did you mean learningRate?",
+        "spec.serv: unknown field; did you mean serve?",
     ]
 
 

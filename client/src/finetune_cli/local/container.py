@@ -8,12 +8,11 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from finetune_api.contract import MAX_TERMINATION_BYTES
 from finetune_cli.local.mapping import local_path
-
-Raw = Mapping[str, Any]
+from finetune_operator.kubernetes_types import Raw
 
 TRAINER_IMAGE: Final = "finetune_trainer"
 SERVER_IMAGE: Final = "finetune_inference"

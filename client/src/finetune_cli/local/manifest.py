@@ -4,22 +4,20 @@ import base64
 import binascii
 import difflib
 import re
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, get_args, get_origin
+from typing import Any, Final
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from finetune_api.contract import API_VERSION, FINETUNE_JOB_KIND, INFERENCE_SERVICE_KIND
 from finetune_api.sources import parse_source
 from finetune_api.v1alpha1 import FinetuneJob, FinetuneJobSpec
+from finetune_api.validation import problems_of
 from finetune_cli.errors import ManifestError
-
-Raw = dict[str, Any]
+from finetune_operator.kubernetes_types import Raw
 
 KINDS: Final = (FINETUNE_JOB_KIND, INFERENCE_SERVICE_KIND, "ConfigMap", "Secret", "PersistentVolumeClaim")
 """Kinds that a manifest may hold."""
@@ -101,12 +99,11 @@ def load_manifest(path: Path, data: Path | None = None, model: str | None = None
 
 def job_problems(job: Raw) -> list[str]:
     """List everything that the API refuses about a FinetuneJob, by field."""
-    problems = []
     try:
         FinetuneJob.model_validate(job)
     except ValidationError as error:
-        problems += [_describe(dict(e)) for e in error.errors(include_url=False)]
-    return problems
+        return [str(problem) for problem in problems_of(error, document=job, model=FinetuneJob)]
+    return []
 
 
 def adapted_to_machine(job: Raw) -> tuple[Raw, tuple[str, ...]]:
@@ -167,7 +164,7 @@ def _items(document: Raw) -> list[Any]:
 def _kind_problems(document: Raw) -> list[str]:
     kind = document.get("kind")
     if kind not in KINDS:
-        return [f"kind is {kind!r}; expected one of {', '.join(KINDS)}{_did_you_mean(str(kind), KINDS)}"]
+        return [f"kind is {kind!r}; expected one of {', '.join(KINDS)}{_did_you_mean(str(kind))}"]
     version = document.get("apiVersion")
     expected = API_VERSION if kind in (FINETUNE_JOB_KIND, INFERENCE_SERVICE_KIND) else "v1"
     problems = [] if version == expected else [f"apiVersion of {kind} is {version!r}; expected {expected!r}"]
@@ -282,42 +279,6 @@ def _secret_values(document: Raw) -> dict[str, str]:
     return encoded | {key: str(value) for key, value in (document.get("stringData") or {}).items()}
 
 
-def _describe(error: dict[str, Any]) -> str:
-    name = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "missing":
-        return f"{name} is missing"
-    if error["type"] == "extra_forbidden":
-        return f"{name} is not a known field{_did_you_mean(str(error['loc'][-1]), _known_fields(error['loc'][:-1]))}"
-    found = error["input"]
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" + (f" (found {found!r})" if isinstance(found, str | int | float | bool) else "")
-
-
-def _did_you_mean(word: str, known: typing.Iterable[str]) -> str:
-    by_lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower().replace("_", ""), by_lower, n=1, cutoff=0.5)
-    return f"; did you mean {by_lower[close[0]]}?" if close else ""
-
-
-def _known_fields(location: tuple[int | str, ...]) -> list[str]:
-    """List the fields of the model at a location of a FinetuneJob."""
-    model: Any = FinetuneJob
-    for part in location:
-        if isinstance(part, int) or model is None:
-            continue
-        fields = {f.alias or name: f.annotation for name, f in model.model_fields.items()}
-        model = _model_in(fields.get(str(part)))
-    return [f.alias or name for name, f in model.model_fields.items()] if model is not None else []
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Find the model in an annotation such as `X | None` or `list[X]`."""
-    if (
-        isinstance(annotation, type)
-        and not isinstance(annotation, types.GenericAlias)
-        and issubclass(annotation, BaseModel)
-    ):
-        return annotation
-    if get_origin(annotation) is not None:
-        return next((model for argument in get_args(annotation) if (model := _model_in(argument))), None)
-    return None
+def _did_you_mean(kind: str) -> str:
+    close = difflib.get_close_matches(kind, KINDS, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

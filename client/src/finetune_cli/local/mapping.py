@@ -11,8 +11,7 @@ from typing import Any, Final
 
 from finetune_api.contract import CONFIG_DIRECTORY
 from finetune_cli.local.folders import Folders
-
-Raw = Mapping[str, Any]
+from finetune_operator.kubernetes_types import Raw
 
 PATH_FIELDS: Final = frozenset({"path", "directory"})
 """Fields of a TrainingConfig, a ServingConfig and an AdapterList that hold a path inside the pod."""

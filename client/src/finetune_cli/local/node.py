@@ -34,6 +34,8 @@ PROBE_SECONDS: Final = 5.0
 RESTART_SECONDS: Final = 2.0
 """Delay before a server that ended is started again; doubles with each restart."""
 MAX_RESTART_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 0.1
+"""Pause between two looks for processes that started during a stop."""
 LABEL_BATCH_JOB: Final = "batch.kubernetes.io/job-name"
 PROGRESS_FILE: Final = "progress.json"
 """In a pod's folder: the trainer's figures."""
@@ -90,8 +92,10 @@ class LocalNode:
         grace = {
             pod["metadata"]["name"]: pod["spec"]["terminationGracePeriodSeconds"] for pod in self._cluster.all(PODS)
         }
-        await asyncio.gather(*(stop(process, grace.get(name, 0)) for name, process in list(self._processes.items())))
-        await asyncio.gather(*self._pods.values(), return_exceptions=True)
+        # Again and again, because a process may be about to start while the others are stopped.
+        while running := [task for task in self._pods.values() if not task.done()]:
+            await asyncio.gather(*(stop(process, grace.get(name, 0)) for name, process in [*self._processes.items()]))
+            await asyncio.wait(running, timeout=STOP_SECONDS)
         for pod in self._cluster.all(PODS):
             if LABEL_BATCH_JOB not in pod["metadata"]["labels"]:
                 self._cluster.remove(PODS, pod)
@@ -203,8 +207,6 @@ class LocalNode:
         if self._stopping.is_set():
             return Ended(143, "")
         process = self._processes[name] = await container.start(self._lock)
-        if self._stopping.is_set():
-            process.terminate()  # `stop` has read the processes before this one was among them
         status = {"name": raw["name"], "image": raw["image"], "imageID": "", "restartCount": restarts}
         running = {
             **status,

@@ -85,7 +85,6 @@ class Session:
         self._options = options
         self._terminal = terminal
         self._folders = Folders(options.work_dir.resolve())
-        self._port = 0
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -98,21 +97,21 @@ class Session:
         name = f"FinetuneJob {manifest.namespace}/{manifest.name}"
         for note in (f"{name} of {self._options.manifest}, in {shown_path(self._folders.root)}", *manifest.notes):
             self._terminal.note(note)
-        with work_directory_lock(self._folders, self._terminal.note) as lock, free_port() as self._port:
+        with work_directory_lock(self._folders, self._terminal.note) as lock, free_port() as port:
             # Not before: until the lock is held there is nothing to save, and a signal ends the command.
             _install_signals(self._stop)
             provide_claims(self._folders, manifest.spec, model=model, data=self._options.data)
             cluster = LocalCluster(self._folders)
-            node = LocalNode(cluster, self._folders, self._port, manifest.secrets, lock)
+            node = LocalNode(cluster, self._folders, port, manifest.secrets, lock)
             node.recover()
             self._submit(cluster, manifest)
-            context = Context(cluster, FileProgress(cluster, self._folders), local_settings(self._port))
+            context = Context(cluster, FileProgress(cluster, self._folders), local_settings(port))
             end = None
             async with self._working(cluster, node, context, manifest):
                 end = await self._until_settled(cluster, manifest)
                 if end is not None and end.is_success and manifest.spec.serve is not None:
                     try:
-                        await self._ask(cluster, manifest)
+                        await self._ask(cluster, manifest, port)
                     except CommandError as error:
                         # The adapter is verified all the same; where it lies is still to be said.
                         self._terminal.note(str(error))
@@ -201,13 +200,13 @@ class Session:
                 task.cancel()
         return None
 
-    async def _ask(self, cluster: LocalCluster, manifest: Manifest) -> None:
+    async def _ask(self, cluster: LocalCluster, manifest: Manifest, port: int) -> None:
         raw = cluster.read(FINETUNE_JOBS, manifest.namespace, manifest.name) or {}
         job = FinetuneJob.model_validate(raw)
         service = InferenceService.model_validate(
             cluster.read(INFERENCE_SERVICES, manifest.namespace, job.service_name)
         )
-        url = f"http://127.0.0.1:{self._port}"
+        url = f"http://127.0.0.1:{port}"
         spec, config_maps = (
             manifest.spec,
             {d["metadata"]["name"]: d.get("data") or {} for d in cluster.all(CONFIG_MAPS)},

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
 
+from finetune_api.v1alpha1.common import metav1_time
 from finetune_cli.local.folders import Folders
 from finetune_operator.errors import ClusterError
 from finetune_operator.io.cluster import BY_KIND, CLAIMS, EVENTS, FIELD_MANAGER, FINETUNE_JOBS, PODS, Cluster, Resource
@@ -220,7 +221,7 @@ class LocalCluster(Cluster):
 
 def timestamp() -> str:
     """Return metav1.Time of now."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return metav1_time(datetime.now(UTC))
 
 
 def _merged(old: Raw, patch: Raw) -> Raw:

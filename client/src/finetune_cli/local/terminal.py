@@ -2,7 +2,7 @@
 
 import json
 import time
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,8 +13,7 @@ from finetune_api.contract import FINETUNE_JOB_KIND
 from finetune_cli.local.chat import Answers, Endpoint, Score
 from finetune_cli.local.store import Change
 from finetune_operator.io.cluster import EVENTS, FINETUNE_JOBS
-
-Raw = dict[str, Any]
+from finetune_operator.kubernetes_types import Raw
 
 QUIET_SECONDS: Final = 10.0
 """Where output is no terminal, progress is a line this often."""
