@@ -14,12 +14,12 @@ SERVICE_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 """RFC 1035 label, as the name of a Service needs it; the names of both kinds become names of Services."""
 
 
-def _utc_seconds(moment: datetime) -> str:
+def metav1_time(moment: datetime) -> str:
     """Format as metav1.Time, which has no fractions: with them, each read would differ from what was written."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-Time = Annotated[AwareDatetime, PlainSerializer(_utc_seconds, return_type=str, when_used="json")]
+Time = Annotated[AwareDatetime, PlainSerializer(metav1_time, return_type=str, when_used="json")]
 """metav1.Time: UTC, whole seconds."""
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.v1alpha1.common import metav1_time
 from finetune_api.validation import UNKNOWN, problems_of, summary
 from finetune_operator.errors import ClusterError
 from finetune_operator.io.cluster import FINETUNE_JOBS, Resource
@@ -59,7 +60,7 @@ def build_malformed_status(resource: Resource, raw: Raw, message: str, now: date
         "status": "False",
         "reason": Reason.SPEC_INVALID,
         "message": message,
-        "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lastTransitionTime": metav1_time(now),
         "observedGeneration": raw["metadata"].get("generation", 0),
     }
     status: Raw = {"conditions": [condition], "phase": Phase.PENDING}

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import ServedAdapterStatus
+from finetune_api.v1alpha1.common import metav1_time
 from finetune_operator.kubernetes_types import Raw
 from finetune_operator.reconcile.service.adapter_verdicts import Replicas, has_shown
 from finetune_operator.reconcile.service.server_pod import ServerPod
@@ -67,5 +68,5 @@ def build_gate_condition(gate: ReadinessGate, now: datetime) -> Raw:
         "message": message,
     }
     if gate.is_transition:
-        condition["lastTransitionTime"] = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition["lastTransitionTime"] = metav1_time(now)
     return condition

@@ -100,7 +100,7 @@ def _progress(rollout: Rollout, disproven: ServedAdapterStatus | None) -> tuple[
         message = (
             f"Adapter {disproven.name} was disproven: pods that have it get no traffic. Change it in spec.adapters."
         )
-        return "False", Reason(disproven.reason), message
+        return "False", known_reason(disproven.reason), message
     return "True", Reason.ROLLING_OUT, ""
 
 
@@ -111,7 +111,7 @@ def _readiness(rollout: Rollout, was_ready: bool, disproven: ServedAdapterStatus
         message = f"Pods without the new version of adapter {disproven.name} answer: the new one was disproven."
         return "True", Reason.ENDPOINT_READY, message
     if disproven is not None:
-        return "False", Reason(disproven.reason), f"Adapter {disproven.name}: {disproven.message}"
+        return "False", known_reason(disproven.reason), f"Adapter {disproven.name}: {disproven.message}"
     if rollout.ready_replicas > 0 and was_ready:
         return "True", Reason.ENDPOINT_READY, "The previous rollout answers while the new one starts."
     return "False", rollout.reason, rollout.message
