@@ -66,6 +66,12 @@ def memory_limit() -> int | None:
     return min(limits, default=None)
 
 
+def memory_capacity() -> int:
+    """Return the bytes that this process may use in all: the limit of its cgroup, or else the machine's memory."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(machine, memory_limit() or machine)
+
+
 def spare_memory() -> int:
     """Return the bytes that this process may still allocate: the machine's available memory, or what its cgroup leaves."""
     limit = memory_limit()

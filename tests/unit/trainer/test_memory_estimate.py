@@ -131,7 +131,7 @@ def test_validate_says_what_auto_would_do(tiny_model: Path, tmp_path: Path, monk
     assert plan is not None
     assert not plan.gradient_checkpointing
     for limit, recomputed in ((plan.estimate.lowest, False), (plan.estimate.lowest - 1, True)):
-        monkeypatch.setattr(checks, "available_memory", lambda limit=limit: limit)
+        monkeypatch.setattr(checks, "memory_capacity", lambda limit=limit: limit)
         tight = run_preflight(config)
         assert tight.memory is not None
         assert tight.memory.gradient_checkpointing is recomputed

@@ -1,6 +1,5 @@
 """Estimate of the memory and disk that a training takes, from the shape of its model and rows."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from finetune_api.training import TrainingConfig
-from finetune_model.process import memory_limit
 from finetune_trainer.batches.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS, PackedCollator
 from finetune_trainer.dataset import PreparedDataset
 from finetune_trainer.model.quantization import quantized_bytes_saved
@@ -142,12 +140,6 @@ def estimate_disk(config: TrainingConfig, trainable: int, tokenizer_folder: Path
     tokenizer = sum(f.stat().st_size for f in tokenizer_folder.glob("tokenizer*"))
     tokens = dataset.training.tokens + (dataset.evaluation.tokens if dataset.evaluation else 0)
     return trainable * BYTES["float32"] + checkpoints + tokenizer + 5 * tokens
-
-
-def available_memory() -> int:
-    """Return the bytes that this process may use: the limit of its container, or else the machine's memory."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(machine, memory_limit() or machine)
 
 
 def gib(size: int) -> str:

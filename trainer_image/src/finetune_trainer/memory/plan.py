@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
+from finetune_model.process import memory_capacity
 from finetune_trainer.dataset import PreparedDataset
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.memory.estimate import (
     LargestPass,
     MemoryEstimate,
-    available_memory,
     estimate_memory,
     gib,
     largest_pass,
@@ -53,7 +53,7 @@ def plan_for_device(
 
     largest = largest_pass(config, dataset, micro_batch_size, packed=packed, on_gpu=base.on_gpu)
     trainable, _ = model.get_nb_trainable_parameters()
-    limit = torch.cuda.mem_get_info()[1] if base.on_gpu else available_memory() // distributed.world_size()
+    limit = torch.cuda.mem_get_info()[1] if base.on_gpu else memory_capacity() // distributed.world_size()
     plan = plan_memory(config, base.model, trainable, base.dtype, largest, limit)
     logger.info("memory planned gradient_checkpointing=%s why=%s", plan.gradient_checkpointing, plan.explanation)
     return plan

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
 from finetune_model.model_files import resolve_precision
+from finetune_model.process import memory_capacity
 from finetune_trainer.batches.batching import choose_micro_batch_size
 from finetune_trainer.batches.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS
 from finetune_trainer.config import SourceSettings
@@ -20,7 +21,7 @@ from finetune_trainer.dataset import Examples, PreparedDataset, model_length, pr
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.evaluation.answer_metrics import check_metrics
 from finetune_trainer.evaluation.prompts import check_prompts
-from finetune_trainer.memory.estimate import available_memory, estimate_disk, gib, largest_pass
+from finetune_trainer.memory.estimate import estimate_disk, gib, largest_pass
 from finetune_trainer.memory.plan import MemoryPlan, plan_memory
 from finetune_trainer.model import base_model
 from finetune_trainer.model.continuation import read_initial_adapter
@@ -198,7 +199,7 @@ def _plan_memory(
     micro = choose_micro_batch_size(row_tokens, hyper.batch_size, hyper.micro_batch_size, on_gpu=on_gpu)
     largest = largest_pass(config, dataset, micro, packed=supports_packing(shape.model), on_gpu=on_gpu)
     dtype = resolve_precision(hyper.precision, on_gpu=on_gpu)
-    limit = available_memory() if gpu_memory is None else gpu_memory or None
+    limit = memory_capacity() if gpu_memory is None else gpu_memory or None
     return plan_memory(config, shape.model, shape.trainable, dtype, largest, limit)
 
 
