@@ -113,11 +113,6 @@ def missing_binaries(names: Iterable[str] = CLUSTER_BINARIES) -> list[str]:
     return [name for name in names if not binary_path(name).exists()]
 
 
-def binaries_available(names: Iterable[str] = CONTROL_PLANE_BINARIES) -> bool:
-    """Return whether a test that needs these programs can run now; compile nothing."""
-    return not missing_binaries(names)
-
-
 def ensure_binaries(names: Iterable[str] = CLUSTER_BINARIES) -> None:
     """Compile the programs that the cache does not hold: minutes for the first run on a machine, no time after that."""
     wanted = list(names)

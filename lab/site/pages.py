@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from pydantic_settings import BaseSettings
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -21,6 +20,7 @@ COPIED: Final = {
     "reference/inferenceservice.md": "crds/docs/inferenceservice.md",
     "reference/samples.md": "crds/samples/README.md",
     "reference/chart.md": "helm/finetune-operator/README.md",
+    "reference/chart-values.md": "helm/finetune-operator/VALUES.md",
     "explanation/decisions.md": "docs/decisions/README.md",
     "project/contributing.md": "CONTRIBUTING.md",
     "project/local-kubernetes.md": "lab/kubernetes/README.md",
@@ -75,50 +75,12 @@ def generated() -> list[GeneratedPage]:
     """Return all generated pages."""
     made = [GeneratedPage(page, (REPOSITORY / source).read_text()) for page, source in COPIED.items()]
     made += [
-        GeneratedPage("reference/chart-values.md", chart_values()),
         GeneratedPage("reference/commands.md", command_lines()),
         GeneratedPage("reference/settings.md", settings_page()),
         GeneratedPage("reference/metrics.md", metrics_page()),
         GeneratedPage("reference/server-api.md", server_api()),
     ]
     return made
-
-
-def chart_values() -> str:
-    """Return every value of the chart with its default and the comment above it."""
-    text = (REPOSITORY / "helm" / "finetune-operator" / "values.yaml").read_text()
-    rows = _values(yaml.compose(text), text.splitlines(), ())
-    return (
-        "# Chart values\n\nSet with `--set NAME=VALUE` or in a file for `--values`. values.schema.json refuses names and values "
-        "that mean nothing.\n\n| value | default | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
-    )
-
-
-def _values(node: Any, lines: list[str], path: tuple[str, ...]) -> list[str]:
-    rows: list[str] = []
-    for key, value in node.value:
-        here = (*path, key.value)
-        meaning = _comment_above(lines, key.start_mark.line)
-        if meaning:
-            default = yaml.safe_load(yaml.serialize(value))
-            shown = yaml.safe_dump(default, default_flow_style=True, width=1000).split("\n")[0]
-            rows.append(f"| `{'.'.join(here)}` | `{shown}` | {meaning} |")
-        elif isinstance(value, yaml.MappingNode):
-            rows += _values(value, lines, here)
-    return rows
-
-
-def _comment_above(lines: list[str], line: int) -> str:
-    """Return the comment that begins with `# -- `, and what follows it down to the key."""
-    comment: list[str] = []
-    for above in reversed(lines[:line]):
-        text = above.strip()
-        if not text.startswith("#"):
-            break
-        comment.insert(0, text.removeprefix("#").strip())
-        if text.startswith("# -- "):
-            return " ".join(comment).removeprefix("-- ").replace("|", "\\|")
-    return ""
 
 
 def command_lines() -> str:

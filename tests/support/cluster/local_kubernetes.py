@@ -7,7 +7,6 @@ that `python3 -m lab.kubernetes up` made.
 import itertools
 import json
 import shutil
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -184,13 +183,3 @@ class Namespace:
     def adapter_folders(self, job: str, claim: str = "finetune-adapters") -> list[Path]:
         """What lies where the adapters of this name belong, hidden leftovers included."""
         return sorted((self.kubernetes.volume_of(self.name, claim) / job).iterdir())
-
-
-def reachable(url: str) -> bool:
-    """Whether something at this URL answers 200."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
