@@ -1,25 +1,21 @@
 """POST /v1/chat/completions."""
 
 import asyncio
-import time
-import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from finetune_inference.adapters.registry import LoadedModel
-from finetune_inference.api.errors import SERVICE_ERRORS, to_api_error
 from finetune_inference.api.generation import (
     ServerState,
     UsageCounter,
     served_model,
     server_state,
-    system_fingerprint,
     token_requests,
 )
+from finetune_inference.api.reply import Reply, respond
 from finetune_inference.api.requests import (
     ChatCompletionRequest,
     JsonObjectFormat,
@@ -36,10 +32,9 @@ from finetune_inference.api.responses import (
     ChatLogprobs,
     TokenLogprob,
     TopLogprob,
-    Usage,
 )
-from finetune_inference.api.streaming import DONE, EventStreamResponse, answers, sse, unless_disconnected
-from finetune_inference.engine.interface import Constraint, ScoredToken, TokenRequest
+from finetune_inference.api.streaming import sse
+from finetune_inference.engine.interface import Constraint, ScoredToken
 from finetune_inference.text.answer_decoder import TextDelta
 from finetune_inference.text.grammar import ANY_OBJECT
 from finetune_inference.text.vocabulary import Vocabulary
@@ -68,11 +63,8 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         constraint=constraint,
     )
-    chat = _Chat(server, served, body, requests, UsageCounter(server.metrics, served.name, len(prompt)))
-    if body.stream:
-        return EventStreamResponse(chat.stream)
-    answer = await unless_disconnected(request, chat.answer())
-    return Response(answer.model_dump_json(), media_type="application/json")
+    counter = UsageCounter(server.metrics, served.name, len(prompt))
+    return await respond(request, _Chat(server, served, body, requests, counter))
 
 
 async def _constraint(server: ServerState, vocabulary: Vocabulary, wanted: ResponseFormat | None) -> Constraint | None:
@@ -88,55 +80,22 @@ async def _constraint(server: ServerState, vocabulary: Vocabulary, wanted: Respo
 
 
 @dataclass
-class _Chat:
-    """One request and its answer."""
+class _Chat(Reply[ChatCompletionRequest]):
+    id_prefix = "chatcmpl"
 
-    server: ServerState
-    served: LoadedModel
-    body: ChatCompletionRequest
-    requests: list[TokenRequest]
-    counter: UsageCounter
+    def _document(self, collected: list[list[TextDelta]]) -> ChatCompletion:
+        choices = [self._choice(index, parts) for index, parts in enumerate(collected)]
+        return ChatCompletion(**self.head, choices=choices, usage=self.counter.usage)
 
-    def __post_init__(self) -> None:
-        self._id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-        self._fingerprint = system_fingerprint(self.server.service, self.served)
+    def _opening(self) -> bytes:
+        role = ChatDelta(role="assistant", content="")
+        return b"".join(self._chunk(ChatChunkChoice(index=i, delta=role)) for i in range(len(self.requests)))
 
-    async def answer(self) -> ChatCompletion:
-        """Return the whole answer."""
-        collected: list[list[TextDelta]] = [[] for _ in self.requests]
-        async with answers(self.server.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
-            async for index, delta in deltas:
-                self.counter.count(index, delta)
-                collected[index].append(delta)
-        return ChatCompletion(
-            id=self._id,
-            created=self._created,
-            model=self.body.model,
-            choices=[self._choice(index, parts) for index, parts in enumerate(collected)],
-            usage=self.counter.usage,
-            system_fingerprint=self._fingerprint,
-        )
+    def _chunks(self, index: int, delta: TextDelta) -> list[bytes]:
+        return [self._chunk(choice) for choice in self._chunk_choices(index, delta)]
 
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield the answer as server-sent events. Raises before the first one if the request cannot start."""
-        async with answers(self.server.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
-            yield b"".join(
-                self._chunk(ChatChunkChoice(index=i, delta=ChatDelta(role="assistant", content="")))
-                for i in range(len(self.requests))
-            )
-            try:
-                async for index, delta in deltas:
-                    self.counter.count(index, delta)
-                    for choice in self._chunk_choices(index, delta):
-                        yield self._chunk(choice)
-            except SERVICE_ERRORS as error:
-                # The status was sent already, so the error is an event, as in OpenAI's API.
-                yield sse(to_api_error(error).json())
-                return
-        if self.body.include_usage:
-            yield sse(self._document([], self.counter.usage).model_dump_json())
-        yield DONE
+    def _usage_chunk(self) -> bytes:
+        return sse(ChatChunk(**self.head, choices=[], usage=self.counter.usage).model_dump_json())
 
     def _choice(self, index: int, parts: Sequence[TextDelta]) -> ChatChoice:
         tokens = [delta.token for delta in parts if delta.token]
@@ -160,23 +119,13 @@ class _Chat:
         return choices
 
     def _chunk(self, choice: ChatChunkChoice) -> bytes:
-        chunk = self._document([choice], None)
+        chunk = ChatChunk(**self.head, choices=[choice], usage=None)
         # A role or text that is unset is left out. `usage` is null until the last chunk, and absent unless requested.
         absent = {name for name in ("role", "content") if getattr(choice.delta, name) is None}
         hidden: dict[str, Any] = {"choices": {0: {"delta": absent}}}
         if not self.body.include_usage:
             hidden["usage"] = True
         return sse(chunk.model_dump_json(exclude=hidden))
-
-    def _document(self, choices: list[ChatChunkChoice], usage: Usage | None) -> ChatChunk:
-        return ChatChunk(
-            id=self._id,
-            created=self._created,
-            model=self.body.model,
-            choices=choices,
-            usage=usage,
-            system_fingerprint=self._fingerprint,
-        )
 
     def _logprobs(self, tokens: Sequence[ScoredToken]) -> ChatLogprobs | None:
         if not self.body.logprobs:

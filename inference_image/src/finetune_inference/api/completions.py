@@ -5,27 +5,23 @@ this way, with token ids as the prompt, so that neither template nor tokenizer c
 """
 
 import asyncio
-import time
-import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Request, Response
 
-from finetune_inference.adapters.registry import LoadedModel
-from finetune_inference.api.errors import SERVICE_ERRORS, invalid_value, to_api_error
+from finetune_inference.api.errors import invalid_value
 from finetune_inference.api.generation import (
-    ServerState,
     UsageCounter,
     served_model,
     server_state,
-    system_fingerprint,
     token_requests,
 )
+from finetune_inference.api.reply import Reply, respond
 from finetune_inference.api.requests import CompletionRequest
 from finetune_inference.api.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
-from finetune_inference.api.streaming import DONE, EventStreamResponse, answers, sse, unless_disconnected
-from finetune_inference.engine.interface import FinishReason, ScoredToken, TokenRequest
+from finetune_inference.api.streaming import sse
+from finetune_inference.engine.interface import FinishReason, ScoredToken
 from finetune_inference.text.answer_decoder import TextDelta
 from finetune_inference.text.vocabulary import Vocabulary
 
@@ -58,11 +54,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     )
     echoes = _echoes(served.vocabulary, body, prompts) if body.echo else []
     counter = UsageCounter(server.metrics, served.name, sum(map(len, prompts)))
-    completion = _Completion(server, served, body, requests, counter, echoes)
-    if body.stream:
-        return EventStreamResponse(completion.stream)
-    answer = await unless_disconnected(request, completion.answer())
-    return Response(answer.model_dump_json(), media_type="application/json")
+    return await respond(request, _Completion(server, served, body, requests, counter, echoes))
 
 
 def _encode(vocabulary: Vocabulary, prompts: Sequence[str | list[int]], limit: int) -> list[list[int]]:
@@ -111,53 +103,35 @@ class _Logprobs:
 
 
 @dataclass
-class _Completion:
-    """One request and its answer."""
+class _Completion(Reply[CompletionRequest]):
+    id_prefix = "cmpl"
 
-    server: ServerState
-    served: LoadedModel
-    body: CompletionRequest
-    requests: list[TokenRequest]
-    counter: UsageCounter
     echoes: list[str]
     """Prompt texts in front of the answers; empty without echo."""
     _logprobs: list[_Logprobs] = field(init=False)
+    _begun: set[int] = field(default_factory=set, init=False)
+    """Answers of which a chunk was streamed."""
 
     def __post_init__(self) -> None:
-        self._id = f"cmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-        self._fingerprint = system_fingerprint(self.server.service, self.served)
+        super().__post_init__()
         self._logprobs = [_Logprobs(self.served.vocabulary) for _ in self.requests]
 
-    async def answer(self) -> Completion:
-        """Return the whole answer."""
-        collected: list[list[TextDelta]] = [[] for _ in self.requests]
-        async with answers(self.server.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
-            async for index, delta in deltas:
-                self.counter.count(index, delta)
-                collected[index].append(delta)
+    def _document(self, collected: list[list[TextDelta]]) -> Completion:
         choices = [self._choice(index, parts, first=True) for index, parts in enumerate(collected)]
-        return self._document(choices, self.counter.usage)
+        return Completion(**self.head, choices=choices, usage=self.counter.usage)
 
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield the answer as server-sent events. Raises before the first one if the request cannot start."""
-        begun: set[int] = set()
-        async with answers(self.server.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
-            yield b""
-            try:
-                async for index, delta in deltas:
-                    self.counter.count(index, delta)
-                    first = index not in begun
-                    begun.add(index)
-                    if first or delta.text or delta.finish_reason or self.body.logprobs is not None:
-                        yield self._chunk([self._choice(index, [delta], first=first)], None)
-            except SERVICE_ERRORS as error:
-                # The status was sent already, so the error is an event, as in OpenAI's API.
-                yield sse(to_api_error(error).json())
-                return
-        if self.body.include_usage:
-            yield self._chunk([], self.counter.usage)
-        yield DONE
+    def _opening(self) -> bytes:
+        return b""
+
+    def _chunks(self, index: int, delta: TextDelta) -> list[bytes]:
+        first = index not in self._begun
+        self._begun.add(index)
+        if first or delta.text or delta.finish_reason or self.body.logprobs is not None:
+            return [self._chunk([self._choice(index, [delta], first=first)], None)]
+        return []
+
+    def _usage_chunk(self) -> bytes:
+        return self._chunk([], self.counter.usage)
 
     def _choice(self, index: int, parts: Sequence[TextDelta], *, first: bool) -> CompletionChoice:
         """Return one answer or its next chunk; the echo belongs to the first chunk."""
@@ -176,17 +150,7 @@ class _Completion:
         tokens = [token for delta in parts for token in (delta.prompt or ([delta.token] if delta.token else []))]
         return self._logprobs[index].build(tokens)
 
-    def _document(self, choices: list[CompletionChoice], usage: Usage | None) -> Completion:
-        return Completion(
-            id=self._id,
-            created=self._created,
-            model=self.body.model,
-            choices=choices,
-            usage=usage,
-            system_fingerprint=self._fingerprint,
-        )
-
     def _chunk(self, choices: list[CompletionChoice], usage: Usage | None) -> bytes:
         # `usage` is null until the last chunk, and absent unless requested.
         hidden = None if self.body.include_usage else {"usage"}
-        return sse(self._document(choices, usage).model_dump_json(exclude=hidden))
+        return sse(Completion(**self.head, choices=choices, usage=usage).model_dump_json(exclude=hidden))
