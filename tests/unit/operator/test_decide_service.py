@@ -625,6 +625,22 @@ def test_a_disproven_version_gets_no_traffic_and_the_conditions_say_so() -> None
     assert (plan.status.adapters_summary, [r.pod.name for r in plan.probes]) == ("0/1", ["o0"])
 
 
+@pytest.mark.parametrize("rolling_over", [True, False])
+def test_a_verdict_of_a_newer_release_is_reported_in_general_terms_and_stops_nothing(rolling_over: bool) -> None:
+    old = proven(ADAPTER)
+    service = changed(old, adapters=[NEWER], rollout={"mode": "Rolling"})
+    objects = live(service, ready=1, replicas=2, updatedReplicas=1) if rolling_over else live(service, ready=1)
+    pods = (*([opened_pod(gated(old, name="o")[0])] if rolling_over else []), gated(service)[0])
+    service = with_status(service, plan_for(service, objects, {("n0", 0, "a"): NO_EFFECT}, pods=pods).status)
+    newer = {"reason": "KnownNextYear"}
+    (verdict,) = service.status.adapters
+    replicas = [replica.model_copy(update=newer) for replica in verdict.replicas]
+    verdict = verdict.model_copy(update={**newer, "replicas": replicas})
+    service = with_status(service, service.status.model_copy(update={"adapters": [verdict]}))
+    reasons = {c.type: (c.status, c.reason) for c in plan_for(service, objects, pods=pods).status.conditions}
+    assert reasons["AdapterVerified"] == ("False", "RollingOut")
+
+
 def test_a_pod_that_replaces_one_of_the_proven_configuration_is_let_in_while_a_version_is_refused() -> None:
     old = proven(ADAPTER)
     service = changed(old, adapters=[NEWER], rollout={"mode": "Rolling"})
