@@ -9,7 +9,6 @@ part took goes to `build/figures/first-run.json`. Only the standard library is i
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab.figures import Figure, record
+from lab.kubernetes.binaries import cache_directory
 from lab.kubernetes.errors import ClusterError
 from lab.kubernetes.layout import Layout
 from lab.kubernetes.model import MODEL_NAME, ensure_model
@@ -43,7 +43,8 @@ def main() -> int:
         with timed(seconds, "environment", "Python environment of the command `finetune` (torch brings CUDA: 5.6 GB)"):
             make_environment()
         with timed(seconds, "model", f"Base model {MODEL_NAME}"):
-            model = ensure_model(Layout(cache_folder()))
+            cache_directory().mkdir(parents=True, exist_ok=True)
+            model = ensure_model(Layout(cache_directory()))
     except (ClusterError, subprocess.CalledProcessError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
@@ -64,13 +65,6 @@ def make_environment() -> None:
     """
     command = ["bash", str(REPOSITORY / "lab" / "uv.sh"), "sync", "--frozen", "--inexact", "--no-dev"]
     subprocess.run([*command, "--package", "finetune-cli"], check=True)
-
-
-def cache_folder() -> Path:
-    """Folder for what is downloaded once on a machine."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def run_manifest(model: Path, more: list[str]) -> int:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import figures
+from lab import figures, first_run
 from lab.figures import Figure, record
 
 
@@ -23,3 +23,14 @@ def test_a_run_by_itself_replaces_its_file(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(figures, "FRESH", tmp_path)
     record("demo", [Figure("a", 1, "s", "lower")], 1)
     assert _names(record("demo", [Figure("b", 2, "s", "lower")], 2)) == {"b": 2}
+
+
+def test_the_figures_of_make_try_stand_beside_those_of_make_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "FRESH", tmp_path)
+    record("first-run", [Figure("demo cold s", 600, "s", "lower")], 600, merge=True)
+    first_run.write_figures({"model": 20}, 200, is_cold=True)
+    first_run.write_figures({"model": 0}, 90, is_cold=False)
+    names = _names(tmp_path / "first-run.json")
+    assert names == {"demo cold s": 600, "try cold s": 200, "try warm s": 90, "try model s": 0}

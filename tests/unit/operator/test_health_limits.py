@@ -6,6 +6,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from finetune_operator.process.health import Health, build_app
+from support.objects.clock import Clock
 
 STUCK = "the resync is stuck"
 REFUSED = "the API server refuses the operator"
@@ -13,14 +14,6 @@ NO_WATCH = "the watch does not start"
 NOT_LISTED = "the first resync is not complete"
 OUTAGE = "the API server does not answer"
 NOT_WATCHING = "the watch is not running"
-
-
-class Clock:
-    def __init__(self, now: float = 1000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from finetune_operator.handlers.watch_supervisor import build_kopf_settings
 from finetune_operator.permissions import rules
 from finetune_operator.process.health import STALE_SECONDS, Health
 from finetune_operator.settings import Settings
+from support.objects.clock import Clock
 
 
 def test_namespaces_are_names_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,13 +53,6 @@ def test_the_rights_hold_nothing_dangerous() -> None:
     # `patch` is for one annotation of server pods; the chart's admission policy sees to that.
     assert granted["", "pods"] == {"list", "watch", "patch"}
     assert all(rule.why for rule in rules())
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_an_outage_makes_unready_and_never_unhealthy() -> None:

@@ -5,13 +5,7 @@ import asyncio
 import pytest
 
 from finetune_operator.handlers.work_queue import MAX_BACKOFF_SECONDS, WorkQueue, backoff_seconds
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from support.objects.clock import Clock
 
 
 @pytest.fixture
