@@ -10,8 +10,9 @@ import yaml
 
 from finetune_api import glossary, reference
 from finetune_api.__main__ import WRITE_COMMAND, stale_files
+from finetune_api.conditions import ConditionType, Phase
 from finetune_api.crd import Schema, build_crds
-from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import FinetuneJob, InferenceService
 
 REPOSITORY = Path(__file__).resolve().parents[2]

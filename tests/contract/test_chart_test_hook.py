@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from finetune_api.conditions import ConditionType, Phase
 from finetune_api.contract import API_VERSION, FINETUNE_JOB_KIND, FINETUNE_JOB_PLURAL, GROUP
-from finetune_api.reasons import ConditionType, Phase
 from finetune_api.v1alpha1 import FinetuneJob
 from support.cluster.chart import CHART, MISSING_HELM, NAMESPACE, Raw, named, of_kind, render
 

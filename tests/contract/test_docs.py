@@ -368,7 +368,8 @@ def test_every_term_of_the_glossary_has_one_row_in_order() -> None:
 
 
 def test_every_reason_in_the_failure_modes_exists() -> None:
-    from finetune_api.reasons import ConditionType, Phase, Reason
+    from finetune_api.conditions import ConditionType, Phase
+    from finetune_api.reasons import Reason
 
     text = (REPOSITORY / "docs" / "explanation" / "failure-modes.md").read_text()
     words = set(re.findall(r"`([A-Z][a-z]+(?:[A-Z]+[a-z]*)+)`", text))

@@ -1,4 +1,4 @@
-"""Entries of the reference on phases, condition types and reasons, read from the docstrings in `reasons`."""
+"""Entries of the reference on phases, condition types and reasons, read from the docstrings in `conditions` and `reasons`."""
 
 import ast
 import inspect
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.conditions import ConditionType, Phase
+from finetune_api.reasons import Reason
 
 TO_DO: Final = "To do: "
 

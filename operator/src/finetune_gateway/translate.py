@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from finetune_api.conditions import Phase
 from finetune_api.contract import API_VERSION, FINETUNE_JOB_KIND, GROUP
-from finetune_api.reasons import Phase
 from finetune_api.v1alpha1 import FinetuneJobStatus
 from finetune_api.validation import problems_of
 from finetune_gateway.errors import InvalidRequestError, request_problems

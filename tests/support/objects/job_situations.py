@@ -4,7 +4,8 @@ from datetime import timedelta
 
 from hypothesis import strategies as st
 
-from finetune_api.reasons import ConditionType, Reason
+from finetune_api.conditions import ConditionType
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import Condition, FinetuneJobStatus
 from finetune_api.v1alpha1.job.status import FailureStatus
 from finetune_operator.reconcile.job.plan import ActionOutcome, Observed, Refusal

@@ -3,9 +3,10 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from finetune_api.conditions import ConditionType
 from finetune_api.fingerprint import Fingerprint, Probe
 from finetune_api.outcome import CommittedAdapter, Outcome, Progress, Result
-from finetune_api.reasons import ConditionType, Reason
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import FinetuneJob, FinetuneJobStatus, InferenceService
 from finetune_operator.reconcile.job.training_pod import ChildJob, TrainingPod
 from finetune_operator.reconcile.pod import ContainerEnd

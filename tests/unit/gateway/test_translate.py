@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from finetune_api.reasons import Phase
+from finetune_api.conditions import Phase
 from finetune_gateway import translate
 from finetune_gateway.errors import InvalidRequestError
 from finetune_gateway.schemas import FinetuneRequest, State

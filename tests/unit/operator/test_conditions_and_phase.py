@@ -4,7 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.conditions import ConditionType, Phase
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import Condition
 from finetune_operator.reconcile.conditions import find_condition, set_condition
 from finetune_operator.reconcile.job.phase import derive_phase

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.reasons import ConditionType, Phase
+from finetune_api.conditions import ConditionType, Phase
 from finetune_api.training import InitialAdapterConfig, TrainingConfig
 from finetune_api.v1alpha1 import FinetuneJobStatus
 from finetune_operator.io.cluster import CLAIMS, FINETUNE_JOBS, Resource

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from finetune_api.conditions import ConditionType, Phase
 from finetune_api.outcome import MicroBatching
-from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import (
     AdapterReference,
     FinetuneJob,

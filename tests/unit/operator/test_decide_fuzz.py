@@ -10,8 +10,9 @@ from datetime import datetime, timedelta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from finetune_api.conditions import Phase
 from finetune_api.outcome import Outcome
-from finetune_api.reasons import Phase, Reason
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import FinetuneJob, FinetuneJobStatus
 from finetune_operator.reconcile.job.decide import decide
 from finetune_operator.reconcile.job.phase import is_terminal

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from finetune_api.reasons import ConditionType, Reason
+from finetune_api.conditions import ConditionType
+from finetune_api.reasons import Reason
 from finetune_api.serving import token_digest
 from finetune_api.v1alpha1 import AdapterReference, InferenceService, InferenceServiceStatus
 from finetune_operator.io.probe import ProbeResult

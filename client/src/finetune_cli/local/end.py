@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from finetune_api.reasons import Phase, Reason
+from finetune_api.conditions import Phase
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import FinetuneJob, InferenceService
 from finetune_cli.local.store import LocalCluster
 from finetune_operator.io.cluster import FINETUNE_JOBS, INFERENCE_SERVICES, PODS

@@ -14,9 +14,9 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from finetune_api.artifacts import RUN_REPORT_FILE
+from finetune_api.conditions import ConditionType, Phase
 from finetune_api.contract import FINETUNE_JOB_KIND, INFERENCE_SERVICE_KIND
 from finetune_api.json_logs import JsonFormatter
-from finetune_api.reasons import ConditionType, Phase
 from finetune_api.sources import parse_source
 from finetune_api.v1alpha1 import FinetuneJob, FinetuneJobSpec, FinetuneJobStatus, InferenceService
 from finetune_cli.errors import CommandError

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from finetune_api.conditions import TERMINAL_PHASES
 from finetune_api.contract import FINETUNE_JOB_KIND, INFERENCE_SERVICE_KIND
-from finetune_api.reasons import TERMINAL_PHASES
 from finetune_operator.errors import ClusterError
 from finetune_operator.handlers.keys import Key
 from finetune_operator.io.cluster import FINETUNE_JOBS, INFERENCE_SERVICES, Cluster, Resource

@@ -2,7 +2,8 @@
 
 from datetime import datetime
 
-from finetune_api.reasons import ConditionType, Reason
+from finetune_api.conditions import ConditionType
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import Condition
 from finetune_operator.kubernetes_types import Truth
 

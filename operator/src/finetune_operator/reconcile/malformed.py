@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.conditions import ConditionType, Phase
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1.common import metav1_time
 from finetune_api.validation import UNKNOWN, problems_of, summary
 from finetune_operator.errors import ClusterError

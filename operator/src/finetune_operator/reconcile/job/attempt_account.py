@@ -2,8 +2,9 @@
 
 from datetime import datetime
 
+from finetune_api.conditions import ConditionType
 from finetune_api.outcome import Outcome
-from finetune_api.reasons import ConditionType, Reason
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import FailureStatus, FinetuneJob, MetricStatus
 from finetune_api.v1alpha1.job.status import Usage
 from finetune_operator.reconcile.events import EventDraft

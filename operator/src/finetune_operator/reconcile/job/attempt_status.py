@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from finetune_api.reasons import ConditionType, Reason
+from finetune_api.conditions import ConditionType
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import Condition, FinetuneJob
 from finetune_operator.reconcile.conditions import find_condition
 from finetune_operator.reconcile.job.attempts import Attempt

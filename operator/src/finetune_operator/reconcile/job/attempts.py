@@ -7,8 +7,8 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from finetune_api.conditions import ConditionType
 from finetune_api.outcome import Outcome
-from finetune_api.reasons import ConditionType
 from finetune_api.sources import parse_source
 from finetune_api.v1alpha1 import (
     AdapterStatus,

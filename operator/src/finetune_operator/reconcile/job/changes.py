@@ -5,7 +5,8 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import Final, TypedDict
 
-from finetune_api.reasons import ConditionType, Reason
+from finetune_api.conditions import ConditionType
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import (
     AdapterStatus,
     CheckpointStatus,

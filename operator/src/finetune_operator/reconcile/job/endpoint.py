@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_api.reasons import ConditionType
+from finetune_api.conditions import ConditionType
 from finetune_api.v1alpha1 import AdapterStatus, Condition, FinetuneJob, InferenceService, ServedAdapterStatus
 from finetune_operator.reconcile.conditions import find_condition
 from finetune_operator.reconcile.ownership import Ownership, ownership

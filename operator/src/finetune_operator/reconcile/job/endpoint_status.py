@@ -1,6 +1,7 @@
 """The status of a FinetuneJob with an endpoint: `serving`, ServingReady and AdapterVerified. Pure."""
 
-from finetune_api.reasons import ConditionType, Reason
+from finetune_api.conditions import ConditionType
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import FinetuneJob, ServingStatus
 from finetune_operator.kubernetes_types import Truth
 from finetune_operator.reconcile.conditions import known_reason

@@ -1,6 +1,7 @@
 """The phase: one word for people, a pure function of the conditions."""
 
-from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.conditions import ConditionType, Phase
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import Condition, FinetuneJobStatus
 from finetune_operator.reconcile.conditions import find_condition, is_true
 

@@ -2,8 +2,9 @@
 
 from datetime import UTC, datetime
 
+from finetune_api.conditions import ConditionType
 from finetune_api.outcome import MicroBatching, Outcome, Progress
-from finetune_api.reasons import ConditionType, Reason
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import CheckpointStatus, FinetuneJob, ProgressStatus
 from finetune_operator.reconcile.events import EventDraft
 from finetune_operator.reconcile.job.changes import ConditionChange, When

@@ -6,7 +6,8 @@ The only place that merges: each description returns changes, and nobody reads a
 from datetime import datetime
 from typing import Final
 
-from finetune_api.reasons import ConditionType, Reason
+from finetune_api.conditions import ConditionType
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import Condition, FinetuneJob, FinetuneJobStatus
 from finetune_operator.reconcile.conditions import find_condition, set_condition
 from finetune_operator.reconcile.job.attempt_account import (

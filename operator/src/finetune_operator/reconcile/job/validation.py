@@ -1,6 +1,7 @@
 """The condition Validated, from the end of a pod's `validate`. Pure."""
 
-from finetune_api.reasons import ConditionType, Reason
+from finetune_api.conditions import ConditionType
+from finetune_api.reasons import Reason
 from finetune_operator.reconcile.job.attempt_outcome import AttemptEnd, parse_outcome
 from finetune_operator.reconcile.job.changes import ConditionChange, StatusChanges, When, resumed
 from finetune_operator.reconcile.job.findings import Continuing

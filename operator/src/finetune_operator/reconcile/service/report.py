@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.conditions import ConditionType, Phase
+from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import Condition, InferenceService, InferenceServiceStatus, ServedAdapterStatus
 from finetune_operator.kubernetes_types import Truth
 from finetune_operator.reconcile.conditions import is_true, known_reason, set_condition
