@@ -3,12 +3,15 @@
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
 
 from finetune_cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from finetune_cli.local.session import Options
 
 DEFAULT_WORK_DIR: Final = Path("finetune-work")
 
@@ -65,25 +68,29 @@ def run(
     and the same command resumes. Exit status: 0 verified, 1 failed, 2 refused, 130 interrupted.
     """
     # What the operator needs takes a second to import; --help should not.
-    from finetune_cli.local.folders import Folders
-    from finetune_cli.local.session import ExitCode, Options, Session, configure_logging
-    from finetune_cli.local.terminal import Terminal
+    from finetune_cli.local.session import Options
 
     options = Options(manifest, work_dir, model, data, tuple(ask or ()), score, keep_serving, fresh)
-    terminal = Terminal()
+    raise typer.Exit(_run_session(options))
+
+
+def _run_session(options: "Options") -> int:
+    """Run a session to its exit status; a refusal is one sentence."""
+    from finetune_cli.local.folders import Folders
+    from finetune_cli.local.session import ExitCode, Session, configure_logging
+    from finetune_cli.local.terminal import Terminal
 
     async def session() -> ExitCode:
-        return await Session(options, terminal).run()
+        return await Session(options, Terminal()).run()
 
     try:
-        configure_logging(Folders(work_dir))
-        code = asyncio.run(session())
+        configure_logging(Folders(options.work_dir))
+        return asyncio.run(session())
     except CommandError as error:
         Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
-        code = ExitCode.REFUSED
+        return ExitCode.REFUSED
     except KeyboardInterrupt:
-        code = ExitCode.INTERRUPTED
-    raise typer.Exit(code)
+        return ExitCode.INTERRUPTED
 
 
 def main() -> None:
