@@ -47,7 +47,9 @@ def main() -> int:
             # uv's own installation is made once, before two commands need it.
             subprocess.run([*UV, "--version"], check=True, stdout=subprocess.DEVNULL)
             download = beside.submit(lambda: has_model(layout) or download_model(layout))
-            with timed(seconds, "environment", "Python environment of the command `finetune` (torch brings CUDA: 5.6 GB)"):
+            with timed(
+                seconds, "environment", "Python environment of the command `finetune` (torch brings CUDA: 5.6 GB)"
+            ):
                 make_environment()
             with timed(seconds, "model", f"Base model {MODEL_NAME}"):
                 download.result()

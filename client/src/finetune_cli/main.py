@@ -79,11 +79,13 @@ def _run_session(options: "Options") -> int:
     from finetune_cli.local.folders import Folders
     from finetune_cli.local.session import ExitCode, Session, configure_logging
     from finetune_cli.local.terminal import Terminal
+    from finetune_cli.local.work_directory import make_work_directory
 
     async def session() -> ExitCode:
         return await Session(options, Terminal()).run()
 
     try:
+        make_work_directory(options.work_dir)
         configure_logging(Folders(options.work_dir))
         return asyncio.run(session())
     except CommandError as error:

@@ -1,14 +1,18 @@
 """A manifest is read as the API reads it, and everything that is wrong with it is said at once."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_cli.errors import ManifestError
-from finetune_cli.local.folders import inside
+from finetune_cli.local.folders import Folders, inside
 from finetune_cli.local.manifest import changed_fields, load_manifest
+from finetune_cli.local.session import apply_others
+from finetune_cli.local.store import LocalCluster
 from finetune_cli.local.work_directory import free_port
+from finetune_operator.io.cluster import INFERENCE_SERVICES
 from support.cli.finetune_command import a_job, write_manifest
 
 SAMPLES = Path(__file__).resolve().parents[3] / "crds" / "samples"
@@ -118,3 +122,16 @@ def test_no_object_leads_out_of_the_work_directory(tmp_path: Path, parts: tuple[
 def test_two_runs_never_choose_the_same_port() -> None:
     with free_port() as first, free_port() as second:
         assert first != second
+
+
+def test_a_service_of_an_earlier_run_gets_the_spec_that_the_file_has_now(tmp_path: Path) -> None:
+    cluster = LocalCluster(Folders(tmp_path / "work"))
+    file = tmp_path / "job.yaml"
+    for length in (512, 1024):
+        service = {"model": {"source": "pvc://models/tiny"}, "maxModelLength": length}
+        other = {"apiVersion": "finetune.dev/v1alpha1", "kind": "InferenceService", "metadata": {"name": "mine"}}
+        write_manifest(file, a_job(), {**other, "spec": service})
+        asyncio.run(apply_others(cluster, load_manifest(file, None, None)))
+    live = cluster.read(INFERENCE_SERVICES, "default", "mine") or {}
+    assert live["spec"]["maxModelLength"] == 1024
+    assert live["metadata"]["generation"] == 2

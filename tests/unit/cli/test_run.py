@@ -89,6 +89,14 @@ def test_a_model_that_is_not_there_is_refused_before_anything_starts(command: Co
     assert not (command.work / "pods").exists()
 
 
+def test_a_work_directory_that_cannot_be_written_is_refused_in_words(command: Command) -> None:
+    write_manifest(command.manifest, a_job())
+    command.work = command.manifest / "work"
+    code, output = command.run()
+    assert code == 2
+    assert f"--work-dir {command.work} cannot be written (Not a directory)" in output
+
+
 def _adapter(command: Command) -> Path:
     source: str = command.status["adapter"]["uri"].removeprefix("pvc://")
     return command.work / "claims" / source

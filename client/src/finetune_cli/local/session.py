@@ -29,7 +29,12 @@ from finetune_cli.local.node import LocalNode
 from finetune_cli.local.progress import FileProgress
 from finetune_cli.local.store import Change, LocalCluster
 from finetune_cli.local.terminal import Terminal
-from finetune_cli.local.work_directory import free_port, provide_claims, shown_path, work_directory_lock
+from finetune_cli.local.work_directory import (
+    free_port,
+    provide_claims,
+    shown_path,
+    work_directory_lock,
+)
 from finetune_operator.handlers.controller import Controller
 from finetune_operator.handlers.keys import Key, keys_of
 from finetune_operator.io.cluster import CONFIG_MAPS, FINETUNE_JOBS, INFERENCE_SERVICES
@@ -78,6 +83,17 @@ class Options:
     fresh: bool = False
 
 
+async def apply_others(cluster: LocalCluster, manifest: Manifest) -> None:
+    """Create the other objects of the file, or give those of an earlier run the content that the file has now."""
+    for document in manifest.others:
+        resource = CONFIG_MAPS if document["kind"] == "ConfigMap" else INFERENCE_SERVICES
+        live = cluster.read(resource, manifest.namespace, document["metadata"]["name"])
+        if live is not None and resource == CONFIG_MAPS:
+            cluster.write(resource, {**live, "data": document.get("data") or {}})
+        else:
+            await cluster.apply(document)
+
+
 class Session:
     """A work directory in use."""
 
@@ -93,7 +109,6 @@ class Session:
         model = self._options.model
         uri = model if model is not None and "://" in model else None
         manifest = load_manifest(self._options.manifest, self._options.data, uri)
-        self._folders.root.mkdir(parents=True, exist_ok=True)
         name = f"FinetuneJob {manifest.namespace}/{manifest.name}"
         for note in (f"{name} of {self._options.manifest}, in {shown_path(self._folders.root)}", *manifest.notes):
             self._terminal.note(note)
@@ -104,7 +119,7 @@ class Session:
             cluster = LocalCluster(self._folders)
             node = LocalNode(cluster, self._folders, port, manifest.secrets, lock)
             node.recover()
-            self._submit(cluster, manifest)
+            await self._submit(cluster, manifest)
             context = Context(cluster, FileProgress(cluster, self._folders), local_settings(port))
             end = None
             async with self._working(cluster, node, context, manifest):
@@ -117,15 +132,9 @@ class Session:
                         self._terminal.note(str(error))
             return self._conclude(cluster, manifest, end)
 
-    def _submit(self, cluster: LocalCluster, manifest: Manifest) -> None:
+    async def _submit(self, cluster: LocalCluster, manifest: Manifest) -> None:
         """Apply the manifest: create the job, or find the one of an earlier run."""
-        for document in manifest.others:
-            resource = CONFIG_MAPS if document["kind"] == "ConfigMap" else INFERENCE_SERVICES
-            live = cluster.read(resource, manifest.namespace, document["metadata"]["name"])
-            if live is None:
-                cluster.add(resource, document)
-            elif resource == CONFIG_MAPS:
-                cluster.write(resource, {**live, "data": document.get("data") or {}})
+        await apply_others(cluster, manifest)
         live = cluster.read(FINETUNE_JOBS, manifest.namespace, manifest.name)
         if live is not None and (why := self._why_anew(live, manifest)) is not None:
             self._terminal.note(why)

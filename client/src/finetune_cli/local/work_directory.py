@@ -23,6 +23,18 @@ PORT_RANGE: Final = range(8000, 8100)
 """Where the server listens: the first free port."""
 
 
+def make_work_directory(root: Path) -> None:
+    """Make the work directory. Raises CommandError if it cannot be written."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise CommandError(
+            f"--work-dir {root} cannot be written ({error.strerror}); choose another folder, for example --work-dir ~/finetune"
+        ) from None
+
+
 def provide_claims(folders: Folders, spec: FinetuneJobSpec, *, model: str | None, data: Path | None) -> None:
     """Make folders for the claims that the spec names, and links to what the options give. Raises CommandError for one that is not there."""
     problems = []
