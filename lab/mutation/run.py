@@ -158,7 +158,8 @@ def run_in_child(log: Path, work: Callable[[], int]) -> int:
 
 def run_pytest(tests: Sequence[str], plugin: object) -> int:
     """Run tests in this process. Return pytest's exit status."""
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[plugin]))
+    # No limit of seconds: tracing makes the unchanged run slow, and each mutant's tests have limits of their own.
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--timeout=0", *tests], plugins=[plugin]))
 
 
 def measure_baseline(tests: Sequence[str]) -> Baseline:
