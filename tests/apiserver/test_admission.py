@@ -28,8 +28,14 @@ def refusal(api: Api, plural: str, manifest: Raw) -> str:
         ({"model": {"source": "pvc://Models/a"}}, "malformed source"),
         ({"model": {"source": "pvc://models/" + LONG}}, "spec.model.source"),
         ({"model": {"source": "hf://org/name", "revision": "-x"}}, "spec.model.revision"),
-        ({"dataset": {}}, "set exactly one of inline and source"),
-        ({"dataset": {"inline": "x", "source": "configmap://a/b"}}, "set exactly one of inline and source"),
+        ({"dataset": {}}, "set exactly one of inline, source and sources"),
+        ({"dataset": {"inline": "x", "source": "configmap://a/b"}}, "set exactly one of inline, source and sources"),
+        ({"dataset": {"source": "hf://a/b", "sources": [{"source": "hf://a/b"}]}}, "exactly one of inline, source and"),
+        ({"dataset": {"sources": [{"source": "hf://a/b?split=a b"}]}}, "malformed source"),
+        ({"dataset": {"sources": [{"source": "hf://a/b", "weight": 0}]}}, "spec.dataset.sources[0].weight"),
+        ({"dataset": {"sources": []}}, "spec.dataset.sources"),
+        ({"dataset": {"inline": "x", "maxRows": 0}}, "spec.dataset.maxRows"),
+        ({"model": {"source": "hf://a/b?split=train"}}, "malformed source"),
         ({"dataset": {"source": "ftp://host/rows.jsonl"}}, "use pvc://CLAIM/PATH or configmap://NAME/KEY"),
         ({"dataset": {"source": "http://host/rows.jsonl"}}, "or https://HOST/PATH"),
         ({"dataset": {"source": "https://host/rows.jsonl?token=secret"}}, "malformed source"),
@@ -71,6 +77,15 @@ def refusal(api: Api, plural: str, manifest: Raw) -> str:
 )
 def test_a_broken_spec_is_refused_with_the_field_and_the_remedy(api: Api, spec: Raw, words: str) -> None:
     assert words in refusal(api, "finetunejobs", a_finetune_job("tone", "default", **spec))
+
+
+def test_a_dataset_of_several_sources_is_accepted(api: Api) -> None:
+    sources = [{"source": f"hf://org/rows@v{n}?config=en/x&split=train_sft"} for n in range(15)]
+    spec = {"dataset": {"sources": [*sources, {"source": "hf://org/rows?split=a&config=b", "weight": 0.5}]}}
+    manifest = a_finetune_job("tone", "default", **spec)
+    created = api.client.post(api.path("finetunejobs", "default") + "?dryRun=All", manifest)
+    assert created["spec"]["dataset"]["shuffle"] is True
+    assert created["spec"]["dataset"]["sources"][0]["weight"] == 1
 
 
 @pytest.mark.parametrize("name", ["x" * 51, "with.dots", "1-starts-with-a-digit"])

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from finetune_api.base import SpecModel, exactly_one_of
 from finetune_api.sources import DOWNLOADED, parse_source
 from finetune_api.v1alpha1 import (
+    MAX_SOURCES,
     Checkpoint,
     Columns,
     DatasetFormat,
@@ -18,7 +19,9 @@ from finetune_api.v1alpha1 import (
     EvaluationSettings,
     Hyperparameters,
     Lora,
+    MaxRows,
     Tracking,
+    Weight,
 )
 
 
@@ -74,18 +77,50 @@ class RowsConfig(SpecModel):
                 parse_source(self.path, DOWNLOADED)
             except ValueError:
                 raise ValueError(
-                    "path is neither a file nor hf://ORG/NAME, https://HOST/PATH or s3://BUCKET/KEY without user and query"
+                    "path is neither a file nor hf://ORG/NAME[@REVISION][?config=CONFIG&split=SPLIT], https://HOST/PATH or "
+                    "s3://BUCKET/KEY without user and query"
                 ) from None
         return self
 
 
-class DatasetConfig(RowsConfig):
-    """Training rows and their format."""
+class SourceConfig(RowsConfig):
+    """One of several sources of training rows."""
 
+    weight: Annotated[Weight, Field(description="weight is the number of times that each row is used per epoch.")] = 1.0
+    max_rows: Annotated[MaxRows | None, Field(description="maxRows is the largest number of rows before weight.")] = (
+        None
+    )
+    columns: Annotated[
+        Columns | None,
+        Field(
+            description="columns maps the parts of the format to this source's column names. Default: the dataset's."
+        ),
+    ] = None
+
+
+class DatasetConfig(RowsConfig):
+    """Training rows and their format: exactly one of inline text, a file and several sources."""
+
+    RULES = (exactly_one_of("inline", "path", "sources"),)
+
+    sources: Annotated[
+        list[SourceConfig] | None,
+        Field(
+            description="sources lists several sources, whose rows are put together in this order.",
+            min_length=1,
+            max_length=MAX_SOURCES,
+        ),
+    ] = None
     format: Annotated[DatasetFormat, Field(description="format is the format of a row, or auto.")] = "auto"
     columns: Annotated[
         Columns | None, Field(description="columns maps the parts of the format to the dataset's own column names.")
     ] = None
+    max_rows: Annotated[
+        MaxRows | None, Field(description="maxRows is the largest number of rows, before any are held out.")
+    ] = None
+    shuffle: Annotated[
+        bool, Field(description="shuffle trains rows in a new order each epoch; false keeps the order of the dataset.")
+    ] = True
     evaluation_fraction: Annotated[
         float | None, Field(description="evaluationFraction is the share of the rows that is held out.", gt=0, le=0.5)
     ] = None

@@ -36,7 +36,7 @@ UNKNOWN: Final = object()
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _SECRET_FIELD: Final = re.compile(r"token|secret|password|credential|api_?key", re.IGNORECASE)
 _USER_IN_URI: Final = re.compile(r"(\w+://)[^/\s'\"]*@")
-_QUERY_IN_URI: Final = re.compile(r"(\w+://[^\s'\"?]*)\?[^\s'\"]*")
+_QUERY_IN_URI: Final = re.compile(r"(\b(?!hf://)\w+://[^\s'\"?]*)\?[^\s'\"]*")
 _BRANCH: Final = re.compile(r"[\w-]+\[.*\]|int|str|float|bool|constrained-\w+|[A-Z]\w*", re.DOTALL)
 """Part of a location that stands for a member of a union: `list[TextPart]`, `str`, `TextFormat`."""
 _SYNONYMS: Final[Mapping[str, str]] = {

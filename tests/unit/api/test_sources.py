@@ -13,6 +13,9 @@ from finetune_api.sources import Source, parse_source
         ("configmap://tickets/train.jsonl", Source("configmap", "tickets", "train.jsonl")),
         ("hf://HuggingFaceTB/SmolLM2-135M", Source("hf", "HuggingFaceTB", "SmolLM2-135M")),
         ("hf://org/rows@v1.2", Source("hf", "org", "rows@v1.2")),
+        ("hf://org/rows?split=train_sft", Source("hf", "org", "rows", None, "train_sft")),
+        ("hf://org/rows@v1?config=20231101.en&split=a.b", Source("hf", "org", "rows@v1", "20231101.en", "a.b")),
+        ("hf://org/rows?split=test&config=en/US", Source("hf", "org", "rows", "en/US", "test")),
         ("https://example.org:65535/rows.jsonl", Source("https", "example.org:65535", "rows.jsonl")),
         ("https://example.org:8443/a/rows.csv.gz", Source("https", "example.org:8443", "a/rows.csv.gz")),
         ("s3://my-bucket/a/b_c.jsonl", Source("s3", "my-bucket", "a/b_c.jsonl")),
@@ -45,6 +48,13 @@ def test_a_well_formed_source_is_parsed(uri: str, expected: Source) -> None:
         ("hf://org/name/extra", "malformed"),
         ("hf://org@main/name", "malformed"),
         ("hf://org/name@", "malformed"),
+        ("hf://org/name?", "malformed"),
+        ("hf://org/name?token=secret", "malformed"),
+        ("hf://org/name?split=", "malformed"),
+        ("hf://org/name?split=train[:10%]", "malformed"),
+        ("hf://org/name?split=a&split=b", "malformed"),
+        ("hf://org/name?config=../a", "malformed"),
+        ("pvc://models/a?split=train", "malformed"),
         ("pvc://models/" + "a" * 600, "malformed"),
     ],
 )
@@ -56,3 +66,8 @@ def test_anything_else_is_refused_with_what_was_found(uri: str, fragment: str) -
 def test_a_scheme_that_the_field_does_not_take_is_refused_with_those_it_takes() -> None:
     with pytest.raises(ValueError, match="use pvc://CLAIM/PATH or configmap://NAME/KEY"):
         parse_source("hf://a/b", ("pvc", "configmap"))
+
+
+def test_a_model_has_no_split() -> None:
+    with pytest.raises(ValueError, match=r"use hf://ORG/NAME$"):
+        parse_source("hf://a/b?split=train", ("pvc", "hf"), selects=False)

@@ -55,7 +55,7 @@ def sentences(model: type[BaseModel], document: dict[str, Any]) -> list[str]:
         ),
         ({"suspend": "perhaps"}, 'suspend: expected true or false, found "perhaps"'),
         ({"model": {}}, "model.source: required, but missing"),
-        ({"dataset": {}}, "dataset: set exactly one of inline and source"),
+        ({"dataset": {}}, "dataset: set exactly one of inline, source and sources"),
         (
             {"method": {"lora": {"targetModules": []}}},
             "method.lora.targetModules: expected at least 1 item, found a list",

@@ -73,7 +73,7 @@ def test_bodies_that_are_not_an_object_are_problems_not_crashes(body: bytes) -> 
 
 def test_a_cross_field_rule_is_reported_with_the_object_that_breaks_it() -> None:
     body = MINIMAL | {"dataset": {}}
-    assert problems(json.dumps(body).encode()) == {"dataset": "set exactly one of inline and source"}
+    assert problems(json.dumps(body).encode()) == {"dataset": "set exactly one of inline, source and sources"}
 
 
 @pytest.mark.parametrize(

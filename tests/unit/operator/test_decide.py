@@ -81,6 +81,7 @@ def test_the_default_claim_is_made_where_there_is_none() -> None:
     [
         ({}, "models", "ModelNotFound"),
         ({"dataset": {"source": "pvc://rows/a.jsonl"}}, "rows", "DatasetNotFound"),
+        ({"dataset": {"sources": [{"source": "hf://o/a"}, {"source": "pvc://rows/a"}]}}, "rows", "DatasetNotFound"),
         ({"evaluation": {"source": "pvc://held/a.jsonl"}}, "held", "DatasetNotFound"),
         ({"output": {"claim": "mine"}}, "mine", "SpecInvalid"),
     ],

@@ -25,7 +25,6 @@ from finetune_trainer.dataset import Examples, read_examples
 from finetune_trainer.errors import TrainingError
 from finetune_trainer.sources import fetch, web
 from finetune_trainer.sources.addresses import host_header, is_public
-from finetune_trainer.sources.hub import training_files
 from finetune_trainer.sources.s3 import s3_request
 from lab.fixtures.training_runs import a_training_config
 from lab.kubernetes.binaries import binary_path
@@ -555,7 +554,7 @@ def test_the_training_split_of_a_hub_repository_is_read_in_the_order_of_its_file
     assert [example.prompt for example in found.training] == ["a", "c"]
     asked = [(path, headers.get("authorization")) for path, headers in hub.requests if "org/rows" in path]
     assert {token for _, token in asked} == {"Bearer hunter2"}
-    assert not any(path.endswith(("README.md", "test.jsonl")) for path, _ in hub.requests)
+    assert not any(path.endswith("test.jsonl") for path, _ in hub.requests)
 
 
 def test_a_repository_that_is_not_there_is_named(hub: Server) -> None:
@@ -582,37 +581,3 @@ def test_a_hub_that_cannot_be_reached_is_worth_another_attempt(
     assert (error.reason, error.retryable) == (Reason.DATASET_NOT_FOUND, True)
     assert "the hub cannot be reached: " in error.message
     assert "hunter2" not in error.message
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        (["README.md", "rows.csv", "dataset_infos.json"], ["rows.csv"]),
-        (["train.jsonl.gz", "validation.jsonl.gz"], ["train.jsonl.gz"]),
-        (["data/train-1.parquet", "data/train-0.parquet"], ["data/train-0.parquet", "data/train-1.parquet"]),
-        (["README.md"], "has no data files"),
-        (["a.csv", "b.csv"], "has several files and no single training split: a.csv, b.csv"),
-        (["en/train.csv", "de/train.csv"], "has several files and no single training split"),
-        (["train.csv", "train.jsonl"], "has several files and no single training split"),
-        (["train.csv.gz", "train.jsonl.gz"], "has several files and no single training split"),
-        (["data/train_sft-0.parquet", "data/train_gen-0.parquet"], "split: data/train_gen-0.parquet, data/train_sft-0"),
-        (["train.jsonl", "train_small.jsonl"], "split: train.jsonl, train_small.jsonl"),
-        (["train.jsonl", "train-2.jsonl"], "split: train-2.jsonl, train.jsonl"),
-        (["data/train/eval.jsonl", "data/train/train.jsonl"], "no single training split"),
-        (["pre-train.jsonl", "fine-tune.jsonl"], "split: fine-tune.jsonl, pre-train.jsonl"),
-        (["pre-train.jsonl", "train.jsonl"], ["train.jsonl"]),
-        (["train.JSONL.GZ"], ["train.JSONL.GZ"]),
-        (["train/0000.parquet", "train/0001.parquet"], ["train/0000.parquet", "train/0001.parquet"]),
-        (["train_1.v2.jsonl.gz", "train_2.v2.jsonl.gz"], ["train_1.v2.jsonl.gz", "train_2.v2.jsonl.gz"]),
-        (
-            ["train-00001-of-00002-a0b1c2d3e4f50617.parquet", "train-00000-of-00002-b0b1c2d3e4f50617.parquet"],
-            ["train-00000-of-00002-b0b1c2d3e4f50617.parquet", "train-00001-of-00002-a0b1c2d3e4f50617.parquet"],
-        ),
-    ],
-)
-def test_which_files_are_the_training_split(files: list[str], expected: list[str] | str) -> None:
-    if isinstance(expected, list):
-        assert training_files(files, "dataset hf://org/rows") == expected
-    else:
-        with pytest.raises(TrainingError, match=expected):
-            training_files(files, "dataset hf://org/rows")

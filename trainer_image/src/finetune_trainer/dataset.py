@@ -1,24 +1,17 @@
 """Dataset of a run: `data` applied to a TrainingConfig, for training and for `validate` alike."""
 
-import contextlib
-import json
 import logging
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from finetune_api.reasons import Reason
-from finetune_api.training import RowsConfig, TrainingConfig
-from finetune_api.v1alpha1 import DatasetFormat
+from finetune_api.training import TrainingConfig
 from finetune_trainer import data
 from finetune_trainer.config import SourceSettings
-from finetune_trainer.data.report import DatasetReport, build_report, remarks
-from finetune_trainer.errors import TrainingError, on_scratch
-from finetune_trainer.sources import fetch
+from finetune_trainer.data.report import DatasetReport, SourceReport, build_report, remarks
+from finetune_trainer.sources.parts import SourceUse, distinct, read_mixture, read_part
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -27,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 CACHE_FOLDER: Final = ".cache/tokens"
 """Folder of the output volume with tokenized datasets, shared by all jobs that write there."""
-DOWNLOADED: Final = "downloaded.json"
-"""List of the files in a download folder; written once all of them are complete."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +33,10 @@ class Examples:
     """Digest of the training rows, before any were held out."""
     evaluation_digest: str | None
     """Digest of the evaluation rows, if they are a dataset of their own."""
+    left_out: int = 0
+    """Rows of the dataset that limits and weights left out."""
+    sources: tuple[SourceUse, ...] = ()
+    """Use of each source, with `dataset.sources`."""
 
 
 @dataclass(frozen=True)
@@ -66,62 +61,26 @@ def read_examples(config: TrainingConfig, settings: SourceSettings | None = None
     """
     dataset = config.dataset
     settings = settings or SourceSettings()
-    training, row_format, digest = _read_part(config, dataset, dataset.format, settings, "dataset")
+    mixture = read_mixture(config, settings)
+    training, row_format = mixture.examples, mixture.row_format
     data.require_format(row_format, pairs=config.dpo is not None)
     evaluation: list[data.Example] = []
     evaluation_digest = None
     if config.evaluation:
-        evaluation, _, evaluation_digest = _read_part(config, config.evaluation, row_format, settings, "evaluation")
+        part = read_part(config, config.evaluation, "evaluation", settings, row_format=row_format)
+        evaluation, evaluation_digest = part.examples, part.digest
     elif dataset.evaluation_fraction:
-        training, evaluation = data.split_rows(training, dataset.evaluation_fraction, config.hyperparameters.seed)
-    return Examples(training, evaluation, row_format, digest, evaluation_digest)
+        training, evaluation = _hold_out(training, dataset.evaluation_fraction, config.hyperparameters.seed)
+    return Examples(training, evaluation, row_format, mixture.digest, evaluation_digest, mixture.left_out, mixture.uses)
 
 
-def _read_part(
-    config: TrainingConfig, rows: RowsConfig, row_format: DatasetFormat, settings: SourceSettings, name: str
-) -> tuple[list[data.Example], data.Format, str]:
-    with _download_folder(settings, name) as folder:
-        files = _fetch_files(rows.path, folder, settings, name) if rows.path else []
-        digest = data.digest_rows(rows, files, name)
-        examples, found = data.read_examples(
-            rows,
-            row_format=row_format,
-            columns=config.dataset.columns,
-            loss_on=config.hyperparameters.loss_on,
-            name=name,
-            files=files,
-        )
-        # Cached tokens and the adapter's record refer to this digest, so it must be that of the rows that were parsed.
-        if data.digest_rows(rows, files, name) != digest:
-            raise TrainingError(
-                Reason.DATASET_INVALID, f"{name} changed while it was read; leave it unchanged", retryable=True
-            )
-        return examples, found, digest
-
-
-@contextlib.contextmanager
-def _download_folder(settings: SourceSettings, name: str) -> Iterator[Path]:
-    """Provide a folder for downloads: a temporary one, or one that another process may have downloaded into."""
-    if settings.downloads is None:
-        with tempfile.TemporaryDirectory(prefix="finetune-rows-") as folder:
-            yield Path(folder)
-        return
-    kept = settings.downloads / name
-    kept.mkdir(parents=True, exist_ok=True)
-    yield kept
-    if not settings.keep_downloads:
-        shutil.rmtree(kept, ignore_errors=True)
-
-
-def _fetch_files(path: str, folder: Path, settings: SourceSettings, name: str) -> list[Path]:
-    listing = folder / DOWNLOADED
-    if listing.is_file():
-        return [folder / file for file in json.loads(listing.read_text())]
-    with on_scratch(f"{name} {path}"):
-        files = fetch(path, folder, settings, name=name)
-    if settings.keep_downloads and "://" in path:
-        listing.write_text(json.dumps([str(file.relative_to(folder)) for file in files]))
-    return files
+def _hold_out(
+    examples: list[data.Example], fraction: float, seed: int
+) -> tuple[list[data.Example], list[data.Example]]:
+    """Hold out rows with all of their copies, because a copy left for training would be known in the evaluation."""
+    _, evaluation = data.split_rows(distinct(examples), fraction, seed)
+    held_out = {id(example) for example in evaluation}
+    return [example for example in examples if id(example) not in held_out], evaluation
 
 
 def prepare_dataset(
@@ -159,8 +118,17 @@ def prepare_dataset(
         row_format=examples.row_format,
         max_length=max_length,
         loss_on=loss_on,
+        copies=_copies(examples),
+        left_out=examples.left_out,
+        sources=[SourceReport(**asdict(use)) for use in examples.sources],
     )
     return PreparedDataset(training, evaluation, max_length, report)
+
+
+def _copies(examples: Examples) -> int:
+    """Count the tokenized rows that repeat a row because of its source's weight."""
+    copies = len(examples.training) - len(distinct(examples.training))
+    return copies * (2 if examples.row_format == "preference" else 1)
 
 
 def _tokenize_part(
@@ -195,7 +163,9 @@ def _tokenize_part(
 def _cache_inputs(config: TrainingConfig, examples: Examples) -> dict[str, Any]:
     """Return the settings that determine the examples of a part and their loss."""
     fraction = config.dataset.evaluation_fraction
+    selection = _selection(config)
     return {
+        **({"selection": selection} if selection else {}),
         "dataset": examples.digest,
         "evaluation": examples.evaluation_digest,
         "format": config.dataset.format,
@@ -203,6 +173,15 @@ def _cache_inputs(config: TrainingConfig, examples: Examples) -> dict[str, Any]:
         "split": [fraction, config.hyperparameters.seed] if fraction else None,
         "lossOn": config.hyperparameters.loss_on,
     }
+
+
+def _selection(config: TrainingConfig) -> Any:
+    """Return the settings that determine which rows are used how often; None for all of one source."""
+    dataset = config.dataset
+    if dataset.sources is None and dataset.max_rows is None:
+        return None
+    sources = [source.model_dump(mode="json", exclude={"inline", "path"}) for source in dataset.sources or ()]
+    return [sources, dataset.max_rows, dataset.shuffle, config.hyperparameters.seed]
 
 
 def model_length(model_config: "PretrainedConfig") -> int | None:
@@ -216,7 +195,7 @@ def log_report(report: DatasetReport) -> None:
     training = report.training
     logger.info(
         "dataset ready rows=%d evaluation_rows=%d format=%s tokens=%d loss_tokens=%d longest=%d max_length=%d "
-        "truncated=%d dropped=%d duplicates=%d overlap=%d digest=%s",
+        "truncated=%d dropped=%d left_out=%d duplicates=%d overlap=%d digest=%s",
         training.rows,
         report.evaluation.rows if report.evaluation else 0,
         report.format,
@@ -226,9 +205,20 @@ def log_report(report: DatasetReport) -> None:
         report.max_length,
         training.truncated.rows,
         training.dropped.rows,
+        report.left_out,
         training.duplicate_rows,
         report.overlap,
         report.digest[:19],
     )
+    for use in report.sources:
+        logger.info(
+            "source used source=%s rows=%d weight=%g used=%d left_out=%d digest=%s",
+            use.source,
+            use.rows,
+            use.weight,
+            use.used,
+            use.left_out,
+            use.digest[:19],
+        )
     for remark in remarks(report):
         logger.warning("dataset: %s", remark)

@@ -228,7 +228,8 @@ def _in_namespace(document: Raw, namespace: str) -> Raw:
 
 def row_sources(spec: FinetuneJobSpec) -> list[tuple[str, str]]:
     """Return field and URI of each set of rows that is elsewhere."""
-    sources = [("spec.dataset.source", spec.dataset.source)]
+    sources: list[tuple[str, str | None]] = [("spec.dataset.source", spec.dataset.source)]
+    sources += [(f"spec.dataset.sources[{i}].source", part.source) for i, part in enumerate(spec.dataset.sources or ())]
     sources.append(("spec.evaluation.source", spec.evaluation.source if spec.evaluation else None))
     return [(name, uri) for name, uri in sources if uri is not None]
 

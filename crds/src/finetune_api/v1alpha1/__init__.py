@@ -20,7 +20,15 @@ from finetune_api.v1alpha1.inference_service import (
     ServedAdapterStatus,
     ServedVersion,
 )
-from finetune_api.v1alpha1.job.dataset import Columns, Dataset, DatasetFormat
+from finetune_api.v1alpha1.job.dataset import (
+    MAX_SOURCES,
+    Columns,
+    Dataset,
+    DatasetFormat,
+    MaxRows,
+    Weight,
+    WeightedSource,
+)
 from finetune_api.v1alpha1.job.evaluation import Evaluation, EvaluationMetric, EvaluationSettings
 from finetune_api.v1alpha1.job.hyperparameters import (
     DEFAULT_EPOCHS,
@@ -47,6 +55,7 @@ from finetune_api.v1alpha1.job.tracking import MlflowTracking, TensorBoardTracki
 
 __all__ = [
     "DEFAULT_EPOCHS",
+    "MAX_SOURCES",
     "MUTABLE_FIELDS",
     "AdapterReference",
     "AdapterStatus",
@@ -75,6 +84,7 @@ __all__ = [
     "InitialAdapterStatus",
     "LocalSecretReference",
     "Lora",
+    "MaxRows",
     "Method",
     "Metric",
     "MetricStatus",
@@ -98,4 +108,6 @@ __all__ = [
     "Tracking",
     "Usage",
     "WandbTracking",
+    "Weight",
+    "WeightedSource",
 ]

@@ -23,9 +23,9 @@ Time = Annotated[AwareDatetime, PlainSerializer(metav1_time, return_type=str, wh
 """metav1.Time: UTC, whole seconds."""
 
 
-def _checked(*schemes: str) -> AfterValidator:
+def _checked(*schemes: str, selects: bool = False) -> AfterValidator:
     def check(uri: str) -> str:
-        parse_source(uri, schemes)
+        parse_source(uri, schemes, selects=selects)
         return uri
 
     return AfterValidator(check)
@@ -33,13 +33,13 @@ def _checked(*schemes: str) -> AfterValidator:
 
 ModelSource = Annotated[
     str,
-    Field(min_length=1, max_length=MAX_SOURCE_LENGTH, json_schema_extra={CEL: cel_rules(("pvc", "hf"))}),
+    Field(min_length=1, max_length=MAX_SOURCE_LENGTH, json_schema_extra={CEL: cel_rules(("pvc", "hf"), selects=False)}),
     _checked("pvc", "hf"),
 ]
 DatasetSource = Annotated[
     str,
     Field(min_length=1, max_length=MAX_SOURCE_LENGTH, json_schema_extra={CEL: cel_rules(DATASET_SCHEMES)}),
-    _checked(*DATASET_SCHEMES),
+    _checked(*DATASET_SCHEMES, selects=True),
 ]
 AdapterSource = Annotated[
     str,

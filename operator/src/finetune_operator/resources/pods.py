@@ -86,9 +86,14 @@ def model_path(model: ModelReference) -> str:
     return f"{MODELS_MOUNT}/{source.path}" if source.scheme == "pvc" else f"{source.name}/{source.path}"
 
 
+def source_mount(index: int) -> str:
+    """Return the mount point of one of several sources."""
+    return f"{DATASETS_MOUNT}/{index}"
+
+
 def rows_path(uri: str, mount: str) -> str:
-    """Return the rows of a dataset as a pod sees them: a path or a URI; `mount` is DATASETS_MOUNT or EVALUATION_MOUNT."""
-    if mount not in (DATASETS_MOUNT, EVALUATION_MOUNT):
+    """Return the rows of a dataset as a pod sees them: a path or a URI; `mount` is below DATASETS_MOUNT or EVALUATION_MOUNT."""
+    if not mount.startswith((DATASETS_MOUNT, EVALUATION_MOUNT)):
         raise ValueError(f"{mount} is not a mount point of rows")
     source = parse_source(uri)
     return f"{mount}/{source.path}" if source.scheme in MOUNTED else uri

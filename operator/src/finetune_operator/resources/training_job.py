@@ -13,9 +13,10 @@ from finetune_api.training import (
     ModelConfig,
     OutputConfig,
     RowsConfig,
+    SourceConfig,
     TrainingConfig,
 )
-from finetune_api.v1alpha1 import Evaluation, EvaluationSettings, FinetuneJob, Resources
+from finetune_api.v1alpha1 import Evaluation, EvaluationSettings, FinetuneJob, Resources, WeightedSource
 from finetune_operator.errors import StalledError
 from finetune_operator.resources import Manifest
 from finetune_operator.resources.annotations import ANNOTATION_CONFIG, MAX_CONFIG_BYTES
@@ -31,6 +32,7 @@ from finetune_operator.resources.pods import (
     model_path,
     pod_spec,
     rows_path,
+    source_mount,
     tracking_env,
 )
 from finetune_operator.settings import Settings
@@ -88,12 +90,14 @@ def build_training_pod_spec(job: FinetuneJob, settings: Settings) -> Manifest:
     volumes.claim("adapters", job.spec.output.claim, ADAPTERS_MOUNT, read_only=False)
     volumes.model(job.spec.model)
     volumes.rows("datasets", job.spec.dataset.source, DATASETS_MOUNT)
+    for index, part in enumerate(job.spec.dataset.sources or ()):
+        volumes.rows(f"datasets-{index}", part.source, source_mount(index))
     volumes.rows("evaluation", evaluation, EVALUATION_MOUNT)
     if (initial := job.initial_adapter_uri) is not None:
         volumes.claim("initial-adapter", parse_source(initial).name, INITIAL_ADAPTER_MOUNT, read_only=True)
     volumes.configuration()
     volumes.scratch(settings.scratch_size)
-    sources = [uri for uri in (job.spec.dataset.source, evaluation) if uri]
+    sources = [uri for uri in (*job.spec.dataset.uris, evaluation) if uri]
     broker = {"name": settings.broker_secret_name, "key": settings.broker_secret_key, "optional": True}
     env = [
         *common_env(job.spec.model, other_sources=sources),
@@ -172,9 +176,22 @@ def _dataset(job: FinetuneJob) -> DatasetConfig:
         inline=dataset.inline,
         path=rows_path(dataset.source, DATASETS_MOUNT) if dataset.source else None,
         source=dataset.source,
+        sources=[_source(part, source_mount(index)) for index, part in enumerate(dataset.sources or ())] or None,
         format=dataset.format,
         columns=dataset.columns,
+        max_rows=dataset.max_rows,
+        shuffle=dataset.shuffle,
         evaluation_fraction=evaluation.fraction if evaluation else None,
+    )
+
+
+def _source(part: WeightedSource, mount: str) -> SourceConfig:
+    return SourceConfig(
+        path=rows_path(part.source, mount),
+        source=part.source,
+        weight=part.weight,
+        max_rows=part.max_rows,
+        columns=part.columns,
     )
 
 

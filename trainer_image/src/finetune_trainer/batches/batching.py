@@ -35,11 +35,12 @@ def choose_micro_batch_size(row_tokens: float, batch_size: int, maximum: int | N
 class StepSampler:
     """Order of rows: a permutation per epoch that depends on seed and epoch only, sorted by key within each step."""
 
-    def __init__(self, keys: Sequence[int], batch_size: int, seed: int) -> None:
-        """`keys` holds the sort key of each row, see `BatchLayout.order`."""
+    def __init__(self, keys: Sequence[int], batch_size: int, seed: int, *, shuffle: bool = True) -> None:
+        """`keys` holds the sort key of each row, see `BatchLayout.order`; without `shuffle` steps take the rows in order."""
         self._keys = keys
         self._batch_size = batch_size
         self._seed = seed
+        self._shuffle = shuffle
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -51,7 +52,8 @@ class StepSampler:
 
     def __iter__(self) -> Iterator[int]:
         order = list(range(len(self._keys)))
-        random.Random(f"order-{self._seed}-{self._epoch}").shuffle(order)  # noqa: S311
+        if self._shuffle:
+            random.Random(f"order-{self._seed}-{self._epoch}").shuffle(order)  # noqa: S311
         for start in range(0, len(order), self._batch_size):
             yield from sorted(order[start : start + self._batch_size], key=lambda i: (self._keys[i], i))
 

@@ -56,6 +56,17 @@ class PartReport(StatusModel):
     ]
 
 
+class SourceReport(StatusModel):
+    """Use of one of several sources."""
+
+    source: Annotated[str, Field(description="source is the URI of the rows.")]
+    digest: Annotated[str, Field(description="digest of the source's bytes.")]
+    rows: Annotated[int, Field(description="rows that the source has.")]
+    weight: Annotated[float, Field(description="weight: how often each row is used per epoch.")]
+    used: Annotated[int, Field(description="used rows, held-out ones and copies included.")]
+    left_out: Annotated[int, Field(description="leftOut rows: those that maxRows or weight does not use.")]
+
+
 class DatasetReport(StatusModel):
     """Figures of training and held-out rows; the same data and model always give the same report."""
 
@@ -67,12 +78,25 @@ class DatasetReport(StatusModel):
     training: Annotated[PartReport, Field(description="training rows.")]
     evaluation: Annotated[PartReport | None, Field(description="evaluation rows, if any.")] = None
     overlap: Annotated[int, Field(description="overlap: evaluation rows that are training rows, too.", ge=0)] = 0
+    left_out: Annotated[int, Field(description="leftOut rows: those that maxRows or weight does not use.", ge=0)] = 0
+    sources: Annotated[list[SourceReport], Field(description="sources, if there are several.")] = Field(
+        default_factory=list
+    )
 
 
 def build_report(
-    training: Tokenized, evaluation: Tokenized | None, *, digest: str, row_format: Format, max_length: int, loss_on: str
+    training: Tokenized,
+    evaluation: Tokenized | None,
+    *,
+    digest: str,
+    row_format: Format,
+    max_length: int,
+    loss_on: str,
+    copies: int = 0,
+    left_out: int = 0,
+    sources: Sequence[SourceReport] = (),
 ) -> DatasetReport:
-    """Measure tokenized rows."""
+    """Measure tokenized rows; `copies` of them repeat a row because of its source's weight, which is no mistake."""
     seen = _digests(training.rows)
     held_out = _digests(evaluation.rows) if evaluation else []
     return DatasetReport(
@@ -80,9 +104,11 @@ def build_report(
         format=row_format,
         max_length=max_length,
         loss_on=loss_on,
-        training=_part(training, seen, max_length),
+        training=_part(training, seen, max_length, copies),
         evaluation=_part(evaluation, held_out, max_length) if evaluation else None,
         overlap=sum(digest in known for digest in held_out) if (known := set(seen)) else 0,
+        left_out=left_out,
+        sources=list(sources),
     )
 
 
@@ -113,6 +139,12 @@ def render_report(report: DatasetReport) -> str:
         f"dataset:    {report.training.rows} training rows, {report.evaluation.rows if report.evaluation else 0} evaluation "
         f"rows, format {report.format}, {report.digest}"
     ]
+    lines += [
+        f"source:     {use.source}: {use.rows} rows, {use.used} used, weight {use.weight:g}, {use.left_out} left out, {use.digest}"
+        for use in report.sources
+    ]
+    if report.left_out:
+        lines.append(f"left out:   {report.left_out} rows, by maxRows or weight")
     parts = [("training", report.training)] + ([("evaluation", report.evaluation)] if report.evaluation else [])
     for name, part in parts:
         lengths = part.lengths
@@ -130,7 +162,7 @@ def _digests(rows: TokenRows) -> list[bytes]:
     return [hashlib.blake2b(content, digest_size=16).digest() for content in rows.contents()]
 
 
-def _part(tokenized: Tokenized, digests: Sequence[bytes], max_length: int) -> PartReport:
+def _part(tokenized: Tokenized, digests: Sequence[bytes], max_length: int, copies: int = 0) -> PartReport:
     return PartReport(
         rows=len(tokenized.rows),
         tokens=tokenized.tokens,
@@ -147,7 +179,7 @@ def _part(tokenized: Tokenized, digests: Sequence[bytes], max_length: int) -> Pa
             reason=f"have no token with loss within {max_length} tokens and are left out",
             places=list(tokenized.dropped_places),
         ),
-        duplicate_rows=len(digests) - len(set(digests)),
+        duplicate_rows=max(0, len(digests) - len(set(digests)) - copies),
     )
 
 

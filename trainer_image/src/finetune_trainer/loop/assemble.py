@@ -120,7 +120,7 @@ def assemble_training(
     best = BestAdapter()
     saver = CheckpointSaver(store, position, make_manifest(config, base, 0), config.checkpoint.keep, best)
     trainer = objective.make_trainer(
-        sampler=StepSampler(layout.order(rows), hyper.batch_size, hyper.seed),
+        sampler=StepSampler(layout.order(rows), hyper.batch_size, hyper.seed, shuffle=config.dataset.shuffle),
         saver=saver,
         collate=layout.collate,
         sizes=sizes,

@@ -34,6 +34,8 @@ def summarize(found: Preflight) -> str:
     parts = [f"training: {_counted(report.training)}"]
     if report.evaluation:
         parts.append(f"held out: {_counted(report.evaluation)}")
+    if report.left_out:
+        parts.append(f"left out by maxRows or weight: {report.left_out} rows")
     figures = f"{'; '.join(parts)}; memory about {gib(found.memory.estimate.total)}, disk about {gib(found.disk)}."
     warnings = "".join(f" Warning: {warning}." for warning in warnings_of(found))
     return figures[:1].upper() + figures[1:] + warnings

@@ -5,7 +5,7 @@ All of them are functions of values: the same run gives the same files, and ever
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from finetune_api.fingerprint import Fingerprint
 from finetune_api.outcome import CommittedAdapter, MicroBatching, Outcome, Result
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
-from finetune_trainer.data.report import DatasetReport
+from finetune_trainer.data.report import DatasetReport, SourceReport
 from finetune_trainer.dataset import Examples
 from finetune_trainer.evaluation.answer_metrics import MetricResults
 from finetune_trainer.memory.plan import MemoryPlan
@@ -90,7 +90,7 @@ def make_record(
     packages = RECORDED_PACKAGES if config.lora.quantization == "none" else (*RECORDED_PACKAGES, PACKAGE)
     document = config.to_dict()
     document.pop("job", None)
-    for rows in (document["dataset"], document.get("evaluation", {})):
+    for rows in (document["dataset"], *document["dataset"].get("sources", []), document.get("evaluation", {})):
         if "inline" in rows:
             rows["inline"] = "(left out; see dataset.digest)"
     return {
@@ -101,6 +101,12 @@ def make_record(
             "format": examples.row_format,
             "rows": len(examples.training),
             "evaluationRows": len(examples.evaluation),
+            "leftOutRows": examples.left_out,
+            **(
+                {"sources": [SourceReport(**asdict(use)).to_dict() for use in examples.sources]}
+                if examples.sources
+                else {}
+            ),
         },
         "base": {"model": config.model.source or config.model.path, "revision": base.revision},
         "seed": config.hyperparameters.seed,

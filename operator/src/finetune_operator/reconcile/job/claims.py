@@ -26,6 +26,10 @@ def named_claims(job: FinetuneJob) -> list[NamedClaim]:
     fields = [
         ("spec.model.source", spec.model.source, Reason.MODEL_NOT_FOUND),
         ("spec.dataset.source", spec.dataset.source, Reason.DATASET_NOT_FOUND),
+        *(
+            (f"spec.dataset.sources[{index}].source", part.source, Reason.DATASET_NOT_FOUND)
+            for index, part in enumerate(spec.dataset.sources or ())
+        ),
         ("spec.evaluation.source", spec.evaluation.source if spec.evaluation else None, Reason.DATASET_NOT_FOUND),
         ("spec.continueFrom", job.initial_adapter_uri, Reason.ADAPTER_NOT_FOUND),
     ]

@@ -43,7 +43,9 @@ def parameters_of(config: TrainingConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {n: document[n] for n in ("hyperparameters", "lora", "dpo") if n in document}
     origins = {
         "model": config.model.source or config.model.path,
-        "dataset": config.dataset.source or config.dataset.path,
+        "dataset": ", ".join(rows.source or rows.path or "inline" for rows in config.dataset.sources or ())
+        or config.dataset.source
+        or config.dataset.path,
     }
     return {**_flat(settings), **{name: value for name, value in origins.items() if value}}
 
