@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from finetune_model.chat import has_unpaired_surrogate
+from finetune_model.unicode import has_unpaired_surrogate
 
 Message = dict[str, Any]
 """Message in the form of this module: role and content, and if they are set reasoning_content, name, tool_calls, tool_call_id
@@ -276,9 +276,7 @@ def checked_text(value: Any, path: str) -> str:
     if not isinstance(value, str):
         raise MessageError(path, f"is {kind(value)}, expected text")
     if has_unpaired_surrogate(value):
-        raise MessageError(
-            path, "has an unpaired UTF-16 surrogate, as in text cut inside an emoji; expected Unicode"
-        )
+        raise MessageError(path, "has an unpaired UTF-16 surrogate, as in text cut inside an emoji; expected Unicode")
     return value
 
 

@@ -81,7 +81,9 @@ def _all_in_order(texts: Sequence[tuple[str, str]], rendered: str) -> bool:
 
 def _find(text: str, rendered: str, *, whole_word: bool) -> tuple[int, int] | None:
     """Return the place of a text as it is, or as JSON or Python quote it."""
-    for form in dict.fromkeys((text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1], repr(text)[1:-1])):
+    for form in dict.fromkeys(
+        (text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1], repr(text)[1:-1])
+    ):
         if whole_word:
             if found := re.search(rf"(?<!\w){re.escape(form)}(?!\w)", rendered):
                 return found.span()

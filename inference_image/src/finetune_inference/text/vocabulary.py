@@ -3,13 +3,21 @@
 Knows neither HTTP nor torch. Several threads use a `Vocabulary`, so it calls only thread-safe methods of the tokenizer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from finetune_inference.text.grammar import GrammarError, Grammars
-from finetune_model.chat import ChatTemplateError, encode_chat, has_unpaired_surrogate, render_chat
+from finetune_model.chat import (
+    DEFAULT_SETTINGS,
+    ChatSettings,
+    ChatTemplateError,
+    encode_raw,
+    encode_rendered,
+    render_chat,
+)
 from finetune_model.model_files import load_tokenizer
+from finetune_model.unicode import has_unpaired_surrogate
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """Character that stands for bytes that are not a whole character."""
@@ -35,10 +43,11 @@ class PromptTooLongError(PromptError):
 
 
 class Vocabulary:
-    """A tokenizer and its chat template."""
+    """A tokenizer, its chat template, and the settings that chats are rendered with."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, settings: ChatSettings = DEFAULT_SETTINGS) -> None:
         self._tokenizer = tokenizer
+        self._settings = settings
         self.grammars = Grammars(tokenizer)
         # The first call may change the tokenizer (truncation that was saved with it); afterwards threads can share it.
         tokenizer("")
@@ -55,38 +64,56 @@ class Vocabulary:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """End token of the tokenizer, if it has one."""
+        """End token of the tokenizer, if it has one, and those that the adapter's answers learnt to end with."""
         token = self._tokenizer.eos_token_id
-        return frozenset() if token is None else frozenset([token])
+        return self._settings.end_tokens if token is None else self._settings.end_tokens | {token}
 
     def encode(self, text: str, limit: int | None = None) -> list[int]:
-        """Encode a text, with the tokenizer's start token; at least one token. Raises PromptError.
+        """Encode a text, with the tokenizer's start token once; at least one token. Raises PromptError.
 
         A text with clearly more than `limit` tokens is refused before all of it is encoded.
         """
         _check_unicode(text)
         if limit is not None:
             self._check_length(text, limit)
-        ids: list[int] = self._tokenizer(text).input_ids
+        ids = encode_raw(self._tokenizer, [text])[0]
         if not ids and self._tokenizer.bos_token_id is not None:
             return [self._tokenizer.bos_token_id]
         if not ids:
             raise PromptError("the prompt is empty")
         return ids
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]], limit: int | None = None) -> list[int]:
-        """Encode a conversation with the generation prompt; `limit` as for `encode`. Raises PromptError."""
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        limit: int | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """Encode a conversation with the generation prompt, or with its last message left open. Raises PromptError.
+
+        `template_kwargs` are variables of the template for this request. `limit` as for `encode`.
+        """
         if not self.has_chat_template:
             raise PromptError("this model has no chat template; use /v1/completions")
-        for message in messages:
-            _check_unicode(message["content"])
         try:
-            if limit is not None and sum(len(message["content"]) for message in messages) > FIRST_PREFIX * limit:
-                # Checks the rendered text, because a template may drop most of a conversation.
-                self._check_length(render_chat(self._tokenizer, messages, add_generation_prompt=True), limit)
-            ids = encode_chat(self._tokenizer, messages)
+            text = render_chat(
+                self._tokenizer,
+                messages,
+                tools=tools,
+                settings=self._settings,
+                template_kwargs=template_kwargs,
+                add_generation_prompt=not continue_final_message,
+                continue_final_message=continue_final_message,
+            )
         except ChatTemplateError as error:
             raise PromptError(str(error)) from None
+        _check_unicode(text)
+        if limit is not None:
+            self._check_length(text, limit)
+        ids = encode_rendered(self._tokenizer, text)
         if not ids:
             raise PromptError("the model's chat template renders these messages as an empty prompt")
         return ids
@@ -131,6 +158,6 @@ def _check_unicode(text: str) -> None:
         raise PromptError("the text is not valid Unicode: it contains an unpaired surrogate")
 
 
-def load_vocabulary(path: str, revision: str | None = None) -> Vocabulary:
+def load_vocabulary(path: str, revision: str | None = None, settings: ChatSettings = DEFAULT_SETTINGS) -> Vocabulary:
     """Load the tokenizer of a local folder or a hub repository, never running its code. Raises OSError or ValueError."""
-    return Vocabulary(load_tokenizer(path, revision))
+    return Vocabulary(load_tokenizer(path, revision), settings)

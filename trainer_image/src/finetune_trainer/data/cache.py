@@ -10,16 +10,17 @@ import logging
 import os
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from finetune_trainer.data.token_rows import Tokenized, TokenRows
+from finetune_trainer.data.token_rows import EndToken, Tokenized, TokenRows, TurnCounts
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION: Final = 1
+CACHE_VERSION: Final = 2
 """Part of every key; raise it when the same inputs are tokenized differently."""
 MIN_CHARACTERS: Final = 1 << 20
 """Characters below which rows are tokenized in about a second, which is not worth a file."""
@@ -100,6 +101,7 @@ def _write(path: Path, tokenized: Tokenized) -> None:
         "dropped": tokenized.dropped,
         "truncated_places": tokenized.truncated_places,
         "dropped_places": tokenized.dropped_places,
+        "turns": asdict(tokenized.turns),
     }
     arrays = {"input_ids": rows.input_ids, "learnt": rows.learnt, "offsets": rows.offsets}
     save_file(arrays, str(path), metadata={"counts": json.dumps(counts), "sha256": _digest(rows)})
@@ -116,12 +118,14 @@ def _read(path: Path) -> Tokenized:
     if _digest(rows) != metadata["sha256"]:
         raise ValueError("its content differs from its digest")
     counts = json.loads(metadata["counts"])
+    ends = tuple(EndToken(**end) for end in counts["turns"].pop("ends"))
     return Tokenized(
         rows,
         counts["truncated"],
         counts["dropped"],
         tuple(counts["truncated_places"]),
         tuple(counts["dropped_places"]),
+        TurnCounts(ends, **counts["turns"]),
     )
 
 

@@ -41,6 +41,14 @@ class LostRows(StatusModel):
     places: Annotated[list[str], Field(description="places of the first of them in the dataset.")]
 
 
+class AnswerEnd(StatusModel):
+    """A token that ends learnt answers."""
+
+    token: Annotated[str, Field(description="token as the tokenizer writes it.")]
+    id: Annotated[int, Field(description="id of the token.")]
+    answers: Annotated[int, Field(description="answers that it ends.")]
+
+
 class PartReport(StatusModel):
     """Figures of one set of rows."""
 
@@ -54,6 +62,20 @@ class PartReport(StatusModel):
     duplicate_rows: Annotated[
         int, Field(description="duplicateRows are equal to an earlier row, token by token.", ge=0)
     ]
+    ends: Annotated[list[AnswerEnd], Field(description="ends are the tokens that end learnt answers.")] = Field(
+        default_factory=list
+    )
+    unended_answers: Annotated[int, Field(description="unendedAnswers are learnt answers without an end token.")] = 0
+    split_rows: Annotated[
+        int,
+        Field(
+            description="splitRows became several rows, because the template renders earlier turns differently from the last one."
+        ),
+    ] = 0
+    raw_rows: Annotated[
+        int,
+        Field(description="rawRows of prompt and completion hold the template's tokens, and were not rendered again."),
+    ] = 0
 
 
 class SourceReport(StatusModel):
@@ -125,10 +147,28 @@ def remarks(report: DatasetReport) -> list[str]:
                 found.append(f"{lost.rows} {name} rows {lost.reason} ({_shown(lost)}); {remedy}")
         if part.duplicate_rows:
             found.append(f"{part.duplicate_rows} of {part.rows} {name} rows repeat an earlier row; remove them")
+        found += _remarks_on_turns(name, part)
     if report.evaluation and report.overlap:
         found.append(
             f"{report.overlap} of {report.evaluation.rows} evaluation rows are training rows, too, so that eval_loss "
             "flatters; remove them from one of the two"
+        )
+    return found
+
+
+def _remarks_on_turns(name: str, part: PartReport) -> list[str]:
+    found = []
+    if part.unended_answers:
+        learnt = part.unended_answers + sum(end.answers for end in part.ends)
+        found.append(
+            f"{part.unended_answers} of {learnt} {name} answers end without a token that could stop the model, so that it learns to "
+            "continue until max_tokens; set chat.template to one that writes the end token after each answer, or let requests "
+            "send a stop text"
+        )
+    if part.raw_rows:
+        found.append(
+            f"{part.raw_rows} {name} rows hold the chat template's tokens in their text and are learnt as they are; ask for them at "
+            "/v1/completions, or remove the tokens so that the template is applied"
         )
     return found
 
@@ -155,6 +195,13 @@ def render_report(report: DatasetReport) -> str:
             f"longest {lengths.longest}; maxLength {report.max_length}",
             *_bars(lengths.histogram),
         ]
+        if part.ends:
+            ends = ", ".join(f"{end.token} ({end.answers})" for end in part.ends)
+            lines.append(f"            answers end with {ends}")
+        if part.split_rows:
+            lines.append(
+                f"            {part.split_rows} rows were split, so that each answer is learnt as it will be asked"
+            )
     return "\n".join(lines)
 
 
@@ -180,6 +227,10 @@ def _part(tokenized: Tokenized, digests: Sequence[bytes], max_length: int, copie
             places=list(tokenized.dropped_places),
         ),
         duplicate_rows=max(0, len(digests) - len(set(digests)) - copies),
+        ends=[AnswerEnd(token=end.text, id=end.id, answers=end.answers) for end in tokenized.turns.ends],
+        unended_answers=tokenized.turns.unended,
+        split_rows=tokenized.turns.split_rows,
+        raw_rows=tokenized.turns.raw_rows,
     )
 
 

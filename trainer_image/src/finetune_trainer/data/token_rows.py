@@ -107,6 +107,30 @@ class TokenRowsBuilder:
 
 
 @dataclass(frozen=True)
+class EndToken:
+    """A token that ends learnt answers."""
+
+    id: int
+    text: str
+    answers: int
+    """Number of answers that it ends."""
+
+
+@dataclass(frozen=True)
+class TurnCounts:
+    """How the learnt answers of rows end, and how rows were rendered."""
+
+    ends: tuple[EndToken, ...] = ()
+    """End tokens, the most frequent first."""
+    unended: int = 0
+    """Number of answers that end without such a token."""
+    split_rows: int = 0
+    """Number of rows that became several sequences, because no single one holds every answer as it will be asked."""
+    raw_rows: int = 0
+    """Number of rows of prompt and completion that hold the template's tokens already, and were not rendered again."""
+
+
+@dataclass(frozen=True)
 class Tokenized:
     """Rows ready for training, with the counts of truncated and dropped ones."""
 
@@ -119,6 +143,7 @@ class Tokenized:
     """Places of the first truncated rows, for example `line 3`."""
     dropped_places: tuple[str, ...] = ()
     """Places of the first dropped rows."""
+    turns: TurnCounts = TurnCounts()
 
     @property
     def tokens(self) -> int:

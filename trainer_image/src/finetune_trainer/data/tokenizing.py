@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,10 +10,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_model.borders import BorderError, TurnIds, TurnTokenizer
+from finetune_model.chat import DEFAULT_SETTINGS, ChatSettings, encode_raw
+from finetune_model.turns import TurnText
 from finetune_trainer.data.problems import Problems, invalid
-from finetune_trainer.data.rendering import Spans, Unrenderable, render_learnt
+from finetune_trainer.data.rendering import Renderer, Unrenderable
 from finetune_trainer.data.rows import Example
-from finetune_trainer.data.token_rows import Tokenized, TokenRowsBuilder, as_ids
+from finetune_trainer.data.token_rows import EndToken, Tokenized, TokenRowsBuilder, TurnCounts, as_ids
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +29,9 @@ LOG_SECONDS: Final = 10.0
 SHOWN_PLACES: Final = 5
 """Truncated and dropped rows that are named; the others are counted."""
 
+Sequences = list[tuple[NDArray[np.int32], NDArray[np.bool_]]]
+"""Token ids with their loss, of one row: one sequence, or several if its answers cannot be learnt in one."""
+
 
 def tokenize(
     examples: Sequence[Example],
@@ -33,28 +40,33 @@ def tokenize(
     max_length: int,
     loss_on: str,
     name: str = "dataset",
+    settings: ChatSettings = DEFAULT_SETTINGS,
+    pairs: bool = False,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Tokenized:
     """Tokenize and label every example; `check_stop` is called between batches and may raise.
 
-    Raises TrainingError (DatasetInvalid) naming rows that cannot be rendered.
+    `settings` are those that chats will be served with; `pairs` refuses a row that needs several sequences. Raises TrainingError
+    (DatasetInvalid) naming rows that cannot be rendered.
     """
     problems = Problems(name)
     builder = TokenRowsBuilder()
     truncated, dropped = _Places(), _Places()
     progress = _Progress(name, len(examples))
+    encoder = _RowEncoder(tokenizer, loss_on, settings, one_each=pairs)
     for batch in _batches(examples):
         check_stop()
-        for example, ids, learnt in _tokenize_batch(batch, tokenizer, loss_on, problems):
-            if not learnt[1:].any():
+        for example, sequences in encoder.encode(batch, problems):
+            if not any(learnt[1:].any() for _, learnt in sequences):
                 problems.add(f"{example.where}: no token carries loss")
                 continue
-            if len(ids) > max_length:
-                truncated.add(example.where)
-            if learnt[1:max_length].any():
-                builder.add(ids[:max_length], learnt[:max_length])
-            else:
-                dropped.add(example.where)
+            for ids, learnt in sequences:
+                if len(ids) > max_length:
+                    truncated.add(example.where)
+                if learnt[1:max_length].any():
+                    builder.add(ids[:max_length], learnt[:max_length])
+                else:
+                    dropped.add(example.where)
         progress.advance(len(batch))
     problems.raise_any()
     rows = builder.build()
@@ -63,99 +75,131 @@ def tokenize(
             f"all {dropped.count} rows of {name} lose every token with loss when truncated to "
             f"hyperparameters.maxLength={max_length}; raise it"
         )
-    return Tokenized(rows, truncated.count, dropped.count, tuple(truncated.first), tuple(dropped.first))
+    return Tokenized(
+        rows, truncated.count, dropped.count, tuple(truncated.first), tuple(dropped.first), encoder.turn_counts()
+    )
 
 
-@dataclass
-class _Text:
-    """Text to tokenize, with the character ranges that carry loss."""
+class _RowEncoder:
+    """Encodes rows of any format with one tokenizer, and counts how their answers end."""
 
-    example: Example
-    text: str
-    spans: Spans
+    def __init__(self, tokenizer: Any, loss_on: str, settings: ChatSettings, *, one_each: bool) -> None:
+        self._tokenizer = tokenizer
+        self._all = loss_on == "all"
+        self._one_each = one_each
+        self._renderer = Renderer(tokenizer, loss_on, settings)
+        self._turns = TurnTokenizer(tokenizer)
+        added = tokenizer.added_tokens_decoder
+        self._end_ids = {id_ for id_, token in added.items() if token.special} | {tokenizer.eos_token_id}
+        self._special = tuple(token.content for token in added.values() if token.special)
+        self._ends: Counter[int] = Counter()
+        self._raw = self._split = 0
 
+    def encode(self, batch: Sequence[Example], problems: Problems) -> Iterator[tuple[Example, Sequences]]:
+        """Yield the sequences of each row, in order; rows that cannot be rendered are added to `problems`."""
+        texts = [example for example in batch if example.text is not None]
+        raw = [example for example in batch if self._is_raw(example)]
+        chats = [example for example in batch if example.text is None and not self._is_raw(example)]
+        found: dict[int, Sequences] = {}
+        found.update(zip(map(id, texts), self._texts(texts), strict=True))
+        found.update(zip(map(id, raw), self._raw_pairs(raw), strict=True))
+        found.update(self._chats(chats, problems))
+        for example in batch:
+            if id(example) in found:
+                yield example, found[id(example)]
 
-def _tokenize_batch(
-    examples: Sequence[Example], tokenizer: Any, loss_on: str, problems: Problems
-) -> Iterator[tuple[Example, NDArray[np.int32], NDArray[np.bool_]]]:
-    """Yield each example with its token ids, and for each of them whether it carries loss."""
-    if examples[0].text is not None:
-        yield from _tokenize_texts(examples, tokenizer)
-    elif examples[0].messages is None and not tokenizer.chat_template:
-        yield from _tokenize_plain_pairs(examples, tokenizer, loss_on)
-    else:
-        yield from _tokenize_chats(examples, tokenizer, loss_on, problems)
+    def turn_counts(self) -> TurnCounts:
+        """Return how the answers so far end."""
+        ends = [(id_, count) for id_, count in self._ends.most_common() if id_ in self._end_ids]
+        return TurnCounts(
+            ends=tuple(EndToken(id_, str(self._tokenizer.convert_ids_to_tokens(id_)), count) for id_, count in ends),
+            unended=sum(self._ends.values()) - sum(count for _, count in ends),
+            split_rows=self._split,
+            raw_rows=self._raw,
+        )
 
+    def _is_raw(self, example: Example) -> bool:
+        """Return whether prompt and completion are learnt as they are: without a template, or with its tokens in them already."""
+        if example.messages is not None or example.text is not None:
+            return False
+        if not self._tokenizer.chat_template:
+            return True
+        text = f"{example.prompt}{example.completion}"
+        return any(token in text for token in self._special)
 
-def _tokenize_texts(
-    examples: Sequence[Example], tokenizer: Any
-) -> Iterator[tuple[Example, NDArray[np.int32], NDArray[np.bool_]]]:
-    for example, ids in zip(examples, _ids(tokenizer, [str(e.text) for e in examples]), strict=True):
-        tokens = as_ids(_with_end(ids, tokenizer))
-        yield example, tokens, np.ones(len(tokens), np.bool_)
+    def _texts(self, examples: Sequence[Example]) -> Iterator[Sequences]:
+        for ids in encode_raw(self._tokenizer, [str(example.text) for example in examples]):
+            tokens = as_ids(self._with_end(ids))
+            yield [(tokens, np.ones(len(tokens), np.bool_))]
 
+    def _raw_pairs(self, examples: Sequence[Example]) -> Iterator[Sequences]:
+        """Tokenize prompt and completion apart, because `/v1/completions` gets the prompt alone."""
+        heads = encode_raw(self._tokenizer, [str(example.prompt) for example in examples])
+        tails = self._turns.continuations([str(example.completion) for example in examples])
+        for example, head, tail in zip(examples, heads, tails, strict=True):
+            if self._tokenizer.chat_template:
+                self._raw += 1
+            # A rendered completion may end with the template's own end token.
+            is_ended = bool(self._special) and str(example.completion).rstrip().endswith(self._special)
+            tokens = as_ids([*head, *(tail if is_ended else self._with_end(tail))])
+            self._ends[int(tokens[-1])] += 1
+            yield [(tokens, np.arange(len(tokens)) >= (0 if self._all else len(head)))]
 
-def _tokenize_plain_pairs(
-    examples: Sequence[Example], tokenizer: Any, loss_on: str
-) -> Iterator[tuple[Example, NDArray[np.int32], NDArray[np.bool_]]]:
-    """Tokenize prompt and completion separately, because at inference the prompt stands alone too."""
-    heads = _ids(tokenizer, [str(e.prompt) for e in examples])
-    tails = _ids(tokenizer, [str(e.completion) for e in examples], add_special_tokens=False)
-    for example, head, tail in zip(examples, heads, tails, strict=True):
-        if head and head[-1] == tokenizer.eos_token_id:
-            head.pop()
-        tokens = as_ids([*head, *_with_end(tail, tokenizer)])
-        yield example, tokens, np.arange(len(tokens)) >= (0 if loss_on == "all" else len(head))
-
-
-def _tokenize_chats(
-    examples: Sequence[Example], tokenizer: Any, loss_on: str, problems: Problems
-) -> Iterator[tuple[Example, NDArray[np.int32], NDArray[np.bool_]]]:
-    rendered = []
-    for example in examples:
+    def _chats(self, examples: Sequence[Example], problems: Problems) -> Iterator[tuple[int, Sequences]]:
+        texts: list[TurnText] = []
+        owners: list[Example] = []
+        for example in examples:
+            try:
+                rendered = self._renderer.render(_messages_of(example), example.tools)
+            except Unrenderable as error:
+                problems.add(f"{example.where}: {error}")
+                continue
+            texts += rendered
+            owners += [example] * len(rendered)
+        if not texts:
+            return
         try:
-            rendered.append(_Text(example, *_render(example, tokenizer, loss_on)))
-        except Unrenderable as error:
-            problems.add(f"{example.where}: {error}")
-    if not rendered:
-        return
-    encoded = _encode(tokenizer, [r.text for r in rendered], add_special_tokens=False, return_offsets_mapping=True)
-    for row, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        yield row.example, as_ids(ids), _overlaps(offsets, row.spans)
+            encoded = self._turns.encode(texts)
+        except BorderError as error:
+            problems.add(f"{owners[0].where} or a later row: {error}")
+            return
+        rows: dict[int, list[TurnIds]] = {}
+        first: dict[int, Example] = {}
+        for example, turns in zip(owners, encoded, strict=True):
+            known = rows.setdefault(id(example), [])
+            first.setdefault(id(example), example)
+            # The whole conversation comes first. With loss on everything it is a row even without an answer.
+            known += [one for one in turns if one.answers or (self._all and not known and one is turns[0])]
+        for key, sequences in rows.items():
+            if len(sequences) > 1:
+                self._split += 1
+                if self._one_each:
+                    problems.add(
+                        f"{first[key].where}: the model's chat template renders an earlier answer differently, so that the "
+                        "answers of a pair cannot be learnt together; keep one assistant message in chosen and rejected"
+                    )
+                    continue
+            yield key, [self._labeled(one, whole=self._all and one is sequences[0]) for one in sequences]
+
+    def _labeled(self, turns: TurnIds, *, whole: bool) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        learnt = np.full(len(turns.ids), whole, np.bool_)
+        for start, end in turns.ignored if whole else ():
+            learnt[start:end] = False
+        for start, end in turns.answers:
+            learnt[start:end] = True
+            self._ends[turns.ids[end - 1]] += 1
+        return as_ids(turns.ids), learnt
+
+    def _with_end(self, ids: list[int]) -> list[int]:
+        end = self._tokenizer.eos_token_id
+        return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
-def _render(example: Example, tokenizer: Any, loss_on: str) -> tuple[str, Spans]:
-    if not tokenizer.chat_template:
-        raise Unrenderable("the model has no chat template; use rows of prompt and completion, or an instruction model")
-    messages = example.messages or [
+def _messages_of(example: Example) -> list[Any]:
+    return example.messages or [
         {"role": "user", "content": example.prompt},
         {"role": "assistant", "content": example.completion},
     ]
-    return render_learnt(messages, example.tools, tokenizer, loss_on)
-
-
-def _overlaps(offsets: list[tuple[int, int]], spans: Spans) -> NDArray[np.bool_]:
-    """Return for each token whether any of its characters is in a span."""
-    starts, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
-    learnt = np.zeros(len(starts), np.bool_)
-    for first, last in spans:
-        learnt |= (starts < last) & (first < ends)
-    return learnt
-
-
-def _ids(tokenizer: Any, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-    ids: list[list[int]] = _encode(tokenizer, texts, add_special_tokens=add_special_tokens)["input_ids"]
-    return ids
-
-
-def _encode(tokenizer: Any, texts: list[str], **options: Any) -> Any:
-    # verbose=False: transformers would warn of every text beyond the model's limit; the report says it once.
-    return tokenizer(texts, return_attention_mask=False, verbose=False, **options)
-
-
-def _with_end(ids: list[int], tokenizer: Any) -> list[int]:
-    end = tokenizer.eos_token_id
-    return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
 def characters(examples: Sequence[Example]) -> int:
