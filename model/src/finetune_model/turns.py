@@ -4,6 +4,7 @@ A conversation is one text if the template renders every prompt as the beginning
 differently (Qwen3 removes the thoughts of earlier turns, gpt-oss ends the last turn with another token) get one text per answer.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,9 @@ from finetune_model.chat import DEFAULT_SETTINGS, ChatSettings, Conversation, pr
 
 _THOUGHT: Final = re.compile(r"<(think|thinking|thought|reasoning|seed:think)>\s*(</\1>\s*)?\Z")
 """A thought that a generation prompt opens, or leaves empty, at its end."""
+
+_OCCURRENCES: Final = 4
+"""Places of a message's text in its prompt that are tried, the last first."""
 
 
 class DifferentTurnError(ValueError):
@@ -71,6 +75,8 @@ class TurnRenderer:
         prompt = self._render(chat, position, add_generation_prompt=True) if position else ""
         after = whole if position == len(chat.messages) - 1 else self._render(chat, position + 1)
         text = _continued(prompt, after, chat.messages[position])
+        if text is None and position:
+            text = _continued_elsewhere(prompt, after, chat.messages[position - 1], chat.messages[position])
         if text is None:
             raise DifferentTurnError(
                 f"the model's chat template renders messages[{index}] differently when it is asked for, so that it cannot be "
@@ -147,6 +153,29 @@ def _continued(prompt: str, after: str, message: Mapping[str, Any]) -> str | Non
     if rest.startswith(end):
         return prompt + thought + rest
     return f"{prompt}{thought}\n{end}\n\n{rest.lstrip()}"
+
+
+def _continued_elsewhere(prompt: str, after: str, asked: Mapping[str, Any], answer: Mapping[str, Any]) -> str | None:
+    """Return the prompt with the answer after it where the template renders earlier text differently; None if it cannot be found.
+
+    Mistral's templates write the system text into the last message of a user only if no answer follows it. What follows the
+    message before the answer is then the same in both renderings: its text, the end of the turn and the generation prompt.
+    """
+    content = str(asked.get("content") or "")
+    for form in (content.strip() or content, json.dumps(content, ensure_ascii=False)):
+        start = prompt.rfind(form) if form else -1
+        # A short text may occur in the generation prompt, too.
+        for _ in range(_OCCURRENCES):
+            turn = prompt[start:]
+            place = after.rfind(turn)
+            if start < 0 or place < 0:
+                break
+            text = after[place + len(turn) :]
+            # A text that the answer holds as well would be found there.
+            if text and not any(turn in str(value) for value in answer.values()):
+                return prompt + text
+            start = prompt.rfind(form, 0, start)
+    return None
 
 
 def _thought_of(message: Mapping[str, Any], start: str, end: str) -> str:

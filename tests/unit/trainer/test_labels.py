@@ -105,13 +105,98 @@ def test_a_template_that_refuses_a_row_is_quoted_with_the_row() -> None:
         tokenize([GOOD, {"messages": CHAT}], strict)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_found_out() -> None:
+def test_each_answer_is_learnt_in_the_form_in_which_it_will_be_asked() -> None:
     from lab.fixtures.tiny_model import make_tiny_tokenizer
 
-    forgetful = make_tiny_tokenizer()
-    forgetful.chat_template = "{{ messages | length }}" + forgetful.chat_template
-    with pytest.raises(TrainingError, match=r"line 1: .* renders messages\[2\] differently"):
-        tokenize([{"messages": CHAT}], forgetful)
+    counting = make_tiny_tokenizer()
+    counting.chat_template = "{{ messages | length }}" + counting.chat_template
+    tokenized = tokenize([{"messages": CHAT}], counting)
+    texts = [(counting.decode(row.input_ids)[0], learnt(row, counting)) for row in tokenized.rows]
+    assert texts == [("4", "Grüße 👋<|im_end|>"), ("2", "It left\nthis morning.<|im_end|>")]
+    assert tokenized.turns.split_rows == 1
+
+
+def test_a_pair_is_refused_if_its_answers_cannot_be_learnt_together() -> None:
+    from lab.fixtures.tiny_model import make_tiny_tokenizer
+
+    counting = make_tiny_tokenizer()
+    counting.chat_template = "{{ messages | length }}" + counting.chat_template
+    examples = prepare([{"messages": CHAT}])
+    with pytest.raises(TrainingError, match=r"line 1: .* the answers of a pair cannot be learnt together"):
+        data.tokenize(examples, counting, max_length=512, loss_on="completion", pairs=True)
+
+
+def test_an_answer_that_cannot_follow_its_prompt_is_refused() -> None:
+    from lab.fixtures.tiny_model import make_tiny_tokenizer
+
+    secretive = make_tiny_tokenizer()
+    secretive.chat_template = "{% if add_generation_prompt %}" + secretive.chat_template + "{% endif %}"
+    with pytest.raises(TrainingError, match=r"line 1: .* renders messages\[2\] differently when it is asked for"):
+        tokenize([{"messages": CHAT}], secretive)
+
+
+def test_a_thinking_template_learns_every_answer_as_it_is_asked() -> None:
+    from lab.fixtures.chat_templates import FAMILIES
+
+    qwen3 = next(family for family in FAMILIES if family.name == "qwen3").tokenizer()
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "why"}]
+    rows = tokenize(
+        [{"messages": [*turns, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}], qwen3
+    ).rows
+    assert [learnt(row, qwen3) for row in rows] == [
+        "<think>\n\n</think>\n\nd<|im_end|>",
+        "<think>\nwhy\n</think>\n\nb<|im_end|>",
+    ]
+
+
+def test_a_prompt_and_an_answer_that_would_merge_are_tokenized_apart() -> None:
+    from lab.fixtures.chat_templates import FAMILIES
+
+    blank = next(family for family in FAMILIES if family.name == "blank").tokenizer()
+    row = tokenize([{"messages": GOOD["messages"]}], blank).rows[0]
+    prompt = blank("User: Hi\nAssistant: ", add_special_tokens=False)["input_ids"]
+    assert list(row.input_ids[: len(prompt)]) == prompt
+    assert learnt(row, blank) == "Hello</s>"
+
+
+@pytest.mark.parametrize(
+    "row", [{"text": "<s>[INST] Hi [/INST] Yes</s>"}, {"prompt": "<s>[INST] Hi [/INST]", "completion": " Yes</s>"}]
+)
+def test_text_that_is_rendered_already_is_not_rendered_again(row: dict[str, Any]) -> None:
+    from lab.fixtures.chat_templates import FAMILIES
+
+    llama2 = next(family for family in FAMILIES if family.name == "llama2").tokenizer()
+    tokenized = tokenize([row], llama2)
+    ids = list(tokenized.rows[0].input_ids)
+    assert (ids.count(llama2.bos_token_id), ids.count(llama2.eos_token_id)) == (1, 1)
+    assert tokenized.turns.raw_rows == ("prompt" in row)
+    if "prompt" in row:
+        assert learnt(tokenized.rows[0], llama2) == " Yes</s>"
+
+
+def test_the_tokens_that_end_answers_are_counted(tokenizer: Any) -> None:
+    tokenized = tokenize([{"messages": CHAT}], tokenizer)
+    assert [(end.id, end.text, end.answers) for end in tokenized.turns.ends] == [
+        (tokenizer.eos_token_id, "<|im_end|>", 2)
+    ]
+    assert tokenized.turns.unended == 0
+
+
+def test_answers_without_an_end_are_counted() -> None:
+    from lab.fixtures.chat_templates import FAMILIES
+
+    falcon = next(family for family in FAMILIES if family.name == "falcon").tokenizer()
+    tokenized = tokenize([GOOD], falcon)
+    assert (tokenized.turns.ends, tokenized.turns.unended) == ((), 1)
+
+
+def test_a_message_of_weight_zero_is_not_learnt_with_loss_on_all(tokenizer: Any) -> None:
+    chat = [CHAT[0], {**CHAT[1], "weight": 0}, {**CHAT[2], "weight": 0}, *CHAT[3:]]
+    tokenized = tokenize([{"messages": chat}], tokenizer, loss_on="all")
+    text = learnt(tokenized.rows[0], tokenizer)
+    assert "order" not in text
+    assert "It left" not in text
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nThank you<|im_end|>")
 
 
 def test_long_rows_are_cut_and_rows_left_without_loss_are_dropped_and_counted(tokenizer: Any) -> None:
