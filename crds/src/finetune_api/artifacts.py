@@ -43,6 +43,20 @@ class FileEntry(StatusModel):
     sha256: Annotated[str, Field(description="sha256 in hex.", min_length=64, max_length=64)]
 
 
+class AdapterChat(StatusModel):
+    """Settings that the adapter's chats are rendered with, and its answers end with; its template is a file of the tokenizer."""
+
+    template_kwargs: Annotated[
+        dict[str, Any], Field(description="templateKwargs are variables of the chat template.")
+    ] = Field(default_factory=dict)
+    system_prompt: Annotated[
+        str | None, Field(description="systemPrompt is put before a chat that has no system message.")
+    ] = None
+    end_tokens: Annotated[
+        list[int], Field(description="endTokens are the ids of the tokens that end the learnt answers.")
+    ] = Field(default_factory=list)
+
+
 class Manifest(StatusModel):
     """List of the files that make a folder complete, and the folder's origin."""
 
@@ -59,6 +73,10 @@ class Manifest(StatusModel):
     ] = None
     initial_adapter: Annotated[
         str | None, Field(description="initialAdapter is the digest of the adapter that training started from.")
+    ] = None
+    chat: Annotated[
+        AdapterChat | None,
+        Field(description="chat says how the adapter's chats are rendered, and how its answers end."),
     ] = None
     files: Annotated[list[FileEntry], Field(description="files of the folder, sorted by path.")]
 

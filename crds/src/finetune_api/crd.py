@@ -40,6 +40,7 @@ KEPT_KEYS = (
     "maxItems",
     "pattern",
     "x-kubernetes-int-or-string",
+    "x-kubernetes-preserve-unknown-fields",
     "x-kubernetes-list-type",
     "x-kubernetes-map-type",
     "x-kubernetes-list-map-keys",

@@ -12,6 +12,7 @@ from finetune_api.base import SpecModel, exactly_one_of
 from finetune_api.sources import DOWNLOADED, parse_source
 from finetune_api.v1alpha1 import (
     MAX_SOURCES,
+    Chat,
     Checkpoint,
     Columns,
     DatasetFormat,
@@ -165,6 +166,10 @@ class TrainingConfig(SpecModel):
     )
     model: Annotated[ModelConfig, Field(description="model is the base model to fine-tune.")]
     dataset: Annotated[DatasetConfig, Field(description="dataset holds the training rows.")]
+    chat: Annotated[
+        Chat | None,
+        Field(description="chat says how chats are rendered. If unset, the model's own chat template is used."),
+    ] = None
     evaluation: Annotated[
         RowsConfig | None, Field(description="evaluation holds the held-out rows, in the dataset's format.")
     ] = None

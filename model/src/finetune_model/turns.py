@@ -139,6 +139,9 @@ def _continued(prompt: str, after: str, message: Mapping[str, Any]) -> str | Non
     """
     if after.startswith(prompt) and len(after) > len(prompt):
         return after
+    bare = prompt.rstrip()
+    if after.startswith(bare) and (rest := after[len(bare) :].lstrip()):
+        return prompt + rest
     opened = _THOUGHT.search(prompt)
     if opened is None or not after.startswith(prompt[: opened.start()]):
         return None

@@ -11,6 +11,7 @@ from finetune_api.training import TrainingConfig
 from finetune_trainer import data
 from finetune_trainer.config import SourceSettings
 from finetune_trainer.data.report import DatasetReport, SourceReport, build_report, remarks
+from finetune_trainer.model.chat_template import chat_settings
 from finetune_trainer.sources.parts import SourceUse, distinct, read_mixture, read_part
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class PreparedDataset:
     evaluation: data.Tokenized | None
     max_length: int
     report: DatasetReport
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """Ids of the tokens that end the learnt answers of the training rows."""
+        return [end.id for end in self.training.turns.ends]
 
 
 def token_cache(config: TrainingConfig) -> data.TokenCache:
@@ -153,7 +159,14 @@ def _tokenize_part(
     tokenized = cache.load(key) if cache and key else None
     if not tokenized:
         tokenized = data.tokenize(
-            rows, tokenizer, max_length=max_length, loss_on=loss_on, name=name, check_stop=check_stop
+            rows,
+            tokenizer,
+            max_length=max_length,
+            loss_on=loss_on,
+            name=name,
+            settings=chat_settings(config.chat),
+            pairs=pairs,
+            check_stop=check_stop,
         )
         if cache and key:
             cache.store(key, tokenized)
@@ -172,6 +185,8 @@ def _cache_inputs(config: TrainingConfig, examples: Examples) -> dict[str, Any]:
         "columns": config.dataset.columns.to_dict() if config.dataset.columns else None,
         "split": [fraction, config.hyperparameters.seed] if fraction else None,
         "lossOn": config.hyperparameters.loss_on,
+        # The template is a part of the tokenizer.
+        "chat": config.chat.to_dict() if config.chat else None,
     }
 
 

@@ -26,7 +26,6 @@ from finetune_api.outcome import Outcome
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
 from finetune_model.process import resume_garbage_collection
-from finetune_trainer.data.report import DatasetReport
 from finetune_trainer.dataset import (
     Examples,
     PreparedDataset,
@@ -41,6 +40,7 @@ from finetune_trainer.evaluation.prompts import check_prompts
 from finetune_trainer.evaluation.scoring import score_predictions
 from finetune_trainer.loop.position import TrainingPosition
 from finetune_trainer.model import base_model
+from finetune_trainer.model.chat_template import chat_settings, recorded_chat
 from finetune_trainer.model.continuation import continue_from_earlier
 from finetune_trainer.model.fingerprint import take_fingerprint
 from finetune_trainer.model.loaded import BaseModel
@@ -111,7 +111,7 @@ class FinetuningPipeline:
         scores = self.score_predictions(model, base, dataset)
         results = MetricResults(scores.values | metrics, scores.problems)
         fingerprint = self.take_fingerprint(model, base)
-        committed = self.save_adapter(model, base, examples, dataset.report, fingerprint, trained, results)
+        committed = self.save_adapter(model, base, examples, dataset, fingerprint, trained, results)
         self.cleanup()
         return self.report(committed)
 
@@ -154,7 +154,7 @@ class FinetuningPipeline:
             base_model.quiet_libraries()
             revision = hashing.result()
         precision, quantization = self.config.hyperparameters.precision, self.config.lora.quantization
-        base = base_model.load(self.config.model, folder, revision, precision, quantization)
+        base = base_model.load(self.config.model, folder, revision, precision, quantization, self.config.chat)
         resume_garbage_collection()
         logger.info(
             "base model loaded model=%s revision=%s dtype=%s device=%s parameters=%d seconds=%.1f",
@@ -260,7 +260,9 @@ class FinetuningPipeline:
 
     def take_fingerprint(self, model: "PeftModel", base: BaseModel) -> Fingerprint:
         """Record log-probabilities that verify later that an endpoint serves this adapter."""
-        fingerprint = take_fingerprint(model, base.tokenizer, base.dtype, served_weights(base))
+        fingerprint = take_fingerprint(
+            model, base.tokenizer, base.dtype, served_weights(base), chat_settings(self.config.chat)
+        )
         logger.info("fingerprint taken probes=%d effect=%.4f", len(fingerprint.probes), fingerprint.effect)
         return fingerprint
 
@@ -269,7 +271,7 @@ class FinetuningPipeline:
         model: "PeftModel",
         base: BaseModel,
         examples: Examples,
-        report: DatasetReport,
+        dataset: PreparedDataset,
         fingerprint: Fingerprint,
         trained: TrainingResult,
         results: MetricResults,
@@ -279,8 +281,10 @@ class FinetuningPipeline:
         model.save_pretrained(staging)
         base.tokenizer.save_pretrained(staging)
         record = make_record(self.config, base, examples, trained, results)
-        write_records(staging, self.config.output.adapter_name, record, report, fingerprint, trained)
-        committed = self.store.commit_adapter(make_manifest(self.config, base, trained.best_step or trained.step))
+        write_records(staging, self.config.output.adapter_name, record, dataset.report, fingerprint, trained)
+        chat = recorded_chat(self.config.chat, dataset.end_tokens)
+        manifest = make_manifest(self.config, base, trained.best_step or trained.step, chat)
+        committed = self.store.commit_adapter(manifest)
         logger.info("adapter committed path=%s digest=%s", committed.path, committed.digest[:19])
         return committed
 

@@ -20,6 +20,7 @@ from finetune_api.v1alpha1.inference_service import (
     ServedAdapterStatus,
     ServedVersion,
 )
+from finetune_api.v1alpha1.job.chat import Chat
 from finetune_api.v1alpha1.job.dataset import (
     MAX_SOURCES,
     Columns,
@@ -60,6 +61,7 @@ __all__ = [
     "AdapterReference",
     "AdapterStatus",
     "Autoscaling",
+    "Chat",
     "Checkpoint",
     "CheckpointStatus",
     "Columns",

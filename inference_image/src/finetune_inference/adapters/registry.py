@@ -80,7 +80,7 @@ class AdapterRegistry:
         self._refused_entries: dict[str, tuple[ServedAdapter, object]] = {}
         """Entry of each refused adapter, with the signature of its folder at that time."""
         self._vocabularies: WeakValueDictionary[tuple[str, ...], Vocabulary] = WeakValueDictionary()
-        """By digests of the tokenizer's files, because adapters with equal files share one."""
+        """By digests of the tokenizer's files and the chat settings, because adapters with equal files share one."""
         self.refused: dict[str, str] = {}
         """Reasons by name of the adapters, or versions of one, that are not served."""
 
@@ -188,11 +188,15 @@ class AdapterRegistry:
         """Verify and load an adapter. Raises AdapterRefusedError, or any exception of a defect."""
         started = time.monotonic()
         adapter = verify(entry, self._limits)
-        vocabulary = self._vocabulary(adapter) if adapter.has_tokenizer else self._base.vocabulary
+        vocabulary = self._vocabulary(adapter)
         if vocabulary.size > self._vocabulary_size:
             raise AdapterRefusedError(
                 f"{adapter.directory} has a tokenizer of {vocabulary.size} tokens; the base model has "
                 f"{self._vocabulary_size}"
+            )
+        if beyond := [token for token in adapter.chat.end_tokens if not 0 <= token < self._vocabulary_size]:
+            raise AdapterRefusedError(
+                f"{adapter.directory} has the end token {beyond[0]}; the base model has {self._vocabulary_size} tokens"
             )
         weights = self._load(adapter)
         seconds = time.monotonic() - started
@@ -219,13 +223,15 @@ class AdapterRegistry:
         self._models = models
 
     def _vocabulary(self, adapter: VerifiedAdapter) -> Vocabulary:
+        if not adapter.has_tokenizer:
+            return self._base.vocabulary.with_settings(adapter.chat)
         files = [adapter.directory / name for name in TOKENIZER_FILES]
-        key = tuple(sha256_of(file) if file.exists() else "" for file in files)
+        key = (*(sha256_of(file) if file.exists() else "" for file in files), repr(adapter.chat))
         known = self._vocabularies.get(key)
         if known is not None:
             return known
         try:
-            return self._vocabularies.setdefault(key, load_vocabulary(str(adapter.directory)))
+            return self._vocabularies.setdefault(key, load_vocabulary(str(adapter.directory), None, adapter.chat))
         except Exception as error:
             # transformers raises various exceptions for broken tokenizer files; they concern this adapter alone.
             raise AdapterRefusedError(f"{adapter.directory} has no usable tokenizer: {error}") from None

@@ -11,9 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.artifacts import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, ArtifactError, Manifest, read_verified
+from finetune_api.artifacts import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    MANIFEST_FILE,
+    AdapterChat,
+    ArtifactError,
+    Manifest,
+    read_verified,
+)
 from finetune_api.serving import ServedAdapter
 from finetune_inference.engine.interface import VerifiedAdapter
+from finetune_model.chat import DEFAULT_SETTINGS, ChatSettings, reserved_kwargs
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 TOKENIZER_FILES = (
@@ -104,7 +113,19 @@ def verify(entry: ServedAdapter, limits: Limits) -> VerifiedAdapter:
         lora=lora_arguments(config),
         weights_sha256=next(entry.sha256 for entry in manifest.files if entry.path == ADAPTER_WEIGHTS_FILE),
         has_tokenizer=(directory / "tokenizer_config.json").exists(),
+        chat=_chat_settings(directory, manifest.chat),
     )
+
+
+def _chat_settings(directory: Path, chat: AdapterChat | None) -> ChatSettings:
+    """Return the settings that the manifest records; those of a base model for an adapter of an earlier release."""
+    if chat is None:
+        return DEFAULT_SETTINGS
+    if reserved := reserved_kwargs(chat.template_kwargs):
+        raise AdapterRefusedError(
+            f"{directory / MANIFEST_FILE} has chat.templateKwargs {', '.join(reserved)}, which cannot be a variable of a template"
+        )
+    return ChatSettings(chat.template_kwargs, chat.system_prompt, frozenset(chat.end_tokens))
 
 
 def lora_arguments(config: dict[str, Any]) -> dict[str, Any]:

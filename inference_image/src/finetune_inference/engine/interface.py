@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 from finetune_api.artifacts import ADAPTER_WEIGHTS_FILE
+from finetune_model.chat import DEFAULT_SETTINGS, ChatSettings
 
 MAX_TOP_LOGPROBS = 20
 """Most alternatives that a request may ask for per token; OpenAI's own limit."""
@@ -167,6 +168,8 @@ class VerifiedAdapter:
     """SHA-256 of the file with the tensors, from the manifest."""
     has_tokenizer: bool
     """True if the folder has its own tokenizer; otherwise the base model's is used."""
+    chat: ChatSettings = DEFAULT_SETTINGS
+    """Settings that chats are rendered with, and tokens that end answers."""
 
     @property
     def weights(self) -> Path:

@@ -43,7 +43,7 @@ def load_merged(
         adapter = verify(entry, limits)
         facts = engine.load_model(adapter)
         path, revision = (entry.path, None) if adapter.has_tokenizer else (model.path, model.revision)
-        vocabulary = load_vocabulary(path, revision)
+        vocabulary = load_vocabulary(path, revision, adapter.chat)
     except (AdapterRefusedError, OSError, ValueError) as error:
         raise ModelLoadError(f"adapter {entry.name} cannot be merged into {model.name}: {error}") from error
     if vocabulary.size > facts.vocabulary_size:

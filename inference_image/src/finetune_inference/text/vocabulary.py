@@ -3,6 +3,7 @@
 Knows neither HTTP nor torch. Several threads use a `Vocabulary`, so it calls only thread-safe methods of the tokenizer.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -51,6 +52,14 @@ class Vocabulary:
         self.grammars = Grammars(tokenizer)
         # The first call may change the tokenizer (truncation that was saved with it); afterwards threads can share it.
         tokenizer("")
+
+    def with_settings(self, settings: ChatSettings) -> "Vocabulary":
+        """Return the same vocabulary for an adapter with other settings, which shares the tokenizer."""
+        if settings == self._settings:
+            return self
+        other = copy.copy(self)
+        other._settings = settings  # noqa: SLF001 - of the same class
+        return other
 
     @property
     def has_chat_template(self) -> bool:

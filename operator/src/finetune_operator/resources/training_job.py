@@ -145,6 +145,7 @@ def build_training_config(job: FinetuneJob, attempt: int) -> TrainingConfig:
         job=JobIdentity(namespace=metadata.namespace, name=metadata.name, uid=metadata.uid, attempt=attempt),
         model=ModelConfig(path=model_path(spec.model), source=spec.model.source, revision=spec.model.revision),
         dataset=_dataset(job),
+        chat=spec.chat,
         evaluation=_evaluation(spec.evaluation),
         evaluation_settings=_evaluation_settings(spec.evaluation),
         initial_adapter=_initial_adapter(job),

@@ -37,10 +37,11 @@ def generate_predictions(
     prompts: Sequence[Prompt],
     max_new_tokens: int | None,
     check_stop: Callable[[], None],
+    ends: Sequence[int] = (),
 ) -> tuple[list[str], list[str]]:
     """Generate answers; return predictions and references as text, in the same order, shortest prompt first.
 
-    `model` has its adapter active. Nothing is sampled, so the same weights give the same answers. `check_stop` is called
+    `model` has its adapter active, and `ends` are the tokens that its answers learnt to end with. Nothing is sampled, so the same weights give the same answers. `check_stop` is called
     before each token, and may raise to stop.
     """
     model.eval()
@@ -48,11 +49,12 @@ def generate_predictions(
     answers: list[list[int]] = []
     logged = time.monotonic()
     ids = [prompt.ids for prompt in ordered]
+    all_ends = end_tokens(model, base.tokenizer) | set(ends)
     for new_tokens, batch in _batches(ids, max_new_tokens or MAX_NEW_TOKENS, model_length(base.model.config)):
         if time.monotonic() - logged > LOG_SECONDS:
             logged = time.monotonic()
             logger.info("answering held-out rows rows=%d of=%d", len(answers), len(ordered))
-        for part in halve_on_oom(partial(_generate, model, base, new_tokens, check_stop), batch):
+        for part in halve_on_oom(partial(_generate, model, base, new_tokens, all_ends, check_stop), batch):
             answers += part
     decode = partial(base.tokenizer.decode, skip_special_tokens=True)
     return [decode(answer) for answer in answers], [decode(prompt.reference) for prompt in ordered]
@@ -88,6 +90,7 @@ def _generate(
     model: "PeftModel",
     base: BaseModel,
     max_new_tokens: int,
+    ends: set[int],
     check_stop: Callable[[], None],
     prompts: Sequence[list[int]],
 ) -> list[list[int]]:
@@ -96,7 +99,6 @@ def _generate(
     # Padded on the left, so that all answers begin at the same position.
     ids = torch.tensor([[base.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    ends = end_tokens(model, base.tokenizer)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,

@@ -38,7 +38,9 @@ def score_predictions(
     settings, started = config.evaluation_settings, time.monotonic()
     prompts = find_prompts(dataset.evaluation.rows, settings.generated_rows)
     try:
-        predictions, references = generate_predictions(model, base, prompts, settings.max_new_tokens, check_stop)
+        predictions, references = generate_predictions(
+            model, base, prompts, settings.max_new_tokens, check_stop, dataset.end_tokens
+        )
     except TrainingError:  # a stop
         raise
     except Exception as error:  # whatever a model's own code raises

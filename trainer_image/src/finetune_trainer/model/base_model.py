@@ -16,9 +16,10 @@ from typing import Any, Final
 from finetune_api.artifacts import sha256_of
 from finetune_api.reasons import Reason
 from finetune_api.training import ModelConfig
-from finetune_api.v1alpha1 import Quantization
+from finetune_api.v1alpha1 import Chat, Quantization
 from finetune_model.model_files import load_tokenizer, resolve_precision
 from finetune_trainer.errors import TrainingError, is_storage_full, on_scratch, one_line
+from finetune_trainer.model.chat_template import apply_chat
 from finetune_trainer.model.loaded import BaseModel
 from finetune_trainer.model.quantization import check_quantization, keep_differentiable, loading_arguments
 
@@ -58,7 +59,12 @@ def locate_files(config: ModelConfig, *, weights: bool = True) -> Path:
 
 
 def load(
-    config: ModelConfig, folder: Path, revision: str, precision: str, quantization: Quantization = "none"
+    config: ModelConfig,
+    folder: Path,
+    revision: str,
+    precision: str,
+    quantization: Quantization = "none",
+    chat: Chat | None = None,
 ) -> BaseModel:
     """Load model and tokenizer. Raises TrainingError (ModelInvalid, SpecInvalid)."""
     import torch
@@ -71,6 +77,7 @@ def load(
         logger.warning("bfloat16 is very slow on this CPU; hyperparameters.precision: float32 is faster")
     check_quantization(quantization, read_config(folder, shown))
     tokenizer = read_tokenizer(folder, shown)
+    apply_chat(tokenizer, chat)
     arguments = (
         {} if quantization == "none" else loading_arguments(getattr(torch, dtype), on_gpu=torch.cuda.is_available())
     )

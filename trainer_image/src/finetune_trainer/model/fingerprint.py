@@ -8,6 +8,7 @@ import contextlib
 from typing import Any, Final
 
 from finetune_api.fingerprint import Fingerprint, Probe
+from finetune_model.chat import DEFAULT_SETTINGS, ChatSettings, ChatTemplateError, encode_chat
 
 PROMPTS: Final = (
     "What is the capital of France?",
@@ -25,34 +26,43 @@ DIGITS: Final = 5
 
 
 def take_fingerprint(
-    model: Any, tokenizer: Any, dtype: str, served: contextlib.AbstractContextManager[None] | None = None
+    model: Any,
+    tokenizer: Any,
+    dtype: str,
+    served: contextlib.AbstractContextManager[None] | None = None,
+    settings: ChatSettings = DEFAULT_SETTINGS,
 ) -> Fingerprint:
-    """Score the prompts with a peft model whose adapter is active; within `served` it has the weights that endpoints serve."""
+    """Score the prompts with a peft model whose adapter is active; within `served` it has the weights that endpoints serve.
+
+    `settings` are those that the endpoint will render the adapter's chats with.
+    """
     model.eval()
-    prompts = [prompt_ids(tokenizer, prompt) for prompt in PROMPTS]
+    prompts = [prompt_ids(tokenizer, prompt, settings) for prompt in PROMPTS]
     continued = [prompt + _continue_greedily(model, prompt) for prompt in prompts]
     with served or contextlib.nullcontext():
         probes = [_probe(model, ids, len(prompt)) for ids, prompt in zip(continued, prompts, strict=True)]
-    return Fingerprint(probes=probes, dtype=dtype, chat=PROMPTS[0] if renders_the_same(tokenizer, PROMPTS[0]) else None)
-
-
-def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Return the token ids of a prompt as a chat client would send it."""
-    ids: list[int] = tokenizer(prompt)["input_ids"]
-    if not tokenizer.chat_template:
-        return ids
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    return Fingerprint(
+        probes=probes, dtype=dtype, chat=PROMPTS[0] if renders_the_same(tokenizer, PROMPTS[0], settings) else None
     )
-    templated: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return templated if len(templated) <= MAX_PROMPT_TOKENS else ids
 
 
-def renders_the_same(tokenizer: Any, prompt: str) -> bool:
+def prompt_ids(tokenizer: Any, prompt: str, settings: ChatSettings = DEFAULT_SETTINGS) -> list[int]:
+    """Return the token ids of a prompt as a chat client would send it; the bare prompt's if they are too many for a probe."""
+    bare: list[int] = tokenizer(prompt)["input_ids"]
+    if not tokenizer.chat_template:
+        return bare
+    try:
+        templated = encode_chat(tokenizer, [{"role": "user", "content": prompt}], settings=settings)
+    except ChatTemplateError:
+        return bare
+    return templated if len(templated) <= MAX_PROMPT_TOKENS else bare
+
+
+def renders_the_same(tokenizer: Any, prompt: str, settings: ChatSettings = DEFAULT_SETTINGS) -> bool:
     """Return whether the first probe starts with a rendered chat that every server renders alike, on any day."""
     if not tokenizer.chat_template or CLOCK in str(tokenizer.chat_template):
         return False
-    return bool(prompt_ids(tokenizer, prompt) != tokenizer(prompt)["input_ids"])
+    return bool(prompt_ids(tokenizer, prompt, settings) != tokenizer(prompt)["input_ids"])
 
 
 def _probe(model: Any, ids: list[int], prompt_tokens: int) -> Probe:

@@ -24,6 +24,7 @@ from finetune_trainer.evaluation.prompts import check_prompts
 from finetune_trainer.memory.estimate import estimate_disk, gib, largest_pass
 from finetune_trainer.memory.plan import MemoryPlan, plan_memory
 from finetune_trainer.model import base_model
+from finetune_trainer.model.chat_template import apply_chat
 from finetune_trainer.model.continuation import read_initial_adapter
 from finetune_trainer.model.lora import adapter_shapes, count_trainable
 from finetune_trainer.model.quantization import check_quantization
@@ -144,6 +145,7 @@ def check_model(config: TrainingConfig) -> ModelShape:
     model_config = base_model.read_config(folder, shown)
     check_quantization(config.lora.quantization, model_config)
     tokenizer = base_model.read_tokenizer(folder, shown)
+    apply_chat(tokenizer, config.chat)
     model = _on_meta_device(model_config, shown)
     _check_tokenizer_fits(tokenizer, model, shown)
     _check_weights_complete(folder, model, shown)

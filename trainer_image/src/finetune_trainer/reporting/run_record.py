@@ -17,6 +17,7 @@ from finetune_api.artifacts import (
     MODEL_CARD_FILE,
     RUN_RECORD_FILE,
     RUN_REPORT_FILE,
+    AdapterChat,
     Manifest,
 )
 from finetune_api.contract import MAX_TERMINATION_BYTES
@@ -66,7 +67,7 @@ class TrainingResult:
         return {"train_loss": round(sum(last) / len(last), 6)} if last else {}
 
 
-def make_manifest(config: TrainingConfig, base: BaseModel, step: int) -> Manifest:
+def make_manifest(config: TrainingConfig, base: BaseModel, step: int, chat: AdapterChat | None = None) -> Manifest:
     """Describe the origin of an adapter; the commit adds its files."""
     job = config.job
     return Manifest(
@@ -77,6 +78,7 @@ def make_manifest(config: TrainingConfig, base: BaseModel, step: int) -> Manifes
         base_model=config.model.source or config.model.path,
         base_revision=base.revision,
         initial_adapter=config.initial_adapter.digest if config.initial_adapter else None,
+        chat=chat,
         files=[],
     )
 

@@ -12,6 +12,7 @@ from finetune_api.v1alpha1.common import (
     ObjectMeta,
     Resources,
 )
+from finetune_api.v1alpha1.job.chat import Chat
 from finetune_api.v1alpha1.job.dataset import Dataset
 from finetune_api.v1alpha1.job.evaluation import Evaluation
 from finetune_api.v1alpha1.job.hyperparameters import Checkpoint, Hyperparameters
@@ -56,6 +57,10 @@ class FinetuneJobSpec(SpecModel):
 
     model: Annotated[ModelReference, Field(description="model is the base model to fine-tune.")]
     dataset: Annotated[Dataset, Field(description="dataset holds the training rows.")]
+    chat: Annotated[
+        Chat | None,
+        Field(description="chat says how chats are rendered. If unset, the model's own chat template is used."),
+    ] = None
     evaluation: Annotated[
         Evaluation | None, Field(description="evaluation holds the held-out rows. If unset, nothing is evaluated.")
     ] = None
