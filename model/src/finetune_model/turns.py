@@ -8,9 +8,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from finetune_model.chat import DEFAULT_SETTINGS, ChatSettings, Conversation, prepare_chat, render_prepared
+from finetune_model.shapes import MAX_SHAPES, Plan, Rendering, Shape, ShapeReader
 
 _THOUGHT: Final = re.compile(r"<(think|thinking|thought|reasoning|seed:think)>\s*(</\1>\s*)?\Z")
 """A thought that a generation prompt opens, or leaves empty, at its end."""
@@ -21,6 +23,10 @@ _OCCURRENCES: Final = 4
 
 class DifferentTurnError(ValueError):
     """An answer that does not continue its prompt in the template's rendering; the message names it."""
+
+
+class UnpredictableTemplateError(Exception):
+    """Two conversations of one shape that the template renders differently, so that every prompt has to be rendered."""
 
 
 @dataclass(frozen=True, order=True)
@@ -39,14 +45,21 @@ class TurnText:
     answers: list[Answer] = field(default_factory=list)
     ignored: list[Answer] = field(default_factory=list)
     """Ranges of other messages that must not be learnt, where everything else is."""
+    count: int | None = None
+    """Number of messages that the text is the rendering of; None if no rendering is equal to it."""
 
 
 class TurnRenderer:
     """Renders conversations with one tokenizer and one set of settings."""
 
-    def __init__(self, tokenizer: Any, settings: ChatSettings = DEFAULT_SETTINGS) -> None:
+    def __init__(
+        self, tokenizer: Any, settings: ChatSettings = DEFAULT_SETTINGS, *, every_prompt: bool = False
+    ) -> None:
+        """`every_prompt` renders each prompt of each row, also where a row of the same shape shows where it ends."""
         self._tokenizer = tokenizer
         self._settings = settings
+        self._shapes = None if every_prompt else _shape_reader(tokenizer.chat_template)
+        self._plans: dict[Shape, Plan] = {}
         self._ends = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         self._eos: str | None = tokenizer.eos_token
 
@@ -60,16 +73,45 @@ class TurnRenderer:
     ) -> list[TurnText]:
         """Render a conversation so that each learnt message continues its prompt; the whole conversation comes first.
 
-        `learnt` and `ignored` are indexes of `messages`, in order. Raises ChatTemplateError, and DifferentTurnError for an
-        answer that no text can hold.
+        `learnt` and `ignored` are indexes of `messages`, in order. Raises ChatTemplateError, DifferentTurnError for an answer that
+        no text can hold, and UnpredictableTemplateError if rows of a shape turn out to be rendered differently.
         """
         chat = prepare_chat(messages, tools, self._settings)
+        shape = self._shapes.shape_of(chat, learnt) if self._shapes and not ignored else None
+        plan = self._plans.get(shape) if shape else None
+        is_due = plan is None or plan.is_due()
+        planned = plan.apply(chat, partial(self._render, chat)) if plan and plan.is_useful else None
+        if planned is not None and not is_due:
+            return [TurnText(one.text, [Answer(*place) for place in one.answers], count=one.count) for one in planned]
         whole = self._render(chat, len(chat.messages))
-        texts = self._shared(whole, [self._asked(chat, whole, index) for index in learnt])
+        texts = self._shared(whole, len(chat.messages), [self._asked(chat, whole, index) for index in learnt])
         texts[0].ignored = [self._place(chat, whole, index) for index in ignored]
+        if shape:
+            self._learn(shape, chat, texts, planned)
         return texts
 
-    def _asked(self, chat: Conversation, whole: str, index: int) -> tuple[str, Answer]:
+    def _learn(
+        self, shape: Shape, chat: Conversation, texts: Sequence[TurnText], planned: list[Rendering] | None
+    ) -> None:
+        """Compare the rendering of all prompts with the one by the shape's plan, or learn a plan from it."""
+        renderings = [
+            Rendering(text.text, [(answer.start, answer.end) for answer in text.answers], text.count)
+            for text in texts
+            if text.count is not None
+        ]
+        if planned is not None:
+            if planned != renderings:
+                raise UnpredictableTemplateError
+            return
+        plan = Plan.learn(chat, renderings) if len(renderings) == len(texts) else None
+        if len(self._plans) >= MAX_SHAPES:
+            self._plans.clear()
+        if plan:
+            if known := self._plans.get(shape):
+                plan.uses, plan.misses = known.uses, known.misses
+            self._plans[shape] = plan
+
+    def _asked(self, chat: Conversation, whole: str, index: int) -> tuple[str, Answer, int | None]:
         """Return an answer after its prompt, both as they are asked."""
         position = index + chat.added
         prompt = self._render(chat, position, add_generation_prompt=True) if position else ""
@@ -83,7 +125,7 @@ class TurnRenderer:
                 "learnt as it will be asked; set its weight to 0, or chat.template to a template that begins answers as its "
                 "generation prompt does"
             )
-        return text, Answer(len(prompt), self._end_of_turn(text, len(prompt)))
+        return text, Answer(len(prompt), self._end_of_turn(text, len(prompt))), position + 1 if text == after else None
 
     def _place(self, chat: Conversation, whole: str, index: int) -> Answer:
         """Return the range of a message in the whole conversation."""
@@ -97,13 +139,13 @@ class TurnRenderer:
             )
         return Answer(len(before), len(after))
 
-    def _shared(self, whole: str, asked: list[tuple[str, Answer]]) -> list[TurnText]:
+    def _shared(self, whole: str, count: int, asked: list[tuple[str, Answer, int | None]]) -> list[TurnText]:
         """Put each answer into a text that holds it and its prompt as they are asked; few texts are better than many."""
-        texts = [TurnText(whole)]
-        for text, answer in reversed(asked):
+        texts = [TurnText(whole, count=count)]
+        for text, answer, rendered in reversed(asked):
             host = next((known for known in texts if known.text.startswith(text[: answer.end])), None)
             if host is None:
-                host = TurnText(text)
+                host = TurnText(text, count=rendered)
                 texts.append(host)
             host.answers.insert(0, Answer(answer.start, self._with_end_token(host.text, answer.end)))
         return texts
@@ -129,6 +171,17 @@ class TurnRenderer:
             template_kwargs=self._settings.template_kwargs,
             add_generation_prompt=add_generation_prompt,
         )
+
+
+def _shape_reader(template: Any) -> ShapeReader | None:
+    from jinja2 import TemplateError
+
+    if not isinstance(template, str):
+        return None
+    try:
+        return ShapeReader(template)
+    except TemplateError:
+        return None
 
 
 def _continued(prompt: str, after: str, message: Mapping[str, Any]) -> str | None:

@@ -15,9 +15,11 @@ class Unrenderable(Exception):
 class Renderer:
     """Renders rows with one tokenizer and one set of settings."""
 
-    def __init__(self, tokenizer: Any, loss_on: str, settings: ChatSettings = DEFAULT_SETTINGS) -> None:
+    def __init__(
+        self, tokenizer: Any, loss_on: str, settings: ChatSettings = DEFAULT_SETTINGS, *, every_prompt: bool = False
+    ) -> None:
         self._has_template = bool(tokenizer.chat_template)
-        self._turns = TurnRenderer(tokenizer, settings)
+        self._turns = TurnRenderer(tokenizer, settings, every_prompt=every_prompt)
         self._loss_on = loss_on
 
     def render(self, messages: list[Message], tools: list[Any] | None) -> list[TurnText]:

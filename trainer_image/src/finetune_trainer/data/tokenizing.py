@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from finetune_model.borders import BorderError, TurnIds, TurnTokenizer
 from finetune_model.chat import DEFAULT_SETTINGS, ChatSettings, encode_raw
-from finetune_model.turns import TurnText
+from finetune_model.turns import TurnText, UnpredictableTemplateError
 from finetune_trainer.data.problems import Problems, invalid
 from finetune_trainer.data.rendering import Renderer, Unrenderable
 from finetune_trainer.data.rows import Example
@@ -48,11 +48,25 @@ def tokenize(
     `settings` are those that chats will be served with; `pairs` refuses a row that needs several sequences. Raises TrainingError
     (DatasetInvalid) naming rows that cannot be rendered.
     """
+
+    def encoder(*, every_prompt: bool) -> _RowEncoder:
+        renderer = Renderer(tokenizer, loss_on, settings, every_prompt=every_prompt)
+        return _RowEncoder(tokenizer, renderer, whole=loss_on == "all", one_each=pairs)
+
+    try:
+        return _tokenize(examples, encoder(every_prompt=False), max_length, name, check_stop)
+    except UnpredictableTemplateError:
+        logger.info("rows of one shape are rendered differently, so that every prompt is rendered dataset=%s", name)
+        return _tokenize(examples, encoder(every_prompt=True), max_length, name, check_stop)
+
+
+def _tokenize(
+    examples: Sequence[Example], encoder: "_RowEncoder", max_length: int, name: str, check_stop: Callable[[], None]
+) -> Tokenized:
     problems = Problems(name)
     builder = TokenRowsBuilder()
     truncated, dropped = _Places(), _Places()
     progress = _Progress(name, len(examples))
-    encoder = _RowEncoder(tokenizer, loss_on, settings, one_each=pairs)
     for batch in _batches(examples):
         check_stop()
         for example, sequences in encoder.encode(batch, problems):
@@ -82,11 +96,12 @@ def tokenize(
 class _RowEncoder:
     """Encodes rows of any format with one tokenizer, and counts how their answers end."""
 
-    def __init__(self, tokenizer: Any, loss_on: str, settings: ChatSettings, *, one_each: bool) -> None:
+    def __init__(self, tokenizer: Any, renderer: Renderer, *, whole: bool, one_each: bool) -> None:
+        """`whole` puts loss on every token of a row, and `one_each` refuses rows that need several sequences."""
         self._tokenizer = tokenizer
-        self._all = loss_on == "all"
+        self._all = whole
         self._one_each = one_each
-        self._renderer = Renderer(tokenizer, loss_on, settings)
+        self._renderer = renderer
         self._turns = TurnTokenizer(tokenizer)
         added = tokenizer.added_tokens_decoder
         self._end_ids = {id_ for id_, token in added.items() if token.special} | {tokenizer.eos_token_id}
