@@ -127,7 +127,11 @@ TWO_TURNS = json.dumps({"messages": [{"role": r, "content": "a"} for r in ("user
     ("template", "rows", "expected"),
     [
         (TOOLS_FIRST, SYSTEM, "line 1: the model's chat template refuses these messages: no system role"),
-        ("{{ messages | length }}", TWO_TURNS, "line 1: the model's chat template renders messages[1] differently"),
+        (
+            "{% if not add_generation_prompt %}{% set messages = [] %}{% endif %}",
+            TWO_TURNS,
+            "line 1: the model's chat template renders messages[1] differently",
+        ),
         ("{{ messages[0].name.first }}", TWO_TURNS, "line 1: the model's chat template refuses these messages"),
         (
             "{{ messages[0]['content'] + 1 }}",
