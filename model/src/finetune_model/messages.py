@@ -153,7 +153,7 @@ class _Reader:
         known = _KEYS_OF_ROLES.get(role, _KEYS) | self._loss_keys
         if not given.keys() <= known:
             report_unused(given, known, path, self._unused, f"a message of role {role}")
-        message = {"role": role, "content": self._content(given.get("content"), f"{path}.content")}
+        message: Message = {"role": role, "content": self._content(given.get("content"), f"{path}.content")}
         if role == "assistant":
             self._add_answer(message, given, path)
         if message["content"] is None:
