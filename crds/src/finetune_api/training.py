@@ -122,6 +122,10 @@ class DatasetConfig(RowsConfig):
     shuffle: Annotated[
         bool, Field(description="shuffle trains rows in a new order each epoch; false keeps the order of the dataset.")
     ] = True
+    strict: Annotated[
+        bool | None,
+        Field(description="strict refuses rows of which something is not used. Default: false, which only counts it."),
+    ] = None
     evaluation_fraction: Annotated[
         float | None, Field(description="evaluationFraction is the share of the rows that is held out.", gt=0, le=0.5)
     ] = None

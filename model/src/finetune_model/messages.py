@@ -87,7 +87,7 @@ def normalize_tools(
         return None
     if functions not in _EMPTY and tools not in _EMPTY:
         raise MessageError("functions", "is set beside tools, which has replaced it; keep one of them")
-    if isinstance(given, str):
+    if isinstance(given, str) and given.lstrip().startswith("["):
         given = parse_json(given, path)
     if not isinstance(given, list):
         raise MessageError(path, f"is {kind(given)}, expected a list of functions")

@@ -29,6 +29,13 @@ class Columns(SpecModel):
     rejected: Annotated[
         str | None, Field(description="rejected is the column with the rejected answer.", max_length=128)
     ] = None
+    system: Annotated[
+        str | None, Field(description="system is the column with the system text of a conversation.", max_length=128)
+    ] = None
+    tools: Annotated[
+        str | None,
+        Field(description="tools is the column with the functions that a conversation offers.", max_length=128),
+    ] = None
 
 
 DatasetFormat = Literal["auto", "messages", "prompt-completion", "text", "preference"]
@@ -114,9 +121,9 @@ class Dataset(SpecModel):
     format: Annotated[
         DatasetFormat,
         Field(
-            description="format is the format of a row: messages ({messages: [{role, content}]}), prompt-completion "
-            "({prompt, completion}), text ({text}), preference ({prompt, chosen, rejected}, for "
-            "method.dpo), or auto, which detects it."
+            description="format is the format of a row: messages ({messages: [{role, content}]}, or ShareGPT's "
+            "conversations), prompt-completion ({prompt, completion}, or Alpaca's instruction, input and output), text "
+            "({text}), preference ({prompt, chosen, rejected}, for method.dpo), or auto, which detects it."
         ),
     ] = "auto"
     columns: Annotated[
@@ -137,6 +144,13 @@ class Dataset(SpecModel):
             "false, rows are trained in the order of the dataset, and limits use the first rows."
         ),
     ] = True
+    strict: Annotated[
+        bool,
+        Field(
+            description="strict refuses rows with columns or keys that are not used, and conversations of which the model's "
+            "chat template leaves out a text. If false, both are counted in the dataset report and in a warning."
+        ),
+    ] = False
 
     @property
     def uris(self) -> list[str]:
