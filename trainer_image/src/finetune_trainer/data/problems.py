@@ -5,7 +5,7 @@ Messages never repeat the user's data, only its shape, because more people may r
 
 import re
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from finetune_api.reasons import Reason
 from finetune_trainer.errors import TrainingError
@@ -40,25 +40,6 @@ class Problems:
             return
         rest = self._count - len(self._shown)
         raise invalid(f"{self.name} {'; '.join(self._shown)}" + (f"; and {rest} more rows" if rest else ""))
-
-
-def kind(value: Any) -> str:
-    """Describe the kind of a value without repeating it."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case str():
-            return "text" if value else "an empty text"
-        case list():
-            return "a list" if value else "an empty list"
-        case dict():
-            return "an object"
-        case _:
-            return f"of type {type(value).__name__}"
 
 
 def listed(names: Iterable[object]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final
 from finetune_api.artifacts import sha256_of
 from finetune_api.reasons import Reason
 from finetune_api.training import RowsConfig
+from finetune_model.messages import kind
 from finetune_trainer.data.files import (
     MAX_DATASET_BYTES,
     MAX_ROW_BYTES,
@@ -24,7 +25,7 @@ from finetune_trainer.data.files import (
     suffix_of,
     too_large,
 )
-from finetune_trainer.data.problems import Problems, invalid, kind, listed
+from finetune_trainer.data.problems import Problems, invalid, listed
 from finetune_trainer.data.rows import Row
 from finetune_trainer.errors import TrainingError, one_line
 
@@ -45,8 +46,11 @@ def read_rows(config: RowsConfig, problems: Problems, files: Sequence[Path] = ()
     if config.inline is not None:
         yield from _read_json_lines(io.BytesIO(_encoded(config.inline)), problems, shown)
         return
-    for path, label in _labeled(config, files, shown):
-        yield from _read_file(path, problems, label)
+    labeled = _labeled(config, files, shown)
+    for path, label in labeled:
+        for row in _read_file(path, problems, label):
+            # Places of several files would be ambiguous.
+            yield row if len(labeled) == 1 else Row(f"{path.name} {row.where}", row.value)
 
 
 def _read_file(path: Path, problems: Problems, shown: str) -> Iterator[Row]:
@@ -111,12 +115,38 @@ def _read_json_lines(stream: BinaryIO, problems: Problems, shown: str) -> Iterat
         try:
             value = _parse_json(line)
         except _NotJsonError as error:
-            problems.add(f"line {number} {error}")
+            if number == 1 and (problem := _spread_over_lines(line)):
+                raise invalid(f"{shown} line 1 {error}: {problem}") from None
+            problems.add(f"line {number} {_ends_with_comma(line) or error}")
             continue
         if isinstance(value, dict):
             yield Row(f"line {number}", value)
+        elif number == 1 and isinstance(value, list) and value and isinstance(value[0], dict):
+            raise invalid(f"{shown} line 1 is a list of objects; name the file .json, or write one object per line")
         else:
             problems.add(f"line {number} is {kind(value)}, expected a JSON object")
+
+
+def _spread_over_lines(line: bytes) -> str | None:
+    """Say what to do with a document whose first line shows that it is not JSON Lines; None for any other line."""
+    start = line.strip()
+    if start.startswith(b"["):
+        return "the file is one JSON list; name it .json, or write one object per line without brackets and commas"
+    if start == b"{":
+        return "an object begins here and goes on in the next line; write each row on one line"
+    return None
+
+
+def _ends_with_comma(line: bytes) -> str | None:
+    """Describe a line that is right except for a comma behind it, as between the elements of a list."""
+    text = line.strip()
+    if not text.endswith(b"},"):
+        return None
+    try:
+        _parse_json(text[:-1])
+    except _NotJsonError:
+        return None
+    return "ends with a comma; remove it: JSON Lines has one object per line and nothing between them"
 
 
 def _read_json(stream: BinaryIO, problems: Problems, shown: str) -> Iterator[Row]:
@@ -241,20 +271,31 @@ def _read_parquet(path: Path, shown: str) -> Iterator[Row]:
                 raise invalid(
                     f"{shown} has rows of more than {MAX_ROW_BYTES // MIB} MiB after row {number}; split them"
                 )
-            for value in _without_times(batch).to_pylist():
+            for value in _without_times(batch).to_pylist(maps_as_pydicts="strict"):
                 number += 1
-                yield Row(f"row {number}", value)
+                yield Row(f"row {number}", {column: _without_null_keys(nested) for column, nested in value.items()})
     except (pa.ArrowException, OSError) as error:
         # Arrow's own errors have no errno; an errno means that the volume failed.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         where = f"after row {number} " if number else ""
         raise invalid(f"{shown} is not a complete Parquet file {where}({one_line(error)}); write it again") from None
-    except (ValueError, OverflowError) as error:
-        # A single value failed: text that is not UTF-8, or a time inside a list or object.
+    except (ValueError, OverflowError, KeyError) as error:
+        # A single value failed: text that is not UTF-8, a time inside a list or object, or a map with a key twice.
         raise invalid(
             f"{shown} after row {number} has a value that Python cannot hold ({one_line(error)}); write it as text"
         ) from None
+
+
+def _without_null_keys(value: Any) -> Any:
+    """Return a nested value without keys that are null.
+
+    A column has one type for all rows, so each object in it has the keys of all objects: a call with the arguments
+    `{"city": "Paris"}` comes back with the arguments of every other function, all of them null.
+    """
+    if isinstance(value, dict):
+        return {key: _without_null_keys(inner) for key, inner in value.items() if inner is not None}
+    return [_without_null_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _without_times(batch: Any) -> Any:
