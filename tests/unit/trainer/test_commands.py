@@ -12,7 +12,7 @@ from finetune_api.contract import ExitCode
 from finetune_api.training import TrainingConfig
 from finetune_api.v1alpha1 import DEFAULT_EPOCHS
 from finetune_trainer.__main__ import EXAMPLE, main
-from finetune_trainer.data.formats import detect_format
+from finetune_trainer.data.forms import detect_form
 from finetune_trainer.data.rows import Row
 from finetune_trainer.runtime.interruption import STOP, StopSignal
 from lab.fixtures.training_runs import FinishedRun, a_training_config, write_config
@@ -35,7 +35,7 @@ def test_what_the_help_shows_can_be_copied() -> None:
     assert config.lora == defaults.lora
     assert config.hyperparameters == defaults.hyperparameters.model_copy(update={"epochs": DEFAULT_EPOCHS})
     formats = [json.JSONDecoder().raw_decode(line)[0] for line in rows.splitlines()]
-    assert [detect_format(Row("line 1", row), None) for row in formats] == [
+    assert [detect_form(Row("line 1", row), None).format for row in formats] == [
         "messages",
         "prompt-completion",
         "text",

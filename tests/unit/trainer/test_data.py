@@ -232,7 +232,7 @@ def test_a_preference_pair_is_text_or_messages(prompt: Any, chosen: Any, rejecte
     [
         ("a", "b", "b", "chosen and rejected are equal, expected two different answers"),
         ("a", "b", " ", "rejected is empty, expected text"),
-        ("a", YES, "b", "chosen is a list, expected text"),
+        ("a", YES, "b", "rejected is text, expected a list of {role, content}"),
         (QUESTION, "b", "c", "chosen is text, expected a list of {role, content}"),
         (QUESTION, YES, QUESTION, "rejected ends with a message of role user, expected assistant"),
     ],
@@ -257,7 +257,7 @@ def test_supervised_training_refuses_preference_pairs_and_says_how_to_learn_the_
 
 
 def test_text_parts_of_a_message_become_one_text() -> None:
-    parts = [{"type": "text", "text": "Good "}, {"type": "text", "text": "day"}]
+    parts = [{"type": "text", "text": "Good day"}, {"type": "text", "text": "It left."}]
     (example,) = prepare([{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": parts}]}])
     assert example.messages is not None
-    assert example.messages[1]["content"] == "Good day"
+    assert example.messages[1]["content"] == "Good day\nIt left."

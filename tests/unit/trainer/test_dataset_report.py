@@ -44,7 +44,10 @@ def test_the_report_counts_rows_tokens_and_what_is_learnt(plain_tokenizer: Any) 
     assert (training.lengths.shortest, training.lengths.median, training.lengths.longest) == (3, 3, 3)
     assert [(b.up_to, b.rows) for b in training.lengths.histogram] == [(16, 3)]
     assert training.duplicate_rows == 1
-    assert remarks(report) == ["1 of 3 training rows repeat an earlier row; remove them"]
+    assert remarks(report) == [
+        "not used of the training rows: id (1 row, line 3); remove them, or map them with dataset.columns if they are to be learnt",
+        "1 of 3 training rows repeat an earlier row; remove them",
+    ]
 
 
 def test_cut_and_dropped_rows_are_counted_and_named_with_the_reason(plain_tokenizer: Any) -> None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 from finetune_api.training import TrainingConfig
 from finetune_trainer import data
 from finetune_trainer.config import SourceSettings
+from finetune_trainer.data.problems import invalid
 from finetune_trainer.data.report import DatasetReport, SourceReport, build_report, remarks
+from finetune_trainer.data.unused import CountedKey, in_words
 from finetune_trainer.model.chat_template import chat_settings
 from finetune_trainer.sources.parts import SourceUse, distinct, read_mixture, read_part
 
@@ -38,6 +40,10 @@ class Examples:
     """Rows of the dataset that limits and weights left out."""
     sources: tuple[SourceUse, ...] = ()
     """Use of each source, with `dataset.sources`."""
+    unused: tuple[CountedKey, ...] = ()
+    """Keys of the training rows that say nothing to the training."""
+    evaluation_unused: tuple[CountedKey, ...] = ()
+    """The same of an evaluation dataset of its own."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,23 @@ def read_examples(config: TrainingConfig, settings: SourceSettings | None = None
     data.require_format(row_format, pairs=config.dpo is not None)
     evaluation: list[data.Example] = []
     evaluation_digest = None
+    evaluation_unused: tuple[CountedKey, ...] = ()
     if config.evaluation:
         part = read_part(config, config.evaluation, "evaluation", settings, row_format=row_format)
-        evaluation, evaluation_digest = part.examples, part.digest
+        evaluation, evaluation_digest, evaluation_unused = part.examples, part.digest, part.unused
     elif dataset.evaluation_fraction:
         training, evaluation = _hold_out(training, dataset.evaluation_fraction, config.hyperparameters.seed)
-    return Examples(training, evaluation, row_format, mixture.digest, evaluation_digest, mixture.left_out, mixture.uses)
+    return Examples(
+        training,
+        evaluation,
+        row_format,
+        mixture.digest,
+        evaluation_digest,
+        mixture.left_out,
+        mixture.uses,
+        mixture.unused,
+        evaluation_unused,
+    )
 
 
 def _hold_out(
@@ -127,14 +144,15 @@ def prepare_dataset(
         copies=_copies(examples),
         left_out=examples.left_out,
         sources=[SourceReport(**asdict(use)) for use in examples.sources],
+        template=config.model.source or config.model.path,
+        unused=(examples.unused, examples.evaluation_unused),
     )
     return PreparedDataset(training, evaluation, max_length, report)
 
 
 def _copies(examples: Examples) -> int:
-    """Count the tokenized rows that repeat a row because of its source's weight."""
-    copies = len(examples.training) - len(distinct(examples.training))
-    return copies * (2 if examples.row_format == "preference" else 1)
+    """Count the rows, or pairs, that repeat one because of its source's weight."""
+    return len(examples.training) - len(distinct(examples.training))
 
 
 def _tokenize_part(
@@ -170,7 +188,12 @@ def _tokenize_part(
         )
         if cache and key:
             cache.store(key, tokenized)
-    return data.require_whole_pairs(tokenized, max_length, name) if pairs else tokenized
+    if config.dataset.strict and tokenized.left_out:
+        raise invalid(
+            f"The chat template of {config.model.source or config.model.path} leaves out texts of {name}, and dataset.strict is "
+            f"true: {in_words(tokenized.left_out)}. Remove them, or set dataset.strict to false"
+        )
+    return data.require_whole_pairs(tokenized, part, max_length, name) if pairs else tokenized
 
 
 def _cache_inputs(config: TrainingConfig, examples: Examples) -> dict[str, Any]:

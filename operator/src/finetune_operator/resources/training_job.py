@@ -182,6 +182,7 @@ def _dataset(job: FinetuneJob) -> DatasetConfig:
         columns=dataset.columns,
         max_rows=dataset.max_rows,
         shuffle=dataset.shuffle,
+        strict=dataset.strict or None,
         evaluation_fraction=evaluation.fraction if evaluation else None,
     )
 

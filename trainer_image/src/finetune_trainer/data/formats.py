@@ -1,17 +1,21 @@
-"""From rows to examples: detect the format, check every row, split off held-out rows."""
+"""From rows to examples: detect the form, check every row, split off held-out rows."""
 
 import logging
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from finetune_api.training import RowsConfig
 from finetune_api.v1alpha1 import Columns, DatasetFormat
-from finetune_trainer.data.messages import is_learnt, joined_parts, problem_of_messages, problem_of_text
-from finetune_trainer.data.problems import Problems, invalid, kind, listed
+from finetune_model.messages import MessageError
+from finetune_trainer.data.forms import detect_form
+from finetune_trainer.data.preference import without_repeated_prompts
+from finetune_trainer.data.problems import Problems, invalid
+from finetune_trainer.data.readers import read_row
 from finetune_trainer.data.reading import label_of, read_rows
-from finetune_trainer.data.rows import PARTS, Example, Format, Row
+from finetune_trainer.data.rows import Example, Format
+from finetune_trainer.data.unused import KeyCounter, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -24,57 +28,35 @@ def read_examples(
     loss_on: str,
     name: str = "dataset",
     files: Sequence[Path] = (),
+    pairs: bool = False,
+    unused: KeyCounter | None = None,
+    strict: bool = False,
 ) -> tuple[list[Example], Format]:
-    """Return all rows as examples, and their format; with `row_format` auto the first row decides it.
+    """Return all rows as examples, and their format; the first row decides the form, within `row_format` unless that is auto.
 
-    `files` are the files of a downloaded dataset.
+    `files` are the files of a downloaded dataset. `pairs`: the method learns from preference pairs. Keys of rows that say
+    nothing to the training are counted in `unused`; with `strict` they are an error.
 
     Raises TrainingError (DatasetNotFound, DatasetInvalid) that names the wrong rows.
     """
-    problems = Problems(name)
-    chosen = None if row_format == "auto" else row_format
+    problems, unused = Problems(name), unused or KeyCounter()
+    form = None
     examples = []
     for row in read_rows(config, problems, files):
-        if chosen is None:
-            chosen = detect_format(row, columns, name=name)
-        problem = problem_of(row, chosen, columns, loss_on)
-        if problem:
-            problems.add(f"{row.where}: {problem}")
-        else:
-            examples.append(_to_example(row, chosen, columns))
+        form = form or detect_form(row, columns, row_format, pairs=pairs, name=name)
+        try:
+            examples.append(read_row(row, form, columns, loss_on, partial(unused.add, row.where)))
+        except MessageError as error:
+            problems.add(f"{row.where}: {error}")
     problems.raise_any()
-    if not examples or chosen is None:
+    if not examples or form is None:
         raise invalid(f"{label_of(config, name)} is empty; expected at least one row")
-    return examples, chosen
-
-
-def detect_format(row: Row, columns: Columns | None, *, name: str = "dataset") -> Format:
-    """Return the first format whose columns the row has, and log it, because nobody named it."""
-    for candidate, parts in PARTS.items():
-        if all(_column(columns, part) in row.value for part in parts):
-            logger.info("detected format dataset=%s format=%s columns=%s", name, candidate, listed(sorted(row.value)))
-            return candidate
-    expected = " or ".join("+".join(_column(columns, part) for part in parts) for parts in PARTS.values())
-    raise invalid(
-        f"{name} {row.where} has the columns {listed(row.value)}; expected {expected}. "
-        "Rename them, or map them with dataset.columns."
-    )
-
-
-def problem_of(row: Row, row_format: Format, columns: Columns | None, loss_on: str) -> str | None:
-    """Describe what is wrong with a row, as the rest of a sentence about it; None if it is right."""
-    names = {part: _column(columns, part) for part in PARTS[row_format]}
-    if missing := [name for name in names.values() if name not in row.value]:
-        return f"column {missing[0]} is missing, found {listed(row.value)}"
-    values = {part: row.value[name] for part, name in names.items()}
-    if row_format == "messages":
-        return _problem_of_chat(row.value, names["messages"], loss_on)
-    if row_format == "preference":
-        return _problem_of_pair(values, names)
-    for part, value in values.items():
-        if problem := problem_of_text(value, names[part], may_be_blank=part == "prompt"):
-            return problem
-    return None
+    if strict and (found := unused.counts()):
+        raise invalid(
+            f"{name} has keys that are not used, and dataset.strict is true: {in_words(found)}. Remove them, map them with "
+            "dataset.columns, or set dataset.strict to false"
+        )
+    return without_repeated_prompts(examples) if form.format == "preference" else examples, form.format
 
 
 def require_format(row_format: Format, *, pairs: bool, name: str = "dataset") -> None:
@@ -105,42 +87,3 @@ def split_rows(examples: Sequence[Example], fraction: float, seed: int) -> tuple
         [example for i, example in enumerate(examples) if i not in held_out],
         [example for i, example in enumerate(examples) if i in held_out],
     )
-
-
-def _column(columns: Columns | None, part: str) -> str:
-    return (getattr(columns, part) if columns else None) or part
-
-
-def _problem_of_chat(value: dict[str, Any], column: str, loss_on: str) -> str | None:
-    messages, tools = value[column], value.get("tools")
-    if problem := problem_of_messages(messages, column):
-        return problem
-    if tools is not None and not isinstance(tools, list):
-        return f"tools is {kind(tools)}, expected a list of functions"
-    if loss_on == "completion" and not any(is_learnt(message) for message in messages):
-        return f"{column} has no assistant message to learn from; add one, or set hyperparameters.lossOn to all"
-    return None
-
-
-def _problem_of_pair(values: dict[str, Any], names: dict[str, str]) -> str | None:
-    as_chat = isinstance(values["prompt"], list)
-    for part, value in values.items():
-        problem = (
-            problem_of_messages(value, names[part])
-            if as_chat
-            else problem_of_text(value, names[part], may_be_blank=part == "prompt")
-        )
-        if problem:
-            return problem
-        if as_chat and part != "prompt" and value[-1]["role"] != "assistant":
-            return f"{names[part]} ends with a message of role {value[-1]['role']}, expected assistant"
-    if values["chosen"] == values["rejected"]:
-        return f"{names['chosen']} and {names['rejected']} are equal, expected two different answers"
-    return None
-
-
-def _to_example(row: Row, row_format: Format, columns: Columns | None) -> Example:
-    values = {part: joined_parts(row.value[_column(columns, part)]) for part in PARTS[row_format]}
-    if row_format == "messages":
-        return Example(where=row.where, messages=values["messages"], tools=row.value.get("tools"))
-    return Example(where=row.where, **values)

@@ -1,85 +1,109 @@
-"""Chat messages in OpenAI's form: check them, and tell which of them carry loss."""
+"""Messages of a training row: which of them carry loss, and conversations in foreign forms.
 
-from typing import Any
+The common form is `finetune_model.messages`. Here ShareGPT's turns and transcripts become OpenAI's messages first.
+"""
 
-from finetune_model.chat import has_unpaired_surrogate
-from finetune_trainer.data.problems import kind
-from finetune_trainer.data.rows import ROLES, Message
+import re
+from collections.abc import Sequence
+from typing import Any, Final
 
+from finetune_model.messages import Message, MessageError, checked_text, kind, parse_json, shown
 
-def is_learnt(message: Message) -> bool:
-    """Return whether a message carries loss: an assistant's does, unless its weight is 0 (OpenAI's format)."""
-    return message["role"] == "assistant" and message.get("weight") != 0
-
-
-def problem_of_messages(value: Any, column: str) -> str | None:
-    """Describe what is wrong with a list of messages, as a sentence about its column; None if it is right."""
-    if not isinstance(value, list) or not value:
-        return f"{column} is {kind(value)}, expected a list of {{role, content}}"
-    for index, message in enumerate(value):
-        if problem := _problem_of_message(message, f"{column}[{index}]"):
-            return problem
-    return None
-
-
-def problem_of_text(value: Any, column: str, *, may_be_blank: bool = False) -> str | None:
-    """Describe what is wrong with a text, as a sentence about its column; None if it is right."""
-    if not isinstance(value, str):
-        return f"{column} is {kind(value)}, expected text"
-    if not value.strip() and not may_be_blank:
-        return f"{column} is empty, expected text"
-    if has_unpaired_surrogate(value):
-        return f"{column} has an unpaired UTF-16 surrogate, as in text cut inside an emoji; expected Unicode"
-    return None
+SHAREGPT_ROLES: Final = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+    "function_response": "tool",
+}
+"""Roles by ShareGPT's `from`."""
+_SPEAKER: Final = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-def joined_parts(value: Any) -> Any:
-    """Join the text parts of each message: OpenAI's form allows a list of parts, which not all templates know."""
-    if not isinstance(value, list):
-        return value
-    return [
-        {**message, "content": "".join(part["text"] for part in message["content"])}
-        if isinstance(message.get("content"), list)
-        else message
-        for message in value
-    ]
+def is_learnt(message: Message, loss_on: str = "completion") -> bool:
+    """Return whether a message carries loss: an assistant's, or with lossOn `all` every one, unless its weight is 0."""
+    return message.get("weight") != 0 and (loss_on == "all" or message["role"] == "assistant")
 
 
-def _problem_of_message(message: Any, place: str) -> str | None:
-    if not isinstance(message, dict):
-        return f"{place} is {kind(message)}, expected {{role, content}}"
-    if "role" not in message:
-        return f"{place} has no role, expected one of {', '.join(ROLES)}"
-    if message["role"] not in ROLES:
-        shown = repr(message["role"])[:40] if isinstance(message["role"], str) else kind(message["role"])
-        return f"{place}.role is {shown}, expected one of {', '.join(ROLES)}"
-    weight = message.get("weight")
-    if isinstance(weight, bool) or weight not in (None, 0, 1):
-        shown = repr(weight) if isinstance(weight, int | float) else kind(weight)
-        return f"{place}.weight is {shown}, expected 0 or 1"
-    calls = message.get("tool_calls")
-    if calls is not None and not isinstance(calls, list):
-        return f"{place}.tool_calls is {kind(calls)}, expected a list"
-    return _problem_of_content(message, place)
+def check_learnt(messages: Sequence[Message], column: str, loss_on: str) -> None:
+    """Raise MessageError if nothing is learnt, or an empty answer, which would teach the model to stay silent."""
+    if not any(is_learnt(message, loss_on) for message in messages):
+        who, remedy = (
+            ("message", "") if loss_on == "all" else ("assistant message", ", or set hyperparameters.lossOn to all")
+        )
+        raise MessageError(column, f"has no {who} to learn from; add one{remedy}")
+    for index, message in enumerate(messages):
+        if is_learnt(message) and not message["content"].strip() and not message.get("tool_calls"):
+            raise MessageError(f"{column}[{index}].content", "is empty, expected text")
 
 
-def _problem_of_content(message: Message, place: str) -> str | None:
-    content = message.get("content")
-    if content is None and message.get("tool_calls"):
+def is_beginning(beginning: Sequence[Message], messages: Sequence[Message]) -> bool:
+    """Return whether messages begin with others, whatever their weights."""
+    return without_weights(messages[: len(beginning)]) == without_weights(beginning)
+
+
+def without_weights(messages: Sequence[Message]) -> list[Message]:
+    """Return messages as a template gets them."""
+    return [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+
+
+def check_text(value: Any, column: str, *, may_be_blank: bool = False) -> str:
+    """Return a text of a row. Raises MessageError."""
+    if isinstance(value, str) and not value.strip() and not may_be_blank:
+        raise MessageError(column, "is empty, expected text")
+    return checked_text(value, column)
+
+
+def as_list(value: Any, column: str) -> Any:
+    """Return a conversation as a list: CSV has the JSON text of one, and a single answer may stand without a list."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        return parse_json(value, column)
+    return [value] if isinstance(value, dict) else value
+
+
+def is_sharegpt(value: Any) -> bool:
+    """Return whether a conversation is written as ShareGPT's `{from, value}`."""
+    return isinstance(value, list) and any(
+        isinstance(turn, dict) and "from" in turn and "role" not in turn for turn in value
+    )
+
+
+def from_sharegpt(turns: list[Any], column: str) -> list[Any]:
+    """Return ShareGPT's turns as OpenAI's messages; other keys of a turn stay. Raises MessageError."""
+    return [_message(turn, f"{column}[{index}]") for index, turn in enumerate(turns)]
+
+
+def _message(turn: Any, place: str) -> Any:
+    if not isinstance(turn, dict):
+        raise MessageError(place, f"is {kind(turn)}, expected {{from, value}}")
+    speaker = turn.get("from")
+    role = SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
+    if role is None:
+        raise MessageError(f"{place}.from", f"is {shown(speaker)}, expected one of {', '.join(SHAREGPT_ROLES)}")
+    rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    value = turn.get("value")
+    if speaker == "function_call":
+        calls = parse_json(value, f"{place}.value") if isinstance(value, str) else value
+        return {**rest, "role": role, "tool_calls": calls if isinstance(calls, list) else [calls]}
+    if value is None:
+        raise MessageError(f"{place}.value", "is null, expected text")
+    return {**rest, "role": role, "content": value}
+
+
+def from_transcript(text: str) -> list[Message] | None:
+    """Return the messages of a text that writes a conversation as `Human:` and `Assistant:`; None for another text."""
+    before, *parts = _SPEAKER.split(text)
+    if before.strip() or "Assistant" not in parts[::2] or parts[0] != "Human":
         return None
-    # An empty answer would teach the model to stay silent; an empty question or instruction is harmless.
-    may_be_blank = not is_learnt(message) or bool(message.get("tool_calls"))
-    if not isinstance(content, list) or not content:
-        return problem_of_text(content, f"{place}.content", may_be_blank=may_be_blank)
-    for index, part in enumerate(content):
-        where = f"{place}.content[{index}]"
-        if not isinstance(part, dict) or part.get("type") != "text":
-            return f"{where} is {_kind_of_part(part)}, expected {{type: text, text}}"
-        if problem := problem_of_text(part.get("text"), f"{where}.text", may_be_blank=True):
-            return problem
-    return None
-
-
-def _kind_of_part(part: Any) -> str:
-    named = part.get("type") if isinstance(part, dict) else None
-    return f"a part of type {named[:40]!r}" if isinstance(named, str) else kind(part)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[speaker], "content": words.strip()}
+        for speaker, words in zip(parts[::2], parts[1::2], strict=True)
+    ]

@@ -22,27 +22,38 @@ def answers_as_examples(pairs: Sequence[Example]) -> list[Example]:
 
 
 def _text(pair: Example, answer: str | list[Message] | None) -> Example:
-    return Example(where=pair.where, prompt=pair.prompt, completion=str(answer))
+    return Example(where=pair.where, prompt=pair.prompt, gap=pair.gap, completion=str(answer))
 
 
 def _chat(pair: Example, answer: str | list[Message] | None) -> Example:
     # A turn of the assistant in the prompt is context, not an answer.
     context = [{**message, "weight": 0} for message in _as_messages(pair.prompt, "user")]
-    return Example(where=pair.where, messages=[*context, *_as_messages(answer, "assistant")])
+    return Example(where=pair.where, messages=[*context, *_as_messages(answer, "assistant")], tools=pair.tools)
 
 
 def _as_messages(part: str | list[Message] | None, role: str) -> list[Message]:
     return part if isinstance(part, list) else [{"role": role, "content": part}]
 
 
-def require_whole_pairs(answers: Tokenized, max_length: int, name: str) -> Tokenized:
-    """Raise TrainingError (DatasetInvalid) if answers were dropped, because half a pair says nothing."""
+def require_whole_pairs(answers: Tokenized, pairs: Sequence[Example], max_length: int, name: str) -> Tokenized:
+    """Raise TrainingError (DatasetInvalid) if answers were dropped or cut until both are equal: neither can be compared."""
     if answers.dropped:
         raise invalid(
             f"{answers.dropped} answers of {name}, the first of them in {answers.dropped_places[0]}, lose every token when cut "
             f"to hyperparameters.maxLength={max_length}; raise it, or shorten their prompts"
         )
+    contents = list(answers.rows.contents())
+    equal = [pair.where for pair, one, other in zip(pairs, contents[::2], contents[1::2], strict=True) if one == other]
+    if equal:
+        raise invalid(
+            f"{_counted(len(equal))} of {name}, the first in {equal[0]}, have the same tokens in both answers when cut to "
+            f"hyperparameters.maxLength={max_length}; raise it, or remove them"
+        )
     return answers
+
+
+def _counted(count: int) -> str:
+    return "1 pair" if count == 1 else f"{count} pairs"
 
 
 class PreferencePairs(Sequence[Pair]):

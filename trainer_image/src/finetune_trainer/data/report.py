@@ -11,6 +11,7 @@ from pydantic import Field
 from finetune_api.base import StatusModel
 from finetune_trainer.data.rows import Format
 from finetune_trainer.data.token_rows import Tokenized, TokenRows
+from finetune_trainer.data.unused import CountedKey, in_words
 
 BAR_WIDTH = 40
 """Characters of the longest bar of a printed histogram."""
@@ -49,8 +50,16 @@ class AnswerEnd(StatusModel):
     answers: Annotated[int, Field(description="answers that it ends.")]
 
 
+class LostKey(StatusModel):
+    """Key of rows that is not learnt."""
+
+    path: Annotated[str, Field(description="path of the key in a row.")]
+    rows: Annotated[int, Field(description="rows that have it.")]
+    first: Annotated[str, Field(description="first is the place of the first such row.")]
+
+
 class PartReport(StatusModel):
-    """Figures of one set of rows."""
+    """Figures of one set of rows; in the preference format a row is a pair, and lengths are those of its two answers."""
 
     rows: Annotated[int, Field(description="rows that are used.")]
     tokens: Annotated[int, Field(description="tokens of these rows.")]
@@ -76,6 +85,12 @@ class PartReport(StatusModel):
         int,
         Field(description="rawRows of prompt and completion hold the template's tokens, and were not rendered again."),
     ] = 0
+    unused: Annotated[list[LostKey], Field(description="unused columns and keys, which no part of the format is.")] = (
+        Field(default_factory=list)
+    )
+    left_out: Annotated[
+        list[LostKey], Field(description="leftOut are texts of rows that the model's chat template does not write.")
+    ] = Field(default_factory=list)
 
 
 class SourceReport(StatusModel):
@@ -97,6 +112,9 @@ class DatasetReport(StatusModel):
     format: Annotated[str, Field(description="format of a row, as named or detected.")]
     max_length: Annotated[int, Field(description="maxLength in tokens that rows were cut to.")]
     loss_on: Annotated[str, Field(description="lossOn: which tokens carry loss.")]
+    template: Annotated[
+        str | None, Field(description="template is the model whose chat template writes conversations.")
+    ] = None
     training: Annotated[PartReport, Field(description="training rows.")]
     evaluation: Annotated[PartReport | None, Field(description="evaluation rows, if any.")] = None
     overlap: Annotated[int, Field(description="overlap: evaluation rows that are training rows, too.", ge=0)] = 0
@@ -117,17 +135,25 @@ def build_report(
     copies: int = 0,
     left_out: int = 0,
     sources: Sequence[SourceReport] = (),
+    template: str | None = None,
+    unused: tuple[Sequence[CountedKey], Sequence[CountedKey]] = ((), ()),
 ) -> DatasetReport:
-    """Measure tokenized rows; `copies` of them repeat a row because of its source's weight, which is no mistake."""
-    seen = _digests(training.rows)
-    held_out = _digests(evaluation.rows) if evaluation else []
+    """Measure tokenized rows.
+
+    `copies` of them repeat a row because of its source's weight, which is no mistake. `unused` are the keys of training and
+    evaluation rows that no part of the format is.
+    """
+    pairs = row_format == "preference"
+    seen = _digests(training.rows, pairs=pairs)
+    held_out = _digests(evaluation.rows, pairs=pairs) if evaluation else []
     return DatasetReport(
         digest=digest,
         format=row_format,
         max_length=max_length,
         loss_on=loss_on,
-        training=_part(training, seen, max_length, copies),
-        evaluation=_part(evaluation, held_out, max_length) if evaluation else None,
+        template=template,
+        training=_part(training, seen, max_length, unused[0], copies),
+        evaluation=_part(evaluation, held_out, max_length, unused[1]) if evaluation else None,
         overlap=sum(digest in known for digest in held_out) if (known := set(seen)) else 0,
         left_out=left_out,
         sources=list(sources),
@@ -138,19 +164,21 @@ def remarks(report: DatasetReport) -> list[str]:
     """List probable mistakes in sentences, each with a remedy."""
     found = []
     parts = [("training", report.training)] + ([("evaluation", report.evaluation)] if report.evaluation else [])
+    noun = "pair" if report.format == "preference" else "row"
     for name, part in parts:
+        found += _remarks_on_keys(report, name, part, noun)
         for lost, remedy in (
             (part.truncated, "raise hyperparameters.maxLength or shorten them"),
             (part.dropped, "raise hyperparameters.maxLength, or shorten what comes before the answer"),
         ):
             if lost.rows:
-                found.append(f"{lost.rows} {name} rows {lost.reason} ({_shown(lost)}); {remedy}")
+                found.append(f"{lost.rows} {name} {noun}s {lost.reason} ({_shown(lost)}); {remedy}")
         if part.duplicate_rows:
-            found.append(f"{part.duplicate_rows} of {part.rows} {name} rows repeat an earlier row; remove them")
+            found.append(f"{part.duplicate_rows} of {part.rows} {name} {noun}s repeat an earlier {noun}; remove them")
         found += _remarks_on_turns(name, part)
     if report.evaluation and report.overlap:
         found.append(
-            f"{report.overlap} of {report.evaluation.rows} evaluation rows are training rows, too, so that eval_loss "
+            f"{report.overlap} of {report.evaluation.rows} evaluation {noun}s are training {noun}s, too, so that eval_loss "
             "flatters; remove them from one of the two"
         )
     return found
@@ -173,11 +201,31 @@ def _remarks_on_turns(name: str, part: PartReport) -> list[str]:
     return found
 
 
+def _remarks_on_keys(report: DatasetReport, name: str, part: PartReport, noun: str) -> list[str]:
+    found = []
+    if part.unused:
+        found.append(
+            f"not used of the {name} {noun}s: {in_words(_counted(part.unused), noun)}; remove them, or map them with "
+            "dataset.columns if they are to be learnt"
+        )
+    if part.left_out:
+        found.append(
+            f"the chat template of {report.template} leaves out texts of the {name} {noun}s: "
+            f"{in_words(_counted(part.left_out), noun)}; use a model whose template writes them, or remove them"
+        )
+    return found
+
+
+def _counted(keys: Sequence[LostKey]) -> list[CountedKey]:
+    return [CountedKey(key.path, key.rows, key.first) for key in keys]
+
+
 def render_report(report: DatasetReport) -> str:
     """Format the report with its histogram for a terminal."""
+    noun = "pairs" if report.format == "preference" else "rows"
     lines = [
-        f"dataset:    {report.training.rows} training rows, {report.evaluation.rows if report.evaluation else 0} evaluation "
-        f"rows, format {report.format}, {report.digest}"
+        f"dataset:    {report.training.rows} training {noun}, {report.evaluation.rows if report.evaluation else 0} evaluation "
+        f"{noun}, format {report.format}, {report.digest}"
     ]
     lines += [
         f"source:     {use.source}: {use.rows} rows, {use.used} used, weight {use.weight:g}, {use.left_out} left out, {use.digest}"
@@ -189,7 +237,7 @@ def render_report(report: DatasetReport) -> str:
     for name, part in parts:
         lengths = part.lengths
         lines += [
-            f"{name + ':':<12}{part.rows} rows, {part.tokens} tokens, {part.loss_tokens} with loss "
+            f"{name + ':':<12}{part.rows} {noun}, {part.tokens} tokens, {part.loss_tokens} with loss "
             f"({part.loss_share:.0%}, lossOn {report.loss_on})",
             f"            tokens per row: shortest {lengths.shortest}, median {lengths.median}, p90 {lengths.p90}, "
             f"longest {lengths.longest}; maxLength {report.max_length}",
@@ -205,13 +253,17 @@ def render_report(report: DatasetReport) -> str:
     return "\n".join(lines)
 
 
-def _digests(rows: TokenRows) -> list[bytes]:
-    return [hashlib.blake2b(content, digest_size=16).digest() for content in rows.contents()]
+def _digests(rows: TokenRows, *, pairs: bool) -> list[bytes]:
+    """Return a digest for each row, or for each pair."""
+    digests = [hashlib.blake2b(content, digest_size=16).digest() for content in rows.contents()]
+    return [one + other for one, other in zip(digests[::2], digests[1::2], strict=True)] if pairs else digests
 
 
-def _part(tokenized: Tokenized, digests: Sequence[bytes], max_length: int, copies: int = 0) -> PartReport:
+def _part(
+    tokenized: Tokenized, digests: Sequence[bytes], max_length: int, unused: Sequence[CountedKey], copies: int = 0
+) -> PartReport:
     return PartReport(
-        rows=len(tokenized.rows),
+        rows=len(digests),
         tokens=tokenized.tokens,
         loss_tokens=tokenized.loss_tokens,
         loss_share=round(tokenized.loss_tokens / tokenized.tokens, 4),
@@ -231,7 +283,13 @@ def _part(tokenized: Tokenized, digests: Sequence[bytes], max_length: int, copie
         unended_answers=tokenized.turns.unended,
         split_rows=tokenized.turns.split_rows,
         raw_rows=tokenized.turns.raw_rows,
+        unused=_lost(unused),
+        left_out=_lost(tokenized.left_out),
     )
+
+
+def _lost(keys: Sequence[CountedKey]) -> list[LostKey]:
+    return [LostKey(path=key.path, rows=key.rows, first=key.first) for key in keys]
 
 
 def _lengths(lengths: NDArray[np.int64]) -> Lengths:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-Message = dict[str, Any]
-"""Chat message in OpenAI's form: role, content, and optionally weight, name, tool_calls."""
+from finetune_model.messages import Message, Tool
+
 Format = Literal["messages", "preference", "prompt-completion", "text"]
 PARTS: Final[dict[Format, tuple[str, ...]]] = {
     "messages": ("messages",),
@@ -12,8 +12,7 @@ PARTS: Final[dict[Format, tuple[str, ...]]] = {
     "prompt-completion": ("prompt", "completion"),
     "text": ("text",),
 }
-"""Required parts of a row by format, in the order of detection."""
-ROLES: Final = ("system", "developer", "user", "assistant", "tool")
+"""Required parts of a row by format, as they are named unless `dataset.columns` says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +30,13 @@ class Example:
 
     where: str
     messages: list[Message] | None = None
-    tools: list[Any] | None = None
-    """Functions that the chat template offers to the model; with `messages` only."""
+    """Conversation in the form of `finetune_model.messages`."""
+    tools: list[Tool] | None = None
+    """Functions that the chat template offers to the model; with messages only."""
     prompt: str | list[Message] | None = None
     """Text, or in the `preference` format the beginning of a chat."""
+    gap: str = ""
+    """White space between a prompt and an answer that stood in one text. Only a model without chat template reads it."""
     completion: str | None = None
     text: str | None = None
     chosen: str | list[Message] | None = None

@@ -8,6 +8,8 @@ from typing import Any, Final, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_trainer.data.unused import CountedKey
+
 IGNORED: Final = -100
 """Label of a token without loss, which torch's cross entropy ignores."""
 
@@ -144,6 +146,8 @@ class Tokenized:
     dropped_places: tuple[str, ...] = ()
     """Places of the first dropped rows."""
     turns: TurnCounts = TurnCounts()
+    left_out: tuple[CountedKey, ...] = ()
+    """Texts of rows that the chat template leaves out, by their paths."""
 
     @property
     def tokens(self) -> int:

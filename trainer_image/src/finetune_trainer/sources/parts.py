@@ -18,6 +18,7 @@ from finetune_trainer import data
 from finetune_trainer.config import SourceSettings
 from finetune_trainer.data.problems import invalid
 from finetune_trainer.data.selection import Draw, limit_rows, weigh_rows
+from finetune_trainer.data.unused import CountedKey, KeyCounter, added
 from finetune_trainer.errors import TrainingError, on_scratch
 from finetune_trainer.sources import fetch
 
@@ -32,6 +33,8 @@ class Part:
     examples: list[data.Example]
     row_format: data.Format
     digest: str
+    unused: tuple[CountedKey, ...]
+    """Keys that say nothing to the training."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Mixture:
     """Rows that limits and weights left out."""
     uses: tuple[SourceUse, ...]
     """Use of each source; empty without `dataset.sources`."""
+    unused: tuple[CountedKey, ...]
+    """Keys of all rows that say nothing to the training."""
 
 
 def read_mixture(config: TrainingConfig, settings: SourceSettings) -> Mixture:
@@ -90,6 +95,7 @@ def read_mixture(config: TrainingConfig, settings: SourceSettings) -> Mixture:
         parts[0].digest if len(parts) == 1 else _joined([part.digest for part in parts]),
         sum(use.left_out for use in uses),
         tuple(uses) if dataset.sources else (),
+        added([part.unused for part in parts]),
     )
 
 
@@ -135,7 +141,8 @@ def _read_sources(config: TrainingConfig, settings: SourceSettings) -> list[Part
             failures.append(error)
             continue
         examples = [replace(example, where=f"sources[{index}] {example.where}") for example in part.examples]
-        parts.append(replace(part, examples=examples))
+        unused = tuple(replace(key, first=f"sources[{index}] {key.first}") for key in part.unused)
+        parts.append(replace(part, examples=examples, unused=unused))
     if failures:
         first = next((failure for failure in failures if not failure.retryable), failures[0])
         others = [failure.message for failure in failures if failure is not first]
@@ -177,6 +184,7 @@ def read_part(
 
     Raises TrainingError (DatasetNotFound, DatasetInvalid, SpecInvalid).
     """
+    unused = KeyCounter()
     with _download_folder(settings, folder or name) as downloads:
         files = _fetch_files(rows.path, downloads, settings, name) if rows.path else []
         digest = data.digest_rows(rows, files, name)
@@ -187,13 +195,16 @@ def read_part(
             loss_on=config.hyperparameters.loss_on,
             name=name,
             files=files,
+            pairs=config.dpo is not None,
+            unused=unused,
+            strict=bool(config.dataset.strict),
         )
         # Cached tokens and the adapter's record refer to this digest, so it must be that of the rows that were parsed.
         if data.digest_rows(rows, files, name) != digest:
             raise TrainingError(
                 Reason.DATASET_INVALID, f"{name} changed while it was read; leave it unchanged", retryable=True
             )
-        return Part(examples, found, digest)
+        return Part(examples, found, digest, unused.counts())
 
 
 @contextlib.contextmanager
