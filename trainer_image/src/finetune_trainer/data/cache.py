@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from finetune_trainer.data.token_rows import EndToken, Tokenized, TokenRows, TurnCounts
+from finetune_trainer.data.unused import CountedKey
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ def _write(path: Path, tokenized: Tokenized) -> None:
         "truncated_places": tokenized.truncated_places,
         "dropped_places": tokenized.dropped_places,
         "turns": asdict(tokenized.turns),
+        "left_out": [asdict(key) for key in tokenized.left_out],
     }
     arrays = {"input_ids": rows.input_ids, "learnt": rows.learnt, "offsets": rows.offsets}
     save_file(arrays, str(path), metadata={"counts": json.dumps(counts), "sha256": _digest(rows)})
@@ -126,6 +128,7 @@ def _read(path: Path) -> Tokenized:
         tuple(counts["truncated_places"]),
         tuple(counts["dropped_places"]),
         TurnCounts(ends, **counts["turns"]),
+        tuple(CountedKey(**key) for key in counts["left_out"]),
     )
 
 

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from finetune_model.borders import BorderError, TurnIds, TurnTokenizer
 from finetune_model.chat import DEFAULT_SETTINGS, ChatSettings, encode_raw
 from finetune_model.turns import TurnText, UnpredictableTemplateError
+from finetune_trainer.data.left_out import LostAnswerError, count_left_out
 from finetune_trainer.data.problems import Problems, invalid
 from finetune_trainer.data.rendering import Renderer, Unrenderable
 from finetune_trainer.data.rows import Example
 from finetune_trainer.data.token_rows import EndToken, Tokenized, TokenRowsBuilder, TurnCounts, as_ids
+from finetune_trainer.data.unused import KeyCounter
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,8 @@ def tokenize(
 ) -> Tokenized:
     """Tokenize and label every example; `check_stop` is called between batches and may raise.
 
-    `settings` are those that chats will be served with; `pairs` refuses a row that needs several sequences. Raises TrainingError
+    `settings` are those that chats will be served with; `pairs`: two examples that follow each other are the
+    answers of one row, which counts once, and whose answers must be one sequence each. Raises TrainingError
     (DatasetInvalid) naming rows that cannot be rendered.
     """
 
@@ -65,7 +68,7 @@ def _tokenize(
 ) -> Tokenized:
     problems = Problems(name)
     builder = TokenRowsBuilder()
-    truncated, dropped = _Places(), _Places()
+    truncated, dropped = _Places(pairs=encoder.one_each), _Places()
     progress = _Progress(name, len(examples))
     for batch in _batches(examples):
         check_stop()
@@ -89,7 +92,13 @@ def _tokenize(
             f"hyperparameters.maxLength={max_length}; raise it"
         )
     return Tokenized(
-        rows, truncated.count, dropped.count, tuple(truncated.first), tuple(dropped.first), encoder.turn_counts()
+        rows,
+        truncated.count,
+        dropped.count,
+        tuple(truncated.first),
+        tuple(dropped.first),
+        encoder.turn_counts(),
+        encoder.left_out.counts(),
     )
 
 
@@ -100,7 +109,7 @@ class _RowEncoder:
         """`whole` puts loss on every token of a row, and `one_each` refuses rows that need several sequences."""
         self._tokenizer = tokenizer
         self._all = whole
-        self._one_each = one_each
+        self.one_each = one_each
         self._renderer = renderer
         self._turns = TurnTokenizer(tokenizer)
         added = tokenizer.added_tokens_decoder
@@ -108,6 +117,8 @@ class _RowEncoder:
         self._special = tuple(token.content for token in added.values() if token.special)
         self._ends: Counter[int] = Counter()
         self._raw = self._split = 0
+        self.left_out = KeyCounter()
+        """Texts of rows that the template leaves out."""
 
     def encode(self, batch: Sequence[Example], problems: Problems) -> Iterator[tuple[Example, Sequences]]:
         """Yield the sequences of each row, in order; rows that cannot be rendered are added to `problems`."""
@@ -149,7 +160,7 @@ class _RowEncoder:
     def _raw_pairs(self, examples: Sequence[Example]) -> Iterator[Sequences]:
         """Tokenize prompt and completion apart, because `/v1/completions` gets the prompt alone."""
         heads = encode_raw(self._tokenizer, [str(example.prompt) for example in examples])
-        tails = self._turns.continuations([str(example.completion) for example in examples])
+        tails = self._turns.continuations([f"{example.gap}{example.completion}" for example in examples])
         for example, head, tail in zip(examples, heads, tails, strict=True):
             if self._tokenizer.chat_template:
                 self._raw += 1
@@ -164,8 +175,10 @@ class _RowEncoder:
         owners: list[Example] = []
         for example in examples:
             try:
-                rendered = self._renderer.render(_messages_of(example), example.tools)
-            except Unrenderable as error:
+                rendered = self._renderer.render(messages := _messages_of(example), example.tools)
+                texts_of_row = [one.text for one in rendered]
+                count_left_out(example.where, messages, example.tools, texts_of_row, self.left_out)
+            except (LostAnswerError, Unrenderable) as error:
                 problems.add(f"{example.where}: {error}")
                 continue
             texts += rendered
@@ -187,7 +200,7 @@ class _RowEncoder:
         for key, sequences in rows.items():
             if len(sequences) > 1:
                 self._split += 1
-                if self._one_each:
+                if self.one_each:
                     problems.add(
                         f"{first[key].where}: the model's chat template renders an earlier answer differently, so that the "
                         "answers of a pair cannot be learnt together; keep one assistant message in chosen and rejected"
@@ -241,12 +254,16 @@ def _characters(example: Example) -> int:
 class _Places:
     """Counter of rows that remembers the places of the first ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, pairs: bool = False) -> None:
         self.count = 0
         self.first: list[str] = []
+        self._pairs = pairs
+        self._last: str | None = None
 
     def add(self, where: str) -> None:
-        self.count += 1
+        if self._pairs and where == self._last:
+            return
+        self.count, self._last = self.count + 1, where
         if len(self.first) < SHOWN_PLACES:
             self.first.append(where)
 
