@@ -34,6 +34,13 @@ PAIR = '{"prompt": "Where?", "completion": "It left."}'
 
 CASES = [
     Case(
+        "a list in .jsonl after a blank line",
+        KIND,
+        f"\n[\n{PAIR}\n]\n",
+        Right(refused="line 2 is not JSON (Expecting value at line 2, column 1): the file is one JSON list"),
+        file="rows.jsonl",
+    ),
+    Case(
         "a list in .jsonl",
         KIND,
         f"[\n{PAIR},\n{PAIR}\n]\n",

@@ -23,6 +23,46 @@ BRIEF = turn("system", "Be brief.")
 FRENCH = {"instruction": "Translate to French.", "input": "Thank you.", "output": "Merci."}
 
 CASES = [
+    sharegpt(
+        "a number in ShareGPT",
+        [said("human", 5), said("gpt", "It left.")],
+        Right(refused="conversations[0].value is a number, expected text"),
+    ),
+    sharegpt(
+        "an empty answer in ShareGPT",
+        [said("human", "Where?"), said("gpt", "")],
+        Right(refused="conversations[1].value is empty, expected text"),
+    ),
+    case(
+        "a mapped column that no row has",
+        {"messages": CHAT},
+        Right(LEARNT, unused={"dataset.columns.system": 0}, remarks=("dataset.columns.system (no row has rules)",)),
+        dataset={"columns": {"system": "rules"}},
+    ),
+    case(
+        "strict refuses a mapped column that no row has",
+        {"messages": CHAT},
+        Right(refused="dataset.columns.text (no row has body)"),
+        dataset={"columns": {"text": "body"}, "strict": True},
+    ),
+    case(
+        "whole conversations of pairs without DPO",
+        {"chosen": [ASK, ANSWER], "rejected": [ASK, ASK]},
+        Right(LEARNT, unused={"rejected": 1}),
+        dataset={"format": "messages", "columns": {"messages": "chosen"}},
+    ),
+    case(
+        "the chosen answers of pairs without DPO",
+        {"prompt": "Where?", "chosen": "It left.", "rejected": "No."},
+        Right(LEARNT, unused={"rejected": 1}),
+        dataset={"format": "prompt-completion", "columns": {"completion": "chosen"}},
+    ),
+    case(
+        "the chosen messages of pairs without DPO",
+        {"prompt": "Where is my parcel?", "chosen": [ASK, ANSWER], "rejected": [ASK, ASK]},
+        Right(LEARNT, [QUESTION + REPLY], unused={"rejected": 1}),
+        dataset={"format": "prompt-completion", "columns": {"completion": "chosen"}},
+    ),
     # ShareGPT
     sharegpt("ShareGPT", SAID, Right(LEARNT, [QUESTION + REPLY])),
     sharegpt("ShareGPT's user and assistant", [said("user", "Hi"), said("assistant", "It left.")], Right(LEARNT)),

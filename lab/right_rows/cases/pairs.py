@@ -62,6 +62,11 @@ CASES = [
     ),
     # The prompt is there twice
     case("messages that repeat the prompt", pair([ASK], [ASK, ANSWER], [ASK, NO]), Right(BOTH, TEXTS)),
+    case(
+        "a system column and answers that repeat the prompt",
+        pair([ASK], [ASK, ANSWER], [ASK, NO], system="Be brief."),
+        Right(BOTH, [turn("system", "Be brief.") + text for text in TEXTS]),
+    ),
     case("one answer repeats the prompt", pair([ASK], [ASK, ANSWER], [NO]), Right(BOTH, TEXTS)),
     case("texts that repeat the prompt", pair("Where?", "Where? It left.", "Where? No idea."), Right(BOTH, PLAIN)),
     case(
@@ -74,6 +79,11 @@ CASES = [
         "one pair of two begins with its prompt by chance",
         [pair("Ada", "Ada wrote it.", "Ada left."), pair("Where?", "It left.", "No idea.")],
         Right([f"Ada wrote it.{END}", f"Ada left.{END}", *BOTH]),
+    ),
+    case(
+        "most pairs repeat their prompt",
+        [pair("Where?", "Where? It left.", "Where? No idea.")] * 2 + [pair("When?", "Now.", "Never.")],
+        Right(refused="repeats the prompt at the start of both answers in 2 of 3 pairs, but not in line 3"),
     ),
     case("only one answer begins with the prompt", pair("It", "It left.", "No idea."), Right(BOTH)),
     case(

@@ -18,6 +18,12 @@ def calling(*calls: Any, **more: Any) -> list[Any]:
 
 
 CASES = [
+    chat("tools of which each is JSON text", CHAT, Right(LEARNT), tools=['{"name": "go"}']),
+    chat(
+        "calls as JSON text",
+        [ASK, {"role": "assistant", "content": None, "tool_calls": '[{"name": "track", "arguments": {"id": "42"}}]'}],
+        Right(CALLED),
+    ),
     chat("arguments as text", calling(call('{"id": "42"}', id="c1")), Right(CALLED)),
     chat("arguments as an object", calling(call({"id": "42"}, id="c1")), Right(CALLED)),
     chat("text with white space", calling(call(' {"id":\n"42"} ')), Right(CALLED)),

@@ -81,14 +81,13 @@ def normalize(
 def normalize_tools(
     tools: Any, *, functions: Any = None, unused: Callable[[str], None] | None = None
 ) -> list[Tool] | None:
-    """Return tools in OpenAI's form, None if there are none; a list may be written as JSON text. Raises MessageError."""
+    """Return tools in OpenAI's form, None if there are none; the list and each tool may be JSON text. Raises MessageError."""
     given, path = (tools, "tools") if functions in _EMPTY else (functions, "functions")
     if given in _EMPTY:
         return None
     if functions not in _EMPTY and tools not in _EMPTY:
         raise MessageError("functions", "is set beside tools, which has replaced it; keep one of them")
-    if isinstance(given, str) and given.lstrip().startswith("["):
-        given = parse_json(given, path)
+    given = _parsed(given, "[", path)
     if not isinstance(given, list):
         raise MessageError(path, f"is {kind(given)}, expected a list of functions")
     return [_tool(tool, f"{path}[{index}]", unused) for index, tool in enumerate(given)] or None
@@ -148,6 +147,10 @@ class _Reader:
         """Return a message in the common form."""
         if not isinstance(value, dict):
             raise MessageError(path, f"is {kind(value)}, expected {{role, content}}")
+        content = value.get("content")
+        if len(value) == 2 and isinstance(content, str) and value.get("role") in ("system", "user", "assistant"):
+            # Most messages: several times faster, which a hundred thousand rows notice.
+            return {"role": value["role"], "content": checked_text(content, f"{path}.content")}
         role = _role(value, path)
         given = {key: item for key, item in value.items() if item is not None}
         known = _KEYS_OF_ROLES.get(role, _KEYS) | self._loss_keys
@@ -201,7 +204,8 @@ class _Reader:
             message["reasoning_content"] = reasoning[0]
 
     def _calls(self, given: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
-        calls, place = given.get("tool_calls"), f"{path}.tool_calls"
+        place = f"{path}.tool_calls"
+        calls = _parsed(given.get("tool_calls"), "[", place)
         if not isinstance(calls, list | None):
             raise MessageError(place, f"is {kind(calls)}, expected a list")
         if legacy := given.get("function_call"):
@@ -332,7 +336,13 @@ def _arguments(value: Any, path: str) -> dict[str, Any]:
     return value
 
 
+def _parsed(value: Any, start: str, path: str) -> Any:
+    """Return the value of a JSON text that begins with `start`; any other value as it is."""
+    return parse_json(value, path) if isinstance(value, str) and value.lstrip().startswith(start) else value
+
+
 def _tool(tool: Any, path: str, unused: Callable[[str], None] | None) -> Tool:
+    tool = _parsed(tool, "{", path)
     if not isinstance(tool, dict):
         raise MessageError(path, f"is {kind(tool)}, expected {{type: function, function}}")
     if tool.get("type") not in (None, "function"):

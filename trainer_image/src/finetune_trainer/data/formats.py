@@ -42,8 +42,10 @@ def read_examples(
     problems, unused = Problems(name), unused or KeyCounter()
     form = None
     examples = []
+    absent = columns.to_dict() if columns else {}
     for row in read_rows(config, problems, files):
         form = form or detect_form(row, columns, row_format, pairs=pairs, name=name)
+        absent = {part: column for part, column in absent.items() if column not in row.value}
         try:
             examples.append(read_row(row, form, columns, loss_on, partial(unused.add, row.where)))
         except MessageError as error:
@@ -51,12 +53,14 @@ def read_examples(
     problems.raise_any()
     if not examples or form is None:
         raise invalid(f"{label_of(config, name)} is empty; expected at least one row")
+    for part, column in absent.items():
+        unused.add_setting(f"dataset.columns.{part}", f"no row has {column}")
     if strict and (found := unused.counts()):
         raise invalid(
             f"{name} has keys that are not used, and dataset.strict is true: {in_words(found)}. Remove them, map them with "
             "dataset.columns, or set dataset.strict to false"
         )
-    return without_repeated_prompts(examples) if form.format == "preference" else examples, form.format
+    return without_repeated_prompts(examples, name) if form.format == "preference" else examples, form.format
 
 
 def require_format(row_format: Format, *, pairs: bool, name: str = "dataset") -> None:
@@ -65,7 +69,8 @@ def require_format(row_format: Format, *, pairs: bool, name: str = "dataset") ->
         raise invalid(
             f"{name} holds preference pairs (prompt, chosen, rejected), and supervised training learns one wanted answer a "
             "row. Set method.dpo to learn from pairs; or to learn the chosen answers, set dataset.format to "
-            "prompt-completion and dataset.columns.completion to chosen"
+            "prompt-completion and dataset.columns.completion to chosen; if chosen holds whole conversations, set "
+            "dataset.format to messages and dataset.columns.messages to chosen"
         )
     if row_format != "preference" and pairs:
         raise invalid(

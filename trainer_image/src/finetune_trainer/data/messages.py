@@ -92,9 +92,8 @@ def _message(turn: Any, place: str) -> Any:
     if speaker == "function_call":
         calls = parse_json(value, f"{place}.value") if isinstance(value, str) else value
         return {**rest, "role": role, "tool_calls": calls if isinstance(calls, list) else [calls]}
-    if value is None:
-        raise MessageError(f"{place}.value", "is null, expected text")
-    return {**rest, "role": role, "content": value}
+    # Only an answer that is learnt must not be blank, which is checked later, when weights are known.
+    return {**rest, "role": role, "content": check_text(value, f"{place}.value", may_be_blank=True)}
 
 
 def from_transcript(text: str) -> list[Message] | None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from finetune_model.messages import Message, MessageError, kind, normalize_tools, report_unused
 from finetune_trainer.data.messages import from_transcript, is_beginning, without_weights
+from finetune_trainer.data.problems import invalid
 from finetune_trainer.data.row_parts import RowParts, assistant, history, instruction, user
 from finetune_trainer.data.rows import Example
 
@@ -48,12 +49,10 @@ def read_openai(parts: RowParts) -> Example:
         raise MessageError(column, f"is {kind(given)}, expected {{messages, tools}}")
     report_unused(given, {"messages", "tools", "functions"}, column, parts.unused, "input")
     prompt = parts.conversation(given.get("messages"), f"{column}.messages")
-    answers = [
-        parts.answer(parts.value(part), parts.names[part], prompt)
-        for part in ("preferred_output", "non_preferred_output")
-    ]
+    columns = ("preferred_output", "non_preferred_output")
+    chosen, rejected = (parts.answer(parts.value(part), parts.names[part], prompt) for part in columns)
     tools = normalize_tools(given.get("tools"), functions=given.get("functions"), unused=parts.unused)
-    return replace(_pair(parts, prompt, *answers, columns=("preferred_output", "non_preferred_output")), tools=tools)
+    return replace(_pair(parts, prompt, chosen, rejected, columns), tools=tools)
 
 
 def read_alpaca(parts: RowParts) -> Example:
@@ -88,12 +87,7 @@ def _chat(parts: RowParts, prompt: list[Message], text: str | None = None) -> Ex
                 f"is in no message with which both {parts.names['chosen']} and "
                 f"{parts.names['rejected']} begin; expected the user's message there",
             )
-        begins = chosen[0]["role"] == "system"
-        return (
-            _pair(parts, [], chosen, rejected)
-            if begins
-            else _pair(parts, [], *map(parts.with_system, (chosen, rejected)))
-        )
+        prompt = []
     return _pair(parts, prompt, chosen, rejected)
 
 
@@ -186,14 +180,21 @@ def _no_beginning(parts: RowParts, names: Sequence[str] | None = None) -> tuple[
     ], f"and {names[1]} have no common beginning; expected the prompt at the start of both, or a column prompt"
 
 
-def without_repeated_prompts(pairs: list[Example]) -> list[Example]:
+def without_repeated_prompts(pairs: list[Example], name: str = "dataset") -> list[Example]:
     """Return pairs whose answers no longer repeat the prompt, if the answers of all pairs do.
 
-    A single answer may begin with the words of its prompt; a dataset whose answers all do holds whole texts.
+    A few answers may begin with the words of their prompts; a dataset whose answers all do holds whole texts. Raises
+    TrainingError (DatasetInvalid) if most do.
     """
     texts = [pair for pair in pairs if isinstance(pair.prompt, str)]
-    if not texts or not all(_repeats(pair) for pair in texts):
+    others = [pair for pair in texts if not _repeats(pair)]
+    if not texts or 2 * len(others) >= len(texts):
         return pairs
+    if others:
+        raise invalid(
+            f"{name} repeats the prompt at the start of both answers in {len(texts) - len(others)} of {len(texts)} pairs, but "
+            f"not in {others[0].where}; write all pairs in one way"
+        )
     return [_shortened(pair) if isinstance(pair.prompt, str) else pair for pair in pairs]
 
 

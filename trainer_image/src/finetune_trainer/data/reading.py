@@ -109,20 +109,24 @@ def _encoded(inline: str) -> bytes:
 
 
 def _read_json_lines(stream: BinaryIO, problems: Problems, shown: str) -> Iterator[Row]:
+    first = None
     for number, line in lines_of(stream, shown):
         if not line.strip():
             continue
+        first = first or number
         try:
             value = _parse_json(line)
         except _NotJsonError as error:
-            if number == 1 and (problem := _spread_over_lines(line)):
-                raise invalid(f"{shown} line 1 {error}: {problem}") from None
+            if number == first and (problem := _spread_over_lines(line)):
+                raise invalid(f"{shown} line {number} {error}: {problem}") from None
             problems.add(f"line {number} {_ends_with_comma(line) or error}")
             continue
         if isinstance(value, dict):
             yield Row(f"line {number}", value)
-        elif number == 1 and isinstance(value, list) and value and isinstance(value[0], dict):
-            raise invalid(f"{shown} line 1 is a list of objects; name the file .json, or write one object per line")
+        elif number == first and isinstance(value, list) and value and isinstance(value[0], dict):
+            raise invalid(
+                f"{shown} line {number} is a list of objects; name the file .json, or write one object per line"
+            )
         else:
             problems.add(f"line {number} is {kind(value)}, expected a JSON object")
 

@@ -123,6 +123,11 @@ class DatasetReport(StatusModel):
         default_factory=list
     )
 
+    @property
+    def noun(self) -> str:
+        """Name of a row in words."""
+        return "pair" if self.format == "preference" else "row"
+
 
 def build_report(
     training: Tokenized,
@@ -164,7 +169,7 @@ def remarks(report: DatasetReport) -> list[str]:
     """List probable mistakes in sentences, each with a remedy."""
     found = []
     parts = [("training", report.training)] + ([("evaluation", report.evaluation)] if report.evaluation else [])
-    noun = "pair" if report.format == "preference" else "row"
+    noun = report.noun
     for name, part in parts:
         found += _remarks_on_keys(report, name, part, noun)
         for lost, remedy in (
@@ -222,7 +227,7 @@ def _counted(keys: Sequence[LostKey]) -> list[CountedKey]:
 
 def render_report(report: DatasetReport) -> str:
     """Format the report with its histogram for a terminal."""
-    noun = "pairs" if report.format == "preference" else "rows"
+    noun = f"{report.noun}s"
     lines = [
         f"dataset:    {report.training.rows} training {noun}, {report.evaluation.rows if report.evaluation else 0} evaluation "
         f"{noun}, format {report.format}, {report.digest}"

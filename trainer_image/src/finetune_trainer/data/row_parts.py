@@ -71,8 +71,11 @@ class RowParts:
             alone = self._normalized([], value, column)
         except MessageError:
             alone = []
-        if prompt and is_beginning(prompt, alone):
-            return alone[len(prompt) :]
+        # A system text may come from its own column, and stand in the prompt only.
+        system = 1 if prompt and prompt[0]["role"] == "system" else 0
+        for repeated in (prompt, prompt[system:]):
+            if repeated and is_beginning(repeated, alone):
+                return alone[len(repeated) :]
         # Read once more behind the prompt, because a result refers to a call that may stand there.
         return self._normalized(prompt, value, column)
 
@@ -104,7 +107,12 @@ class RowParts:
 
     def check_learnt(self, messages: list[Message], part: str) -> None:
         """Check that something is learnt, and no empty answer."""
-        check_learnt(messages, self.names[part], self.loss_on)
+        try:
+            check_learnt(messages, self.names[part], self.loss_on)
+        except MessageError as error:
+            if not is_sharegpt(as_list(self.value(part), self.names[part])):
+                raise
+            raise MessageError(error.path.replace(".content", ".value"), error.problem) from None
 
     def as_context(self, messages: list[Message]) -> list[Message]:
         """Return messages before the answer of a row; with lossOn completion they carry no loss."""

@@ -5,6 +5,8 @@ from typing import Any, Final, Literal
 
 from finetune_model.messages import Message, Tool
 
+__all__ = ["PARTS", "Example", "Format", "Message", "Row", "Tool"]
+
 Format = Literal["messages", "preference", "prompt-completion", "text"]
 PARTS: Final[dict[Format, tuple[str, ...]]] = {
     "messages": ("messages",),

@@ -19,8 +19,9 @@ class CountedKey:
     path: str
     """Path in a row, such as `messages[].name`."""
     rows: int
+    """Number of rows; 0 for a setting that concerns no row."""
     first: str
-    """Place of the first such row."""
+    """Place of the first such row, or what is wrong with the setting."""
 
 
 class KeyCounter:
@@ -41,6 +42,10 @@ class KeyCounter:
         self._last[path] = where
         self._first.setdefault(path, where)
         self._rows[path] = self._rows.get(path, 0) + 1
+
+    def add_setting(self, path: str, problem: str) -> None:
+        """Add a setting that has no effect on any row."""
+        self._rows[path], self._first[path] = 0, problem
 
     def counts(self) -> tuple[CountedKey, ...]:
         """Return the counts in the order in which keys were found."""
@@ -64,4 +69,6 @@ def in_words(keys: Sequence[CountedKey] | Iterable[CountedKey], noun: str = "row
 
 
 def _rows(key: CountedKey, noun: str) -> str:
+    if not key.rows:
+        return key.first
     return f"1 {noun}, {key.first}" if key.rows == 1 else f"{key.rows} {noun}s, the first in {key.first}"

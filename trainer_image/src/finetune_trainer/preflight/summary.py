@@ -31,11 +31,11 @@ def summarize(found: Preflight) -> str:
     if not (found.dataset and found.memory and found.disk is not None):
         raise ValueError("a preflight that failed has no summary")
     report = found.dataset.report
-    parts = [f"training: {_counted(report.training)}"]
+    parts = [f"training: {_counted(report.training, report.noun)}"]
     if report.evaluation:
-        parts.append(f"held out: {_counted(report.evaluation)}")
+        parts.append(f"held out: {_counted(report.evaluation, report.noun)}")
     if report.left_out:
-        parts.append(f"left out by maxRows or weight: {report.left_out} rows")
+        parts.append(f"left out by maxRows or weight: {report.left_out} {report.noun}s")
     figures = f"{'; '.join(parts)}; memory about {gib(found.memory.estimate.total)}, disk about {gib(found.disk)}."
     warnings = "".join(f" Warning: {warning}." for warning in warnings_of(found))
     return figures[:1].upper() + figures[1:] + warnings
@@ -46,5 +46,5 @@ def warnings_of(found: Preflight) -> list[str]:
     return [*found.warnings, *(remarks(found.dataset.report) if found.dataset else [])]
 
 
-def _counted(part: PartReport) -> str:
-    return f"{part.rows} rows, {part.tokens} tokens, {part.loss_tokens} of them with loss"
+def _counted(part: PartReport, noun: str) -> str:
+    return f"{part.rows} {noun}s, {part.tokens} tokens, {part.loss_tokens} of them with loss"

@@ -65,7 +65,10 @@ def _facts(record: dict[str, Any], dataset: DatasetReport) -> list[tuple[str, st
     hyper, lora, metrics = record["config"]["hyperparameters"], record["config"]["lora"], record["metrics"]
     facts = [
         ("base model", f"{record['base']['model']} ({record['base']['revision'][:24]})"),
-        ("dataset", f"{dataset.training.rows} rows, {dataset.training.tokens} tokens, {dataset.digest[:19]}"),
+        (
+            "dataset",
+            f"{dataset.training.rows} {dataset.noun}s, {dataset.training.tokens} tokens, {dataset.digest[:19]}",
+        ),
         ("adapter", _adapter(lora)),
         ("steps", f"{record['steps']} of {hyper['batchSize']} rows, learning rate {hyper['learningRate']:g}"),
         *([("continues from", _initial(initial))] if (initial := record["config"].get("initialAdapter")) else []),
