@@ -20,9 +20,13 @@ def texts_of(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None 
     called = {call["function"]["name"] for message in messages for call in message.get("tool_calls") or ()}
     for index, message in enumerate(messages):
         path = f"messages[{index}]"
-        for key in ("reasoning_content", "content"):
-            if message.get(key):
-                yield f"{path}.{key}", message[key]
+        if message.get("reasoning_content"):
+            yield f"{path}.reasoning_content", message["reasoning_content"]
+        if message.get("content"):
+            thought, content = _thought_and_content(message)
+            if thought:
+                yield f"{path}.reasoning_content", thought
+            yield f"{path}.content", content
         if message.get("name") and message["name"] not in called:
             yield f"{path}.name", message["name"]
         for number, call in enumerate(message.get("tool_calls") or ()):
@@ -62,8 +66,16 @@ def dropped_texts(
     return sorted(missing, key=lambda item: order[item[0]])
 
 
+_THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>(.*?)</\1>(.*)", re.DOTALL)
 _SENTENCES = ("content", "description")
 """Last keys of paths whose texts may stand beside any character; all others are words."""
+
+
+def _thought_and_content(message: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what an answer says in its content before and after the end of a thought; templates treat both apart."""
+    content = message["content"]
+    found = _THOUGHT.match(content) if message["role"] == "assistant" else None
+    return (found[2], found[3]) if found else ("", content)
 
 
 def _all_in_order(texts: Sequence[tuple[str, str]], rendered: str) -> bool:
