@@ -31,7 +31,7 @@ class Right:
     """Text of all tokens, for each row."""
     unused: dict[str, int] = field(default_factory=dict)
     """Number of rows by the paths of keys that are reported as not used."""
-    left_out: dict[str, int] = field(default_factory=dict)
+    unrendered: dict[str, int] = field(default_factory=dict)
     """Number of rows by the paths of texts that are reported as left out by the template."""
     refused: str | None = None
     """Words of the message with which the rows are refused."""
@@ -79,7 +79,7 @@ class Verdict:
         for part in ("learnt", "texts"):
             if getattr(right, part) is not None and getattr(right, part) != getattr(found, part):
                 problems.append(f"{part}: {getattr(found, part)!r}, expected {getattr(right, part)!r}")
-        for part in ("unused", "left_out"):
+        for part in ("unused", "unrendered"):
             if getattr(right, part) != getattr(found, part):
                 problems.append(f"{part}: {getattr(found, part)}, expected {getattr(right, part)}")
         for words in right.remarks:
@@ -126,7 +126,7 @@ def _found(case: Case, folder: Path) -> Right:
         learnt=[tokenizer.decode(_learnt(row)) for row in prepared.training.rows],
         texts=[tokenizer.decode(row.input_ids) for row in prepared.training.rows],
         unused=_counts(part, "unused"),
-        left_out=_counts(part, "left_out"),
+        unrendered=_counts(part, "unrendered"),
         remarks=tuple(remarks(prepared.report)),
     )
 

@@ -188,10 +188,10 @@ def _tokenize_part(
         )
         if cache and key:
             cache.store(key, tokenized)
-    if config.dataset.strict and tokenized.left_out:
+    if config.dataset.strict and tokenized.unrendered:
         raise invalid(
             f"The chat template of {config.model.source or config.model.path} leaves out texts of {name}, and dataset.strict is "
-            f"true: {in_words(tokenized.left_out)}. Remove them, or set dataset.strict to false"
+            f"true: {in_words(tokenized.unrendered)}. Remove them, or set dataset.strict to false"
         )
     return data.require_whole_pairs(tokenized, part, max_length, name) if pairs else tokenized
 

@@ -103,7 +103,7 @@ def _write(path: Path, tokenized: Tokenized) -> None:
         "truncated_places": tokenized.truncated_places,
         "dropped_places": tokenized.dropped_places,
         "turns": asdict(tokenized.turns),
-        "left_out": [asdict(key) for key in tokenized.left_out],
+        "unrendered": [asdict(key) for key in tokenized.unrendered],
     }
     arrays = {"input_ids": rows.input_ids, "learnt": rows.learnt, "offsets": rows.offsets}
     save_file(arrays, str(path), metadata={"counts": json.dumps(counts), "sha256": _digest(rows)})
@@ -128,7 +128,7 @@ def _read(path: Path) -> Tokenized:
         tuple(counts["truncated_places"]),
         tuple(counts["dropped_places"]),
         TurnCounts(ends, **counts["turns"]),
-        tuple(CountedKey(**key) for key in counts["left_out"]),
+        tuple(CountedKey(**key) for key in counts["unrendered"]),
     )
 
 

@@ -88,8 +88,8 @@ class PartReport(StatusModel):
     unused: Annotated[list[LostKey], Field(description="unused columns and keys, which no part of the format is.")] = (
         Field(default_factory=list)
     )
-    left_out: Annotated[
-        list[LostKey], Field(description="leftOut are texts of rows that the model's chat template does not write.")
+    unrendered: Annotated[
+        list[LostKey], Field(description="unrendered are texts of rows that the model's chat template does not write.")
     ] = Field(default_factory=list)
 
 
@@ -213,10 +213,10 @@ def _remarks_on_keys(report: DatasetReport, name: str, part: PartReport, noun: s
             f"not used of the {name} {noun}s: {in_words(_counted(part.unused), noun)}; remove them, or map them with "
             "dataset.columns if they are to be learnt"
         )
-    if part.left_out:
+    if part.unrendered:
         found.append(
             f"the chat template of {report.template} leaves out texts of the {name} {noun}s: "
-            f"{in_words(_counted(part.left_out), noun)}; use a model whose template writes them, or remove them"
+            f"{in_words(_counted(part.unrendered), noun)}; use a model whose template writes them, or remove them"
         )
     return found
 
@@ -289,7 +289,7 @@ def _part(
         split_rows=tokenized.turns.split_rows,
         raw_rows=tokenized.turns.raw_rows,
         unused=_lost(unused),
-        left_out=_lost(tokenized.left_out),
+        unrendered=_lost(tokenized.unrendered),
     )
 
 

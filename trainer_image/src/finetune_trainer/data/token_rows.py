@@ -146,7 +146,7 @@ class Tokenized:
     dropped_places: tuple[str, ...] = ()
     """Places of the first dropped rows."""
     turns: TurnCounts = TurnCounts()
-    left_out: tuple[CountedKey, ...] = ()
+    unrendered: tuple[CountedKey, ...] = ()
     """Texts of rows that the chat template leaves out, by their paths."""
 
     @property

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from finetune_model.borders import BorderError, TurnIds, TurnTokenizer
 from finetune_model.chat import DEFAULT_SETTINGS, ChatSettings, encode_raw
 from finetune_model.turns import TurnText, UnpredictableTemplateError
-from finetune_trainer.data.left_out import LostAnswerError, count_left_out
 from finetune_trainer.data.problems import Problems, invalid
 from finetune_trainer.data.rendering import Renderer, Unrenderable
 from finetune_trainer.data.rows import Example
 from finetune_trainer.data.token_rows import EndToken, Tokenized, TokenRowsBuilder, TurnCounts, as_ids
+from finetune_trainer.data.unrendered import LostAnswerError, count_unrendered
 from finetune_trainer.data.unused import KeyCounter
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def _tokenize(
         tuple(truncated.first),
         tuple(dropped.first),
         encoder.turn_counts(),
-        encoder.left_out.counts(),
+        encoder.unrendered.counts(),
     )
 
 
@@ -117,14 +117,16 @@ class _RowEncoder:
         self._special = tuple(token.content for token in added.values() if token.special)
         self._ends: Counter[int] = Counter()
         self._raw = self._split = 0
-        self.left_out = KeyCounter()
+        self.unrendered = KeyCounter()
         """Texts of rows that the template leaves out."""
 
     def encode(self, batch: Sequence[Example], problems: Problems) -> Iterator[tuple[Example, Sequences]]:
         """Yield the sequences of each row, in order; rows that cannot be rendered are added to `problems`."""
-        texts = [example for example in batch if example.text is not None]
-        raw = [example for example in batch if self._is_raw(example)]
-        chats = [example for example in batch if example.text is None and not self._is_raw(example)]
+        # A row that its source's weight repeats is one object, which is encoded once.
+        different = list({id(example): example for example in batch}.values())
+        texts = [example for example in different if example.text is not None]
+        raw = [example for example in different if self._is_raw(example)]
+        chats = [example for example in different if example.text is None and not self._is_raw(example)]
         found: dict[int, Sequences] = {}
         found.update(zip(map(id, texts), self._texts(texts), strict=True))
         found.update(zip(map(id, raw), self._raw_pairs(raw), strict=True))
@@ -177,7 +179,7 @@ class _RowEncoder:
             try:
                 rendered = self._renderer.render(messages := _messages_of(example), example.tools)
                 texts_of_row = [one.text for one in rendered]
-                count_left_out(example.where, messages, example.tools, texts_of_row, self.left_out)
+                count_unrendered(example.where, messages, example.tools, texts_of_row, self.unrendered)
             except (LostAnswerError, Unrenderable) as error:
                 problems.add(f"{example.where}: {error}")
                 continue

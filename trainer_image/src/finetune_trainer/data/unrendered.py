@@ -19,7 +19,7 @@ class LostAnswerError(ValueError):
     """An answer of which the chat template leaves out what is to be learnt; the message is the rest of a sentence about its row."""
 
 
-def count_left_out(
+def count_unrendered(
     where: str, messages: Sequence[Message], tools: Sequence[Any] | None, renderings: Sequence[str], counter: KeyCounter
 ) -> None:
     """Count the texts that none of a row's renderings has. Raises LostAnswerError for those of a learnt answer."""

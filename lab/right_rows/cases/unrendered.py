@@ -64,7 +64,7 @@ CASES = [
         [ASK, {**CALL, "weight": 0}, result("left", tool_call_id="c1"), ANSWER],
         Right(
             LEARNT,
-            left_out={"messages[].tool_calls[].function.name": 1, "messages[].tool_calls[].function.arguments.id": 1},
+            unrendered={"messages[].tool_calls[].function.name": 1, "messages[].tool_calls[].function.arguments.id": 1},
         ),
         "chatml",
     ),
@@ -73,17 +73,19 @@ CASES = [
         CHAT,
         Right(
             LEARNT,
-            left_out=TOOL_TEXTS,
+            unrendered=TOOL_TEXTS,
             remarks=("the chat template of pvc://models/tiny leaves out texts of the training rows: tools[]",),
         ),
         "chatml",
         tools=[TRACK],
     ),
-    chat("functions", CHAT, Right(LEARNT, left_out={"tools[].function.name": 1}), "chatml", functions=[{"name": "go"}]),
+    chat(
+        "functions", CHAT, Right(LEARNT, unrendered={"tools[].function.name": 1}), "chatml", functions=[{"name": "go"}]
+    ),
     chat(
         "what a tool does",
         CHAT,
-        Right(LEARNT, left_out={"tools[].function.description": 1, "tools[].function.parameters.properties.id": 1}),
+        Right(LEARNT, unrendered={"tools[].function.description": 1, "tools[].function.parameters.properties.id": 1}),
         "names-only",
         tools=[TRACK],
     ),
@@ -92,7 +94,7 @@ CASES = [
         CHAT,
         Right(
             LEARNT,
-            left_out={
+            unrendered={
                 "tools[].function.parameters.properties.to": 1,
                 "tools[].function.parameters.properties.to.enum[]": 1,
             },
@@ -103,18 +105,21 @@ CASES = [
     chat(
         "reasoning",
         [ASK, assistant("It left.", reasoning_content="Look it up.")],
-        Right(LEARNT, left_out={"messages[].reasoning_content": 1}),
+        Right(LEARNT, unrendered={"messages[].reasoning_content": 1}),
         "chatml",
     ),
-    chat("a name", [user("Where?", name="Ada"), ANSWER], Right(LEARNT, left_out={"messages[].name": 1}), "chatml"),
+    chat("a name", [user("Where?", name="Ada"), ANSWER], Right(LEARNT, unrendered={"messages[].name": 1}), "chatml"),
     chat("a name that is written", [user("Where?", name="Ada"), ANSWER], Right(LEARNT), "named"),
     chat(
-        "a system message", [system("Be brief."), *CHAT], Right(LEARNT, left_out={"messages[].content": 1}), "no-system"
+        "a system message",
+        [system("Be brief."), *CHAT],
+        Right(LEARNT, unrendered={"messages[].content": 1}),
+        "no-system",
     ),
     chat(
         "a second system message",
         [system("Be brief."), ASK, system("Be kind."), ANSWER],
-        Right(LEARNT, left_out={"messages[].content": 1}),
+        Right(LEARNT, unrendered={"messages[].content": 1}),
         "first-system",
     ),
     chat(
@@ -132,14 +137,14 @@ CASES = [
     chat(
         "a result",
         [ASK, CALL, result("left", tool_call_id="c1"), assistant("It left yesterday.")],
-        Right([f"{TRACKED}{END}It left yesterday.{END}"], left_out={"messages[].content": 1}),
+        Right([f"{TRACKED}{END}It left yesterday.{END}"], unrendered={"messages[].content": 1}),
         "no-results",
     ),
     chat("trimmed content", [user("  Where?\n"), assistant(" It left. ")], Right(LEARNT), "refuses-system"),
     chat(
         "text that occurs by chance",
         [system("left"), ASK, ANSWER],
-        Right(LEARNT, left_out={"messages[].content": 1}),
+        Right(LEARNT, unrendered={"messages[].content": 1}),
         "no-system",
     ),
     chat(
@@ -152,7 +157,7 @@ CASES = [
         "a column of system texts",
         KIND,
         [{"messages": CHAT, "system": "Be brief."}],
-        Right(LEARNT, left_out={"messages[].content": 1}),
+        Right(LEARNT, unrendered={"messages[].content": 1}),
         "no-system",
     ),
     Case(
@@ -163,14 +168,14 @@ CASES = [
             {"messages": CHAT},
             {"messages": [user("Where?", name="Bo"), ANSWER]},
         ],
-        Right(LEARNT * 3, left_out={"messages[].name": 2}),
+        Right(LEARNT * 3, unrendered={"messages[].name": 2}),
         "chatml",
     ),
     Case(
         "tools of a pair",
         KIND,
         [{"prompt": [ASK], "chosen": [ANSWER], "rejected": [assistant("No.")], "tools": [{"name": "go"}]}],
-        Right([*LEARNT, f"No.{END}"], left_out={"tools[].function.name": 1}),
+        Right([*LEARNT, f"No.{END}"], unrendered={"tools[].function.name": 1}),
         "chatml",
         pairs=True,
     ),

@@ -29,10 +29,10 @@ def found(family: Family, messages: list[Any], monkeypatch: pytest.MonkeyPatch, 
 def test_a_template_that_writes_everything_lacks_nothing(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     start = [system("Be brief.")] if family.system else []
     plain = found(family, [*start, user("Hi there!  "), assistant(" Good\n day. "), ASK, ANSWER], monkeypatch)
-    assert (plain.refused, plain.left_out) == (None, {})
+    assert (plain.refused, plain.unrendered) == (None, {})
     if family.tools:
         called = found(family, CALLING, monkeypatch, tools=[TRACK])
-        assert (called.refused, called.left_out) == (None, {})
+        assert (called.refused, called.unrendered) == (None, {})
 
 
 @pytest.mark.model
