@@ -32,7 +32,37 @@ def calling(arguments: Any) -> list[Any]:
 
 PAIR = '{"prompt": "Where?", "completion": "It left."}'
 
+CSV_ASK = '"[{""role"": ""user"", ""content"": ""Where?""}]"'
+
+
+def csv_answer(text: str) -> str:
+    """An answer as CSV quotes the JSON text of a list."""
+    return '"[{""role"": ""assistant"", ""content"": ""' + text + '""}]"'
+
+
 CASES = [
+    Case(
+        "pairs of messages in CSV",
+        KIND,
+        f"prompt,chosen,rejected\n{CSV_ASK},{csv_answer('It left.')},{csv_answer('No.')}\n",
+        Right([LEARNT[0], f"No.{END}"]),
+        file="rows.csv",
+        pairs=True,
+    ),
+    Case(
+        "prompts of messages in CSV",
+        KIND,
+        f"prompt,completion\n{CSV_ASK},{csv_answer('It left.')}\n",
+        Right(LEARNT),
+        file="rows.csv",
+    ),
+    Case(
+        "text that looks like a list",
+        KIND,
+        [{"prompt": '[{"a": 1}]', "completion": '[{"b": 2}]'}],
+        Right(['[{"b": 2}]' + END]),
+    ),
+    Case("text that begins like a list", KIND, [{"prompt": "[{", "completion": "[{ left"}], Right([f"[{{ left{END}"])),
     Case(
         "a list in .jsonl after a blank line",
         KIND,

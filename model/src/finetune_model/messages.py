@@ -87,7 +87,7 @@ def normalize_tools(
         return None
     if functions not in _EMPTY and tools not in _EMPTY:
         raise MessageError("functions", "is set beside tools, which has replaced it; keep one of them")
-    given = _parsed(given, "[", path)
+    given = parsed(given, "[", path)
     if not isinstance(given, list):
         raise MessageError(path, f"is {kind(given)}, expected a list of functions")
     return [_tool(tool, f"{path}[{index}]", unused) for index, tool in enumerate(given)] or None
@@ -205,7 +205,7 @@ class _Reader:
 
     def _calls(self, given: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
         place = f"{path}.tool_calls"
-        calls = _parsed(given.get("tool_calls"), "[", place)
+        calls = parsed(given.get("tool_calls"), "[", place)
         if not isinstance(calls, list | None):
             raise MessageError(place, f"is {kind(calls)}, expected a list")
         if legacy := given.get("function_call"):
@@ -336,13 +336,13 @@ def _arguments(value: Any, path: str) -> dict[str, Any]:
     return value
 
 
-def _parsed(value: Any, start: str, path: str) -> Any:
+def parsed(value: Any, start: str, path: str) -> Any:
     """Return the value of a JSON text that begins with `start`; any other value as it is."""
     return parse_json(value, path) if isinstance(value, str) and value.lstrip().startswith(start) else value
 
 
 def _tool(tool: Any, path: str, unused: Callable[[str], None] | None) -> Tool:
-    tool = _parsed(tool, "{", path)
+    tool = parsed(tool, "{", path)
     if not isinstance(tool, dict):
         raise MessageError(path, f"is {kind(tool)}, expected {{type: function, function}}")
     if tool.get("type") not in (None, "function"):

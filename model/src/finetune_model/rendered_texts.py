@@ -39,7 +39,9 @@ def texts_of(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None 
         yield f"{place}.name", function["name"]
         if function.get("description"):
             yield f"{place}.description", function["description"]
-        yield from _schema_texts(function["parameters"], f"{place}.parameters")
+        for key, value in function.items():
+            if key not in ("name", "description"):
+                yield from _schema_texts(value, f"{place}.{key}")
 
 
 def dropped_texts(

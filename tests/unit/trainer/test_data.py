@@ -211,6 +211,20 @@ def test_auto_takes_the_first_format_whose_columns_the_first_row_has_and_says_so
         )
     assert row_format == "preference"
     assert "dataset=dataset format=preference columns=chosen, id, prompt, rejected" in caplog.text
+    assert "because='the first row has prompt+chosen+rejected'" in caplog.text
+
+
+def test_auto_looks_at_the_method_before_the_columns(caplog: pytest.LogCaptureFixture) -> None:
+    row = {"messages": [*QUESTION, *YES], "prompt": "a", "chosen": [*QUESTION, *YES], "rejected": [*QUESTION, *NO]}
+    formats = []
+    with caplog.at_level("INFO", logger="finetune_trainer"):
+        for pairs in (False, True):
+            _, row_format = data.read_examples(
+                RowsConfig(inline=json.dumps(row)), row_format="auto", columns=None, loss_on="completion", pairs=pairs
+            )
+            formats.append(row_format)
+    assert formats == ["messages", "preference"]
+    assert "because='the first row has prompt+chosen+rejected, and method.dpo learns from pairs'" in caplog.text
 
 
 QUESTION = [{"role": "user", "content": "a"}]

@@ -68,6 +68,19 @@ def as_list(value: Any, column: str) -> Any:
     return [value] if isinstance(value, dict) else value
 
 
+def is_chat(value: Any) -> bool:
+    """Return whether a part is a conversation, or the JSON text of one, and not a text that is learnt as it is."""
+    if isinstance(value, str):
+        if not re.match(r"\s*\[\s*\{", value):
+            return False
+        try:
+            value = parse_json(value, "")
+        except MessageError:
+            return False
+        return all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in value)
+    return isinstance(value, list | dict)
+
+
 def is_sharegpt(value: Any) -> bool:
     """Return whether a conversation is written as ShareGPT's `{from, value}`."""
     return isinstance(value, list) and any(

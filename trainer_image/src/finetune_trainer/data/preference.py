@@ -7,8 +7,8 @@ on what remains, because that is what a run compares.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from finetune_model.messages import Message, MessageError, kind, normalize_tools, report_unused
-from finetune_trainer.data.messages import from_transcript, is_beginning, without_weights
+from finetune_model.messages import Message, MessageError, kind, normalize_tools, parsed, report_unused
+from finetune_trainer.data.messages import from_transcript, is_beginning, is_chat, without_weights
 from finetune_trainer.data.problems import invalid
 from finetune_trainer.data.row_parts import RowParts, assistant, history, instruction, user
 from finetune_trainer.data.rows import Example
@@ -19,17 +19,17 @@ ANSWERS = ("chosen", "rejected")
 def read_explicit(parts: RowParts) -> Example:
     """Return the pair of a row with prompt, chosen and rejected, each text or a conversation."""
     prompt, column = parts.value("prompt"), parts.names["prompt"]
-    if isinstance(prompt, list | dict):
+    if is_chat(prompt):
         return _chat(parts, parts.with_system(parts.conversation(prompt, column)))
     text = parts.text("prompt", may_be_blank=True)
-    if _is_chat(parts):
+    if _has_chats(parts):
         return _chat(parts, parts.with_system([user(text)]), text)
     return _texts(parts, [user(text)], text)
 
 
 def read_implicit(parts: RowParts) -> Example:
     """Return the pair of a row whose prompt is the common beginning of chosen and rejected."""
-    if _is_chat(parts):
+    if _has_chats(parts):
         return _chat(parts, [])
     chosen, rejected = (parts.text(part) for part in ANSWERS)
     transcripts = from_transcript(chosen), from_transcript(rejected)
@@ -44,7 +44,8 @@ def read_implicit(parts: RowParts) -> Example:
 
 def read_openai(parts: RowParts) -> Example:
     """Return the pair of a row in the form of OpenAI's preference fine-tuning: input, preferred and non-preferred output."""
-    given, column = parts.value("input"), parts.names["input"]
+    column = parts.names["input"]
+    given = parsed(parts.value("input"), "{", column)
     if not isinstance(given, dict):
         raise MessageError(column, f"is {kind(given)}, expected {{messages, tools}}")
     report_unused(given, {"messages", "tools", "functions"}, column, parts.unused, "input")
@@ -59,7 +60,7 @@ def read_alpaca(parts: RowParts) -> Example:
     """Return the pair of a row with Alpaca's instruction and two outputs."""
     prompt = instruction(parts)
     context = [*history(parts), user(prompt)]
-    return _chat(parts, parts.with_system(context)) if _is_chat(parts) else _texts(parts, context, prompt)
+    return _chat(parts, parts.with_system(context)) if _has_chats(parts) else _texts(parts, context, prompt)
 
 
 def read_sharegpt(parts: RowParts) -> Example:
@@ -67,14 +68,14 @@ def read_sharegpt(parts: RowParts) -> Example:
     return _chat(parts, parts.chat("conversations"))
 
 
-def _is_chat(parts: RowParts) -> bool:
-    return any(isinstance(parts.value(part), list | dict) for part in ANSWERS)
+def _has_chats(parts: RowParts) -> bool:
+    return any(is_chat(parts.value(part)) for part in ANSWERS)
 
 
 def _chat(parts: RowParts, prompt: list[Message], text: str | None = None) -> Example:
     """Return a pair of conversations. `text` is the prompt of a row that writes it as text."""
     for part in ANSWERS:
-        if not isinstance(parts.value(part), list | dict):
+        if not is_chat(parts.value(part)):
             raise MessageError(parts.names[part], f"is {kind(parts.value(part))}, expected a list of {{role, content}}")
     chosen, rejected = (parts.answer(parts.value(part), parts.names[part], prompt) for part in ANSWERS)
     if text is not None and chosen and chosen[0]["role"] != "assistant":

@@ -22,6 +22,7 @@ from finetune_trainer.data.forms import (
     TEXT,
     Form,
 )
+from finetune_trainer.data.messages import is_chat
 from finetune_trainer.data.row_parts import RowParts, assistant, history, instruction, user
 from finetune_trainer.data.rows import Example, Row
 
@@ -58,12 +59,12 @@ def _alpaca(parts: RowParts) -> Example:
 def _prompt_completion(parts: RowParts) -> Example:
     _check_label(parts)
     prompt, completion = parts.value("prompt"), parts.value("completion")
-    if not (_is_chat(prompt) or _is_chat(completion)):
+    if not (is_chat(prompt) or is_chat(completion)):
         prompt = parts.text("prompt", may_be_blank=True)
         return _prompted(parts, [user(prompt)], prompt, parts.text("completion"))
     context = parts.with_system(
         parts.conversation(prompt, parts.names["prompt"])
-        if _is_chat(prompt)
+        if is_chat(prompt)
         else [user(parts.text("prompt", may_be_blank=True))]
     )
     answer = _answer(parts, completion, context)
@@ -75,7 +76,7 @@ def _prompt_completion(parts: RowParts) -> Example:
 def _answer(parts: RowParts, completion: Any, context: list[Message]) -> list[Message]:
     """Return the messages of a completion; a conversation that repeats its prompt loses it."""
     column = parts.names["completion"]
-    if not _is_chat(completion):
+    if not is_chat(completion):
         return [assistant(parts.text("completion"))]
     answer = parts.answer(completion, column, context)
     if not answer or answer[-1]["role"] != "assistant":
@@ -109,10 +110,6 @@ def _check_label(parts: RowParts) -> None:
         )
     if label is not True:
         parts.leave("label")
-
-
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list | dict)
 
 
 def _text(parts: RowParts) -> Example:
