@@ -265,7 +265,7 @@ class _Reader:
 def report_unused(
     given: Mapping[Any, Any], known: Any, path: str, unused: Callable[[str], None] | None, owner: str
 ) -> None:
-    """Report keys that are not `known` and hold something. Raises MessageError if nobody wants to know of them."""
+    """Report keys that are not `known` and hold something. Raises MessageError if `unused` is None."""
     for key, value in given.items():
         if key in known or is_empty(value):
             continue
