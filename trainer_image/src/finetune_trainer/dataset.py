@@ -144,7 +144,7 @@ def prepare_dataset(
         copies=_copies(examples),
         left_out=examples.left_out,
         sources=[SourceReport(**asdict(use)) for use in examples.sources],
-        template=config.model.source or config.model.path,
+        template=_template_name(config),
         unused=(examples.unused, examples.evaluation_unused),
     )
     return PreparedDataset(training, evaluation, max_length, report)
@@ -190,10 +190,16 @@ def _tokenize_part(
             cache.store(key, tokenized)
     if config.dataset.strict and tokenized.unrendered:
         raise invalid(
-            f"The chat template of {config.model.source or config.model.path} leaves out texts of {name}, and dataset.strict is "
+            f"{_template_name(config)} leaves out texts of {name}, and dataset.strict is "
             f"true: {in_words(tokenized.unrendered)}. Remove them, or set dataset.strict to false"
         )
     return data.require_whole_pairs(tokenized, part, max_length, name) if pairs else tokenized
+
+
+def _template_name(config: TrainingConfig) -> str:
+    if config.chat and config.chat.template:
+        return "chat.template"
+    return f"the chat template of {config.model.source or config.model.path}"
 
 
 def _cache_inputs(config: TrainingConfig, examples: Examples) -> dict[str, Any]:

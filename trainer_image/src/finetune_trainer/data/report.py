@@ -113,7 +113,7 @@ class DatasetReport(StatusModel):
     max_length: Annotated[int, Field(description="maxLength in tokens that rows were cut to.")]
     loss_on: Annotated[str, Field(description="lossOn: which tokens carry loss.")]
     template: Annotated[
-        str | None, Field(description="template is the model whose chat template writes conversations.")
+        str | None, Field(description="template names the chat template that writes conversations.")
     ] = None
     training: Annotated[PartReport, Field(description="training rows.")]
     evaluation: Annotated[PartReport | None, Field(description="evaluation rows, if any.")] = None
@@ -215,7 +215,7 @@ def _remarks_on_keys(report: DatasetReport, name: str, part: PartReport, noun: s
         )
     if part.unrendered:
         found.append(
-            f"the chat template of {report.template} leaves out texts of the {name} {noun}s: "
+            f"{report.template} leaves out texts of the {name} {noun}s: "
             f"{in_words(_counted(part.unrendered), noun)}; use a model whose template writes them, or remove them"
         )
     return found
