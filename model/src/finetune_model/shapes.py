@@ -78,7 +78,7 @@ class _Part:
     count: int
     literals: list[str]
     stripped: list[bool | None]
-    """Whether each text is trimmed; None for one that the template leaves out."""
+    """True for each text that is trimmed; None for one that the template leaves out."""
     answers: list[tuple[Place, Place]]
 
 
@@ -99,7 +99,7 @@ class Plan:
 
     @property
     def is_useful(self) -> bool:
-        """Whether rows of the shape usually consist of its parts."""
+        """True while rows of the shape usually consist of its parts."""
         return self.misses < _MISSES or self.misses * 2 < self.uses
 
     def is_due(self) -> bool:
