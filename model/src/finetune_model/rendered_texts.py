@@ -55,15 +55,14 @@ def dropped_texts(
     if _all_in_order(texts, rendered):
         return []
     missing = []
-    # The longest first, so that a name is not found inside a question that mentions it.
-    for path, text in sorted(texts, key=lambda item: -len(item[1])):
+    # The longest first, so that a name is not found inside a question that mentions it; of equal texts the content, which is
+    # what an answer must not lack.
+    for path, text in sorted(texts, key=lambda item: (-len(item[1].strip()), not item[0].endswith(".content"))):
         place = _find(text.strip(), rendered, whole_word=not path.endswith(_SENTENCES))
-        if place is None:
-            missing.append((path, text))
-        else:
+        if place is not None:
             rendered = rendered[: place[0]] + "\0" + rendered[place[1] :]
-    if missing:
-        missing = [item for item in missing if not item[0].endswith(_SENTENCES) or not _is_in_spaced(item[1], rendered)]
+        elif not path.endswith(_SENTENCES) or not _is_in_spaced(text, rendered):
+            missing.append((path, text))
     order = {path: number for number, (path, _) in enumerate(texts)}
     return sorted(missing, key=lambda item: order[item[0]])
 

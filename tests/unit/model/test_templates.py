@@ -92,7 +92,7 @@ def conversation(family: Family, chance: random.Random) -> tuple[list[dict[str, 
             ]
         answer: dict[str, Any] = {"role": "assistant", "content": text(answer=True)}
         if chance.random() < 0.2:
-            answer["reasoning_content"] = text(answer=True)
+            answer["reasoning_content"] = f"Thought {len(messages)}: {chance.choice(TEXTS)}"
         elif chance.random() < 0.1:
             answer["content"] = f"<think>\n{text()}\n</think>\n\n{answer['content']}"
         if chance.random() < 0.15:

@@ -76,3 +76,16 @@ def test_keys_that_are_values_are_counted_together() -> None:
     assert len(counts) == MAX_KEYS + 1
     assert (counts[-1].path, counts[-1].rows) == ("\u2026", 5)
     assert in_words(counts).endswith("and 93 more keys")
+
+
+def test_of_two_equal_texts_the_reasoning_is_the_one_that_is_left_out() -> None:
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes.", "reasoning_content": "Yes."},
+    ]
+    assert dropped_texts(messages, None, "user: Hi\nassistant: Yes.\n") == [("messages[1].reasoning_content", "Yes.")]
+
+
+def test_a_trimmed_text_is_found_although_a_shorter_one_stands_in_it() -> None:
+    messages = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "a\r\nb c"}]
+    assert dropped_texts(messages, None, "a\nb c. b") == []
