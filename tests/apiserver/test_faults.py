@@ -136,6 +136,48 @@ def test_a_malformed_object_disturbs_nobody(world: World, relaxed_crds: None) ->
     assert 0 < len([line for line in lines if "malformed" in line]) <= 2
 
 
+POISON: list[Raw] = [
+    {"status": "text"},
+    {"status": ["list"]},
+    {"status": {"phase": {"a": "map"}}},
+    {"status": {"phase": ["list"]}},
+    {"spec": ..., "status": {"phase": "Succeeded", "observedGeneration": 1}},
+    {"spec": None, "status": {"phase": "Failed"}},
+    {"status": {"phase": "Succeeded", "conditions": "none", "adapter": [1]}},
+    {"metadata": {"labels": {"finetune.dev/service-name": ""}, "annotations": {"a": "b"}}, "status": {"attempt": "one"}},
+]
+"""Fields of stored objects under a CRD that lets them pass; `...` removes a field."""
+
+
+def test_poisoned_objects_end_nothing_and_are_told(world: World, relaxed_crds: None) -> None:
+    """Also at the next start, which reads all of them at once."""
+    names = [f"broken-{number}" for number in range(len(POISON))]
+    for name, fields in zip(names, POISON, strict=True):
+        for kind, manifest in (
+            ("finetunejobs", a_finetune_job(name, world.namespace)),
+            ("inferenceservices", an_inference_service(name, world.namespace)),
+        ):
+            stored = {key: value for key, value in {**manifest, **fields}.items() if value is not ...}
+            stored["metadata"] = {**manifest["metadata"], **fields.get("metadata", {})}
+            live = world.api.create(kind, {key: value for key, value in stored.items() if key != "status"})
+            path = world.api.path(kind, world.namespace, name, "status")
+            world.api.client._call("PUT", path, {**live, "status": fields["status"]})
+    world.operator.restart()
+    world.kubelet.script(world.namespace, succeeding())
+    world.submit("healthy")
+    assert world.wait_for_phase("Succeeded", name="healthy")["attempt"] == 1
+
+    def told() -> set[str]:
+        events = world.api.list("events", world.namespace)
+        return {event["regarding"]["name"] for event in events if event["reason"] == "SpecInvalid"}
+
+    wait_for("an event about each", lambda: told() == set(names))
+    assert world.operator.is_alive
+    assert world.operator.answers("/healthz")
+    assert world.status("broken-5") == {"phase": "Failed"}, "what has ended stays ended"
+    assert world.condition("Validated", "broken-0")["reason"] == "SpecInvalid"
+
+
 @pytest.fixture
 def relaxed_crds(api: Api) -> Any:
     """CRDs whose spec takes anything, as after a rollback of the CRDs; the strict ones come back afterwards."""
@@ -143,14 +185,20 @@ def relaxed_crds(api: Api) -> Any:
         crd = yaml.safe_load(file.read_text())
         relaxed = copy.deepcopy(crd)
         properties = relaxed["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
-        properties["spec"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        properties["spec"] = {"type": "object", "nullable": True, "x-kubernetes-preserve-unknown-fields": True}
+        properties["status"] = {"x-kubernetes-preserve-unknown-fields": True}
+        relaxed["spec"]["versions"][0]["schema"]["openAPIV3Schema"].pop("required", None)
+        relaxed["spec"]["versions"][0]["schema"]["openAPIV3Schema"].pop("x-kubernetes-validations", None)
+        relaxed["spec"]["versions"][0].pop("additionalPrinterColumns", None)
+        if "scale" in relaxed["spec"]["versions"][0].get("subresources", {}):
+            del relaxed["spec"]["versions"][0]["subresources"]["scale"]
         replace_crd(api, relaxed)
     time.sleep(1)
     yield
     for plural in ("finetunejobs", "inferenceservices"):
         for item in api.list(plural):
-            if item["metadata"]["name"] == "broken":
-                api.delete(plural, item["metadata"]["namespace"], "broken")
+            if item["metadata"]["name"].startswith("broken"):
+                api.delete(plural, item["metadata"]["namespace"], item["metadata"]["name"])
     for file in crd_files():
         replace_crd(api, yaml.safe_load(file.read_text()))
     time.sleep(1)

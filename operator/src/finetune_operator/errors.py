@@ -44,5 +44,20 @@ class ClusterError(OperatorError):
 
     @property
     def is_outage(self) -> bool:
-        """True if the API server is down, restarting or overloaded."""
-        return self.status in (0, 429) or self.status >= 500
+        """True if the API server is down, restarting, overloaded, or hidden behind a proxy that answers itself."""
+        return self.status in (0, 429) or self.status >= 500 or 300 <= self.status < 400
+
+
+class MalformedReplyError(ClusterError):
+    """A reply that no API server gives: a proxy's page, half a document, or an object of another kind. Counts as no answer."""
+
+    def __init__(self, verb: str, what: str, problem: str) -> None:
+        super().__init__(verb, what, 0, problem)
+
+
+class UnreadableObjectError(OperatorError):
+    """An object of the cluster does not have the form that its kind has."""
+
+    def __init__(self, kind: str, name: str, problem: str) -> None:
+        super().__init__(f"{kind} {name} cannot be read: {problem}")
+        self.message = str(self)

@@ -16,11 +16,9 @@ class Key(NamedTuple):
 
 
 def keys_of(metadata: Mapping[str, Any]) -> list[Key]:
-    """Read from the labels of a child or an owned object which objects it belongs to."""
-    labels, namespace = metadata.get("labels") or {}, metadata.get("namespace") or ""
-    keys = []
-    if name := labels.get(LABEL_JOB_NAME):
-        keys.append(Key(FINETUNE_JOB_KIND, namespace, name))
-    if name := labels.get(LABEL_SERVICE_NAME):
-        keys.append(Key(INFERENCE_SERVICE_KIND, namespace, name))
-    return keys
+    """Read from the labels of a child or an owned object which objects it belongs to; none from labels that are no texts."""
+    labels, namespace = metadata.get("labels"), metadata.get("namespace") or ""
+    if not isinstance(labels, Mapping):
+        return []
+    owners = [(FINETUNE_JOB_KIND, labels.get(LABEL_JOB_NAME)), (INFERENCE_SERVICE_KIND, labels.get(LABEL_SERVICE_NAME))]
+    return [Key(kind, namespace, name) for kind, name in owners if name and isinstance(name, str)]

@@ -15,7 +15,7 @@ from typing import Any, Final
 import kopf
 
 from finetune_operator.handlers.watches import CHILDREN, Mark, build_registry
-from finetune_operator.io.cluster import read_credentials
+from finetune_operator.io.connection import read_credentials
 from finetune_operator.process import metrics
 from finetune_operator.process.health import Health
 from finetune_operator.resources.labels import MANAGED_SELECTOR

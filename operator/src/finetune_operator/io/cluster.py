@@ -1,45 +1,41 @@
-"""Client of the API server, and the only module that talks to it: a few verbs over `kubernetes.aio`, with plain dicts.
+"""Client of the API server: a few verbs with plain dicts, over the connection that `io.connection` keeps.
 
 Plain dicts because our own kinds have no generated models, and so that requests look like the golden files. Every
 failure is a ClusterError; "not found" on a read is None.
 """
 
-import asyncio
-import json
-import logging
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import quote, urlencode
 
-import aiohttp
-from kubernetes.aio.client.api_client import ApiClient
-from kubernetes.aio.client.configuration import Configuration
-from kubernetes.aio.client.exceptions import ApiException
-from kubernetes.aio.config import load_incluster_config, load_kube_config
-
-from finetune_api.contract import FINETUNE_JOB_PLURAL, GROUP, INFERENCE_SERVICE_PLURAL, VERSION
+from finetune_api.contract import (
+    FINETUNE_JOB_KIND,
+    FINETUNE_JOB_PLURAL,
+    GROUP,
+    INFERENCE_SERVICE_KIND,
+    INFERENCE_SERVICE_PLURAL,
+    VERSION,
+)
 from finetune_operator.errors import ClusterError
+from finetune_operator.io.connection import Call, Connection
+from finetune_operator.io.replies import Page, Request, read_error, read_object, read_page
 from finetune_operator.kubernetes_types import Raw
-
-logger = logging.getLogger(__name__)
 
 FIELD_MANAGER: Final = "finetune-operator"
 """Field manager of the operator's server-side applies."""
 PAGE_SIZE: Final = 500
 """Objects per page of a LIST, so that thousands of jobs do not make one huge answer."""
-REQUEST_SECONDS: Final = 20.0
-"""Timeout of one request in seconds. An API server that needs longer is overloaded, and waiting would stall the worker."""
 
 
 @dataclass(frozen=True)
 class Resource:
-    """Resource of the API: group, version and plural."""
+    """Resource of the API: group, version, plural, and the kind of its objects."""
 
     group: str
     version: str
     plural: str
+    kind: str
 
     @property
     def root(self) -> str:
@@ -47,94 +43,37 @@ class Resource:
         return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
 
 
-FINETUNE_JOBS: Final = Resource(GROUP, VERSION, FINETUNE_JOB_PLURAL)
-INFERENCE_SERVICES: Final = Resource(GROUP, VERSION, INFERENCE_SERVICE_PLURAL)
-JOBS: Final = Resource("batch", "v1", "jobs")
-PODS: Final = Resource("", "v1", "pods")
-DEPLOYMENTS: Final = Resource("apps", "v1", "deployments")
-SERVICES: Final = Resource("", "v1", "services")
-BUDGETS: Final = Resource("policy", "v1", "poddisruptionbudgets")
-AUTOSCALERS: Final = Resource("autoscaling", "v2", "horizontalpodautoscalers")
-CONFIG_MAPS: Final = Resource("", "v1", "configmaps")
-CLAIMS: Final = Resource("", "v1", "persistentvolumeclaims")
-EVENTS: Final = Resource("events.k8s.io", "v1", "events")
+FINETUNE_JOBS: Final = Resource(GROUP, VERSION, FINETUNE_JOB_PLURAL, FINETUNE_JOB_KIND)
+INFERENCE_SERVICES: Final = Resource(GROUP, VERSION, INFERENCE_SERVICE_PLURAL, INFERENCE_SERVICE_KIND)
+JOBS: Final = Resource("batch", "v1", "jobs", "Job")
+PODS: Final = Resource("", "v1", "pods", "Pod")
+DEPLOYMENTS: Final = Resource("apps", "v1", "deployments", "Deployment")
+SERVICES: Final = Resource("", "v1", "services", "Service")
+BUDGETS: Final = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+AUTOSCALERS: Final = Resource("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler")
+CONFIG_MAPS: Final = Resource("", "v1", "configmaps", "ConfigMap")
+CLAIMS: Final = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
+EVENTS: Final = Resource("events.k8s.io", "v1", "events", "Event")
 
 BY_KIND: Final[Mapping[str, Resource]] = {
-    "InferenceService": INFERENCE_SERVICES,
-    "Job": JOBS,
-    "Deployment": DEPLOYMENTS,
-    "Service": SERVICES,
-    "PodDisruptionBudget": BUDGETS,
-    "HorizontalPodAutoscaler": AUTOSCALERS,
-    "ConfigMap": CONFIG_MAPS,
-    "PersistentVolumeClaim": CLAIMS,
+    resource.kind: resource
+    for resource in (INFERENCE_SERVICES, JOBS, DEPLOYMENTS, SERVICES, BUDGETS, AUTOSCALERS, CONFIG_MAPS, CLAIMS)
 }
 """Resource by kind of manifest. Knative and KServe have kinds of the same names; the operator creates only those here."""
-
-
-async def load_configuration(kubeconfig: str | None) -> Configuration:
-    """Read server address and credentials from disk, where tokens are replaced while the operator runs."""
-    configuration = Configuration()
-    if kubeconfig is not None:
-        await asyncio.to_thread(_load_kubeconfig, kubeconfig, configuration)
-    else:
-        load_incluster_config(client_configuration=configuration)
-    # No retries in the client: the work queue retries, with the object's new state.
-    configuration.retries = None
-    configuration.connection_pool_maxsize = 64
-    return configuration
-
-
-_KUBECONFIG_LOCK: Final = threading.Lock()
-
-
-def _load_kubeconfig(path: str, configuration: Configuration) -> None:
-    """Load a kubeconfig, one thread at a time.
-
-    The client unpacks certificates into files that it shares between calls, and names them before they are written. kopf's
-    thread and ours would read half-written ones.
-    """
-    with _KUBECONFIG_LOCK:
-        asyncio.run(load_kube_config(config_file=path, client_configuration=configuration))
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """Address and credentials for a second client (kopf's) of the same server."""
-
-    server: str
-    ca_path: str | None
-    token: str | None
-    certificate_path: str | None
-    key_path: str | None
-
-
-async def read_credentials(kubeconfig: str | None) -> Credentials:
-    """Read the current credentials from disk."""
-    configuration = await load_configuration(kubeconfig)
-    header = configuration.api_key.get("BearerToken") or ""
-    return Credentials(
-        server=configuration.host,
-        ca_path=configuration.ssl_ca_cert,
-        token=header.partition(" ")[2].strip() or None,
-        certificate_path=configuration.cert_file,
-        key_path=configuration.key_file,
-    )
 
 
 class Cluster:
     """Client of the API server. Use it as an async context manager."""
 
     def __init__(self, kubeconfig: str | None = None) -> None:
-        self._kubeconfig = kubeconfig
-        self._opened: ApiClient | None = None
+        self._connection = Connection(kubeconfig)
 
     async def __aenter__(self) -> Self:
-        self._opened = ApiClient(await load_configuration(self._kubeconfig))
+        await self._connection.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
+        await self._connection.close()
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Raw | None:
         """Get one object; None if it does not exist."""
@@ -145,12 +84,11 @@ class Cluster:
         items: list[Raw] = []
         query = {"limit": str(PAGE_SIZE), **({"labelSelector": selector} if selector else {})}
         while True:
-            page = await self._request("list", resource, namespace, query=query) or {}
-            items += page.get("items") or []
-            following = page.get("metadata", {}).get("continue")
-            if not following:
+            page = await self._page(resource, namespace, query)
+            items += page.items
+            if not page.following:
                 return items
-            query["continue"] = following
+            query["continue"] = page.following
 
     async def create(self, manifest: Raw) -> Raw | None:
         """Create an object; None if one of that name exists already."""
@@ -249,47 +187,30 @@ class Cluster:
         query: Mapping[str, str] | None = None,
         may_miss: bool = False,
     ) -> Raw | None:
-        what = f"{resource.plural} {namespace or '*'}/{name}".rstrip("/")
-        path = _path(verb, resource, namespace, name) + (f"?{urlencode(query)}" if query else "")
-        status, text = await self._send(verb, what, path, body)
-        if status == 404 and may_miss:
-            return None
-        if status >= 300:
-            raise ClusterError(verb, what, status, _message(text))
-        answer: Raw = json.loads(text)
-        return answer
-
-    async def _send(self, verb: str, what: str, path: str, body: Raw | None) -> tuple[int, bytes]:
+        """Send a request; return the object of the reply, or None if there is none of that name."""
+        request = _request_of(verb, resource, namespace, name)
         method, content_type = _METHODS[verb]
-        client = self._client
-        try:
-            headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": FIELD_MANAGER}
-            await client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-            response = await client.rest_client.request(
-                method,
-                client.configuration.host + path,
-                headers=headers,
-                body=body,
-                _request_timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
-            )
-            text = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError, ApiException) as error:
-            raise ClusterError(verb, what, 0, f"{type(error).__name__}: {error}") from error
-        if response.status == 401:
-            # The token may have been replaced on disk: the next request uses the new one.
-            client.configuration.api_key = (await load_configuration(self._kubeconfig)).api_key
-        return response.status, text
+        call = Call(method, _path(verb, resource, namespace, name, query), content_type, body)
+        status, text = await self._connection.send(request, call)
+        if status >= 300:
+            error = read_error(request, status, text)
+            if error.status == 404 and may_miss:
+                return None
+            raise error
+        return read_object(request, text, resource.kind, may_be_status=verb == "delete")
 
-    @property
-    def _client(self) -> ApiClient:
-        if self._opened is None:
-            raise RuntimeError("use Cluster as a context manager")
-        return self._opened
+    async def _page(self, resource: Resource, namespace: str | None, query: Mapping[str, str]) -> Page:
+        """Return one page of a LIST."""
+        request = _request_of("list", resource, namespace)
+        call = Call("GET", _path("list", resource, namespace, "", query))
+        status, text = await self._connection.send(request, call)
+        if status >= 300:
+            raise read_error(request, status, text)
+        return read_page(request, text, resource.kind)
 
 
 _METHODS: Final = {
     "get": ("GET", "application/json"),
-    "list": ("GET", "application/json"),
     "create": ("POST", "application/json"),
     "apply": ("PATCH", "application/apply-patch+yaml"),
     "annotate": ("PATCH", "application/merge-patch+json"),
@@ -300,19 +221,19 @@ _METHODS: Final = {
 """HTTP method and content type by verb. An apply may be sent as JSON because JSON is YAML."""
 
 
-def _path(verb: str, resource: Resource, namespace: str | None, name: str) -> str:
+def _request_of(verb: str, resource: Resource, namespace: str | None, name: str = "") -> Request:
+    return Request(verb, f"{resource.plural} {namespace or '*'}/{name}".rstrip("/"))
+
+
+def _path(
+    verb: str, resource: Resource, namespace: str | None, name: str, query: Mapping[str, str] | None = None
+) -> str:
     path = resource.root
     if namespace is not None:
         path += f"/namespaces/{quote(namespace)}"
     path += f"/{resource.plural}"
-    if verb not in ("list", "create"):
+    if verb not in ("list", "watch", "create"):
         path += f"/{quote(name)}"
-    return path + ("/status" if verb in ("patch status of", "patch condition of") else "")
-
-
-def _message(text: bytes) -> str:
-    """Return the `message` of a metav1.Status, or the beginning of a proxy's answer."""
-    try:
-        return str(json.loads(text)["message"])
-    except (ValueError, KeyError, TypeError):
-        return text[:300].decode(errors="replace")
+    if verb in ("patch status of", "patch condition of"):
+        path += "/status"
+    return path + (f"?{urlencode(query)}" if query else "")

@@ -10,3 +10,8 @@ STATUS_WRITES = Counter("finetune_operator_status_writes", "Status writes by kin
 PROBE_VERDICTS = Counter("finetune_operator_probe_verdicts", "Fingerprint probes by verdict.", ["verdict"])
 WATCH_RESTARTS = Counter("finetune_operator_watch_restarts", "Restarts of the watch.")
 RESYNCS = Counter("finetune_operator_resyncs", "Resyncs (LISTs of both kinds) by result.", ["result"])
+MALFORMED_REPLIES = Counter(
+    "finetune_operator_malformed_replies",
+    "Replies that no API server gives (proxy pages, cut documents) by verb.",
+    ["verb"],
+)

@@ -15,7 +15,7 @@ class Context:
     progress: ProgressReader
     settings: Settings
     reported: set[str] = field(default_factory=set)
-    """uid and generation of malformed objects that were logged: once per version is enough."""
+    """Reports about malformed objects that were made: once per version is enough."""
 
 
 @dataclass(frozen=True)

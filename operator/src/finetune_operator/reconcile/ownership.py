@@ -6,7 +6,7 @@ from typing import Final
 
 from finetune_api.v1alpha1 import FinetuneJob, InferenceService
 from finetune_api.v1alpha1.common import OwnerReference
-from finetune_operator.kubernetes_types import Raw
+from finetune_operator.kubernetes_types import Raw, map_of, maps_of
 
 PREDECESSOR_SECONDS: Final = 2.0
 """Pause between two checks that the garbage collector has removed the child of a deleted namesake."""
@@ -32,4 +32,5 @@ def ownership(owner: FinetuneJob | InferenceService, references: Sequence[OwnerR
 
 def owner_references(raw: Raw) -> list[OwnerReference]:
     """Parse the owner references of a raw object."""
-    return [OwnerReference.model_validate(reference) for reference in raw["metadata"].get("ownerReferences") or []]
+    references = maps_of(map_of(raw, "metadata"), "ownerReferences")
+    return [OwnerReference.model_validate(reference) for reference in references]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypedDict
 
-from finetune_operator.kubernetes_types import Raw
+from finetune_operator.kubernetes_types import Raw, map_of, maps_of, number_of, text_of, texts_of
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class PodFields(TypedDict):
 
 def parse_common(raw: Raw, container: str) -> PodFields:
     """Parse the facts of a raw Pod that both kinds of pods have; `container` names the main one."""
-    metadata, status = raw["metadata"], raw.get("status") or {}
-    state = container_status(raw, container).get("state") or {}
-    end = parse_end(state.get("terminated"))
-    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    metadata, status = map_of(raw, "metadata"), map_of(raw, "status")
+    state = map_of(container_status(raw, container), "state")
+    end = parse_end(map_of(state, "terminated"))
+    containers = [*maps_of(status, "initContainerStatuses"), *maps_of(status, "containerStatuses")]
     return PodFields(
-        name=metadata["name"],
-        phase=status.get("phase") or "Pending",
-        annotations=metadata.get("annotations") or {},
+        name=text_of(metadata, "name"),
+        phase=text_of(status, "phase") or "Pending",
+        annotations=texts_of(metadata, "annotations"),
         is_deleting="deletionTimestamp" in metadata,
         unschedulable=words_of(pod_condition(raw, "PodScheduled"), "False"),
         waiting=_first_waiting(containers),
@@ -75,23 +75,21 @@ def parse_common(raw: Raw, container: str) -> PodFields:
 
 def container_status(raw: Raw, name: str, kind: str = "containerStatuses") -> Raw:
     """Return the status of a container; empty if there is none yet."""
-    states = (raw.get("status") or {}).get(kind) or []
-    found: Raw = next((state for state in states if state.get("name") == name), {})
-    return found
+    states = maps_of(map_of(raw, "status"), kind)
+    return next((state for state in states if state.get("name") == name), {})
 
 
 def pod_condition(raw: Raw, kind: str) -> Raw:
     """Return a condition of a pod; empty if there is none."""
-    conditions = (raw.get("status") or {}).get("conditions") or []
-    found: Raw = next((condition for condition in conditions if condition["type"] == kind), {})
-    return found
+    conditions = maps_of(map_of(raw, "status"), "conditions")
+    return next((condition for condition in conditions if condition.get("type") == kind), {})
 
 
 def words_of(condition: Raw, status: str) -> tuple[str, str] | None:
     """Return reason and message of a condition with this `status`, or None."""
     if condition.get("status") != status:
         return None
-    return condition.get("reason") or "", condition.get("message") or ""
+    return text_of(condition, "reason"), text_of(condition, "message")
 
 
 def parse_end(terminated: Raw | None) -> ContainerEnd | None:
@@ -99,26 +97,31 @@ def parse_end(terminated: Raw | None) -> ContainerEnd | None:
     if not terminated:
         return None
     return ContainerEnd(
-        exit_code=int(terminated.get("exitCode", -1)),
-        reason=terminated.get("reason") or "",
-        message=terminated.get("message") or "",
-        started_at=parse_time(terminated.get("startedAt")),
-        finished_at=parse_time(terminated.get("finishedAt")),
+        exit_code=number_of(terminated, "exitCode", -1),
+        reason=text_of(terminated, "reason"),
+        message=text_of(terminated, "message"),
+        started_at=parse_time(text_of(terminated, "startedAt")),
+        finished_at=parse_time(text_of(terminated, "finishedAt")),
     )
 
 
 def started_at(state: Raw, end: ContainerEnd | None) -> datetime | None:
     """Return when a container in this state started, or None if it has not."""
-    return parse_time((state.get("running") or {}).get("startedAt")) or (end.started_at if end else None)
+    return parse_time(text_of(map_of(state, "running"), "startedAt")) or (end.started_at if end else None)
 
 
 def parse_time(text: str | None) -> datetime | None:
     """Parse a metav1.Time or MicroTime."""
-    return datetime.fromisoformat(text) if text else None
+    if not text:
+        return None
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"the time {text!r} has no time zone")
+    return moment
 
 
 def _first_waiting(containers: list[Raw]) -> tuple[str, str] | None:
     for status in containers:
-        if waiting := (status.get("state") or {}).get("waiting"):
-            return waiting.get("reason") or "", waiting.get("message") or ""
+        if waiting := map_of(map_of(status, "state"), "waiting"):
+            return text_of(waiting, "reason"), text_of(waiting, "message")
     return None

@@ -43,10 +43,11 @@ async def write_status(
     name = f"{metadata['namespace']}/{metadata['name']}"
     logger.info("status", extra={"kind": kind, "object": name, **{k: status.get(k) for k in ("phase", "reason")}})
     for event in events:
-        await _post(context, raw, kind, event)
+        await post_event(context, raw, kind, event)
 
 
-async def _post(context: Context, raw: Raw, kind: str, draft: EventDraft) -> None:
+async def post_event(context: Context, raw: Raw, kind: str, draft: EventDraft) -> None:
+    """Post an Event about an object; one that is refused is logged."""
     try:
         await context.cluster.create_event(
             raw["metadata"]["namespace"], build_event(raw, kind, draft, datetime.now(UTC))

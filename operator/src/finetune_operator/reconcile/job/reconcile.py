@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from finetune_api.contract import FINETUNE_JOB_KIND
 from finetune_api.outcome import Progress
 from finetune_api.v1alpha1 import FinetuneJob, FinetuneJobStatus, InferenceService
-from finetune_operator.errors import ClusterError, StalledError
+from finetune_operator.errors import ClusterError, StalledError, UnreadableObjectError
 from finetune_operator.io.cluster import (
     BY_KIND,
     CLAIMS,
@@ -23,6 +23,7 @@ from finetune_operator.io.cluster import (
 from finetune_operator.io.progress import ProgressReader
 from finetune_operator.kubernetes_types import Raw
 from finetune_operator.reconcile.context import Context, ReconcileResult
+from finetune_operator.reconcile.door import read_children, read_owners
 from finetune_operator.reconcile.job.attempt_start import build_attempt
 from finetune_operator.reconcile.job.attempts import find_attempt
 from finetune_operator.reconcile.job.claims import named_claims
@@ -33,8 +34,8 @@ from finetune_operator.reconcile.job.phase import is_terminal
 from finetune_operator.reconcile.job.plan import ActionOutcome, Observed, Plan, Refusal
 from finetune_operator.reconcile.job.report import report
 from finetune_operator.reconcile.job.training_pod import parse_child_job, parse_training_pod
-from finetune_operator.reconcile.malformed import describe, report_malformed
-from finetune_operator.reconcile.ownership import Ownership, owner_references, ownership
+from finetune_operator.reconcile.malformed import describe, report_malformed, report_unreadable_child
+from finetune_operator.reconcile.ownership import Ownership, ownership
 from finetune_operator.reconcile.reporting import write_status
 from finetune_operator.resources.labels import job_selector
 
@@ -51,7 +52,10 @@ async def reconcile_finetune_job(context: Context, namespace: str, name: str) ->
     except ValidationError as problem:
         await report_malformed(context, FINETUNE_JOBS, raw, problem)
         return ReconcileResult()
-    seen = await observe(context.cluster, context.progress, job)
+    try:
+        seen = await observe(context.cluster, context.progress, job)
+    except UnreadableObjectError as problem:
+        return await report_unreadable_child(context, FINETUNE_JOBS, raw, problem)
     plan = decide(job, seen, datetime.now(UTC), context.settings)
     outcome = await make_children(context, job, plan)
     await _delete_children(context.cluster, job, plan)
@@ -67,8 +71,8 @@ async def observe(cluster: Cluster, progress: ProgressReader, job: FinetuneJob) 
     """Read everything that a decision needs now, because no cache could say for certain that no trainer is alive."""
     namespace, selector = job.metadata.namespace, job_selector(job.metadata.uid)
     # Pods after Jobs: a pod that appears in between belongs to a Job that was seen.
-    children = tuple(parse_child_job(raw) for raw in await cluster.list(JOBS, namespace, selector))
-    pods = tuple(parse_training_pod(raw) for raw in await cluster.list(PODS, namespace, selector))
+    children = read_children(parse_child_job, "Job", await cluster.list(JOBS, namespace, selector))
+    pods = read_children(parse_training_pod, "Pod", await cluster.list(PODS, namespace, selector))
     seen = Observed(children=children, pods=pods)
     try:
         seen = replace(seen, service=await _read_service(cluster, job))
@@ -103,7 +107,11 @@ async def _read_earlier(cluster: Cluster, job: FinetuneJob) -> FinetuneJobStatus
     if name is None or is_terminal(job.status):
         return None
     raw = await cluster.get(FINETUNE_JOBS, job.metadata.namespace, name)
-    return None if raw is None else FinetuneJobStatus.model_validate(raw.get("status") or {})
+    return None if raw is None else read_children(_parse_status, FINETUNE_JOB_KIND, [raw])[0]
+
+
+def _parse_status(raw: Raw) -> FinetuneJobStatus:
+    return FinetuneJobStatus.model_validate(raw.get("status") or {})
 
 
 async def _read_progress(reader: ProgressReader, job: FinetuneJob, seen: Observed) -> Progress | None:
@@ -146,7 +154,7 @@ async def _is_ours(cluster: Cluster, job: FinetuneJob, manifest: Raw) -> bool:
         return True
     metadata = manifest["metadata"]
     live = await cluster.get(BY_KIND[manifest["kind"]], metadata["namespace"], metadata["name"])
-    return live is None or ownership(job, owner_references(live)) is Ownership.OWN
+    return live is None or ownership(job, read_owners(manifest["kind"], live)) is Ownership.OWN
 
 
 async def _delete_children(cluster: Cluster, job: FinetuneJob, plan: Plan) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_operator.kubernetes_types import Raw
+from finetune_operator.kubernetes_types import Raw, map_of, maps_of, text_of, texts_of
 from finetune_operator.reconcile.pod import (
     ContainerEnd,
     Pod,
@@ -68,16 +68,16 @@ class ChildJob:
 
 def parse_training_pod(raw: Raw) -> TrainingPod:
     """Parse a raw Pod of a training Job."""
-    metadata, status = raw["metadata"], raw.get("status") or {}
-    validation = container_status(raw, VALIDATE_CONTAINER, "initContainerStatuses").get("state") or {}
-    validation_end = parse_end(validation.get("terminated"))
+    metadata, status = map_of(raw, "metadata"), map_of(raw, "status")
+    validation = map_of(container_status(raw, VALIDATE_CONTAINER, "initContainerStatuses"), "state")
+    validation_end = parse_end(map_of(validation, "terminated"))
     return TrainingPod(
         **parse_common(raw, TRAINER_CONTAINER),
         attempt=parse_attempt(metadata),
-        created=parse_time(metadata.get("creationTimestamp")),
+        created=parse_time(text_of(metadata, "creationTimestamp")),
         is_scheduled=pod_condition(raw, "PodScheduled").get("status") == "True",
-        reason=status.get("reason") or "",
-        message=status.get("message") or "",
+        reason=text_of(status, "reason"),
+        message=text_of(status, "message"),
         disruption=words_of(pod_condition(raw, "DisruptionTarget"), "True"),
         validation_started_at=started_at(validation, validation_end),
         validation_end=validation_end,
@@ -86,24 +86,29 @@ def parse_training_pod(raw: Raw) -> TrainingPod:
 
 def parse_child_job(raw: Raw) -> ChildJob:
     """Parse a raw batch/v1 Job."""
-    metadata, status = raw["metadata"], raw.get("status") or {}
+    metadata, status = map_of(raw, "metadata"), map_of(raw, "status")
     ended: Raw = next(
-        (c for c in status.get("conditions") or [] if c["type"] in ("Complete", "Failed") and c["status"] == "True"), {}
+        (
+            c
+            for c in maps_of(status, "conditions")
+            if c.get("type") in ("Complete", "Failed") and c.get("status") == "True"
+        ),
+        {},
     )
     return ChildJob(
-        name=metadata["name"],
+        name=text_of(metadata, "name"),
         attempt=parse_attempt(metadata),
-        uid=metadata.get("uid", ""),
-        created=parse_time(metadata.get("creationTimestamp")),
-        started=parse_time(status.get("startTime")),
+        uid=text_of(metadata, "uid"),
+        created=parse_time(text_of(metadata, "creationTimestamp")),
+        started=parse_time(text_of(status, "startTime")),
         is_deleting="deletionTimestamp" in metadata,
-        is_suspended=bool((raw.get("spec") or {}).get("suspend")),
-        outcome=ended.get("type", ""),
-        message=ended.get("message") or "",
+        is_suspended=bool(map_of(raw, "spec").get("suspend")),
+        outcome=text_of(ended, "type"),
+        message=text_of(ended, "message"),
     )
 
 
 def parse_attempt(metadata: Raw) -> int:
     """Parse the attempt number from the labels; 0 for a child that somebody relabelled."""
-    text = (metadata.get("labels") or {}).get(LABEL_ATTEMPT, "")
+    text = texts_of(metadata, "labels").get(LABEL_ATTEMPT, "")
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0

@@ -14,12 +14,13 @@ from finetune_api.contract import INFERENCE_SERVICE_KIND
 from finetune_api.reasons import Reason
 from finetune_api.serving import PromotionRequest
 from finetune_api.v1alpha1 import InferenceService
-from finetune_operator.errors import ClusterError
+from finetune_operator.errors import ClusterError, UnreadableObjectError
 from finetune_operator.io.cluster import BY_KIND, INFERENCE_SERVICES, PODS
 from finetune_operator.io.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter, promote
 from finetune_operator.kubernetes_types import Raw
 from finetune_operator.reconcile.context import Context, ReconcileResult
-from finetune_operator.reconcile.malformed import report_malformed
+from finetune_operator.reconcile.door import read_children, read_live
+from finetune_operator.reconcile.malformed import report_malformed, report_unreadable_child
 from finetune_operator.reconcile.reporting import write_status
 from finetune_operator.reconcile.service.adapter_verdicts import ProbeRequest
 from finetune_operator.reconcile.service.decide import decide_service
@@ -56,7 +57,11 @@ async def reconcile_inference_service(context: Context, namespace: str, name: st
     except ValidationError as problem:
         await report_malformed(context, INFERENCE_SERVICES, raw, problem)
         return ReconcileResult()
-    desired, seen = build_desired(service, context.settings), await observe(context, service)
+    try:
+        seen = await observe(context, service)
+    except UnreadableObjectError as problem:
+        return await report_unreadable_child(context, INFERENCE_SERVICES, raw, problem)
+    desired = build_desired(service, context.settings)
     plan = decide_service(service, desired, seen, {}, context.settings)
     refusal = await _act(context, service, plan)
     await _write(context, raw, service, report_service(service, desired, plan, refusal, datetime.now(UTC)))
@@ -91,8 +96,8 @@ async def observe(context: Context, service: InferenceService) -> ServiceObserve
         cluster.list(PODS, namespace, selector),
         asyncio.gather(*(cluster.get(BY_KIND[kind], namespace, name) for kind, name in names.items())),
     )
-    live = {kind: {"kind": kind, **raw} for kind, raw in zip(names, found, strict=True) if raw is not None}
-    return ServiceObserved(live=live, pods=tuple(parse_server_pod(raw) for raw in pods))
+    live = {kind: read_live(kind, raw) for kind, raw in zip(names, found, strict=True) if raw is not None}
+    return ServiceObserved(live=live, pods=read_children(parse_server_pod, "Pod", pods))
 
 
 async def _act(context: Context, service: InferenceService, plan: ServicePlan) -> Stalled | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_operator.kubernetes_types import Raw
+from finetune_operator.kubernetes_types import Raw, map_of, maps_of, number_of, text_of
 from finetune_operator.reconcile.pod import (
     ContainerEnd,
     Pod,
@@ -67,20 +67,20 @@ def process_identity(uid: str, restarts: int) -> str:
 
 def parse_server_pod(raw: Raw) -> ServerPod:
     """Parse a raw Pod of a server Deployment."""
-    metadata, status = raw["metadata"], raw.get("status") or {}
+    metadata, status = map_of(raw, "metadata"), map_of(raw, "status")
     server = container_status(raw, SERVER_CONTAINER)
-    gates = (raw.get("spec") or {}).get("readinessGates") or []
+    gates = maps_of(map_of(raw, "spec"), "readinessGates")
     return ServerPod(
         **parse_common(raw, SERVER_CONTAINER),
-        uid=metadata.get("uid", ""),
-        resource_version=metadata.get("resourceVersion", ""),
-        address=status.get("podIP") or "",
-        last_end=parse_end((server.get("lastState") or {}).get("terminated")),
+        uid=text_of(metadata, "uid"),
+        resource_version=text_of(metadata, "resourceVersion"),
+        address=text_of(status, "podIP"),
+        last_end=parse_end(map_of(map_of(server, "lastState"), "terminated")),
         is_ready=pod_condition(raw, "Ready").get("status") == "True",
         are_containers_ready=pod_condition(raw, "ContainersReady").get("status") == "True",
-        has_readiness_gate=any(gate["conditionType"] == CONDITION_ADAPTERS_VERIFIED for gate in gates),
+        has_readiness_gate=any(gate.get("conditionType") == CONDITION_ADAPTERS_VERIFIED for gate in gates),
         verified_process=_verified_process(raw, server),
-        restarts=int(server.get("restartCount") or 0),
+        restarts=number_of(server, "restartCount"),
     )
 
 
@@ -93,11 +93,11 @@ def _verified_process(raw: Raw, server: Raw) -> str | None:
     gate = pod_condition(raw, CONDITION_ADAPTERS_VERIFIED)
     if gate.get("status") != "True":
         return None
-    reason = gate.get("reason") or ""
+    reason = text_of(gate, "reason")
     if reason.startswith(f"{VERIFIED_PROCESS}:"):
         return reason
-    opened = parse_time(gate.get("lastTransitionTime"))
-    started = parse_time(((server.get("state") or {}).get("running") or {}).get("startedAt"))
+    opened = parse_time(text_of(gate, "lastTransitionTime"))
+    started = parse_time(text_of(map_of(map_of(server, "state"), "running"), "startedAt"))
     if opened is None or started is None or started > opened:
         return UNKNOWN_PROCESS
-    return process_identity(raw["metadata"].get("uid", ""), int(server.get("restartCount") or 0))
+    return process_identity(text_of(map_of(raw, "metadata"), "uid"), number_of(server, "restartCount"))
