@@ -78,8 +78,8 @@ def test_a_dead_broker_is_asked_once_and_then_left_alone() -> None:
     asked = []
 
     class Dead:
-        async def get(self, key: str) -> bytes:
-            asked.append(key)
+        async def mget(self, keys: list[str]) -> list[bytes]:
+            asked.extend(keys)
             raise ConnectionError("no")
 
     reader._connected = lambda url: Dead()  # type: ignore[method-assign,assignment,return-value]
@@ -93,6 +93,24 @@ def test_a_dead_broker_is_asked_once_and_then_left_alone() -> None:
     now[0] += PAUSE_SECONDS
     asyncio.run(read_often())
     assert len(asked) == 2
+
+
+def test_hundreds_of_running_jobs_are_one_request() -> None:
+    reader = ProgressReader("redis://127.0.0.1:9/0")
+    asked: list[list[str]] = []
+
+    class Redis:
+        async def mget(self, keys: list[str]) -> list[bytes]:
+            asked.append(keys)
+            return [meta("PROGRESS", a_progress(int(key.rpartition("-")[2])).to_dict()) for key in keys]
+
+    reader._connected = lambda url: Redis()  # type: ignore[method-assign,assignment,return-value]
+
+    async def read_all() -> list[Any]:
+        return await asyncio.gather(*(reader.read(UID, number) for number in range(1, 301)))
+
+    assert [progress.step for progress in asyncio.run(read_all())] == list(range(1, 301))
+    assert len(asked) == 1
 
 
 def test_a_broker_that_is_not_there_raises_nothing() -> None:

@@ -1,5 +1,6 @@
 """Progress of running attempts, read from Celery's result backend. Without Redis only the progress in status is missing."""
 
+import asyncio
 import json
 import logging
 import time
@@ -20,31 +21,56 @@ TIMEOUT_SECONDS = 0.5
 """Timeout in seconds for connecting and for an answer, short because a reconcile must not wait for optional data."""
 PAUSE_SECONDS = 15.0
 """Seconds without requests after an error, so that an unreachable Redis costs one timeout in 15 s, not one per pass."""
+GATHER_SECONDS = 0.02
+"""Seconds for which reads are gathered into one request."""
 KEY_PREFIX = "celery-task-meta-"
 """Prefix of the keys of Celery's Redis backend."""
 
 
 class ProgressReader:
-    """Reader of progress. Returns None if Redis does not answer."""
+    """Reader of progress. Returns None if Redis does not answer.
+
+    Reads that come together are one request: hundreds of running jobs would otherwise exceed any pool of connections, and each
+    would wait for all others.
+    """
 
     def __init__(self, broker_url: str | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._broker_url = broker_url or None
         self._clock = clock
         self._silent_until = 0.0
         self._redis: Redis | None = None
+        self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._flush: asyncio.Task[None] | None = None
 
     async def read(self, job_uid: str, attempt: int) -> Progress | None:
         """Read the latest progress of an attempt; None if there is none or Redis does not answer."""
         if self._broker_url is None or self._clock() < self._silent_until:
             return None
-        try:
-            value = await self._connected(self._broker_url).get(KEY_PREFIX + task_id(job_uid, attempt))
-        except Exception as error:
-            # Any error: no failure of Redis may affect a job, and its client raises many kinds.
-            self._silent_until = self._clock() + PAUSE_SECONDS
-            logger.warning("progress is not available: Redis does not answer", extra={"error": type(error).__name__})
-            return None
-        return parse_result(value)
+        key = KEY_PREFIX + task_id(job_uid, attempt)
+        if key not in self._waiting:
+            self._waiting[key] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting[key]
+        if self._flush is None or self._flush.done():
+            self._flush = asyncio.create_task(self._read_all(self._broker_url))
+        return parse_result(await waiting)
+
+    async def _read_all(self, url: str) -> None:
+        """Read all keys that are waited for, until there are none."""
+        await asyncio.sleep(GATHER_SECONDS)
+        while self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            values: list[Any] = [None] * len(waiting)
+            try:
+                values = await self._connected(url).mget(list(waiting))
+            except Exception as error:
+                # Any error: no failure of Redis may affect a job, and its client raises many kinds.
+                self._silent_until = self._clock() + PAUSE_SECONDS
+                logger.warning(
+                    "progress is not available: Redis does not answer", extra={"error": type(error).__name__}
+                )
+            for future, value in zip(waiting.values(), values, strict=True):
+                if not future.done():
+                    future.set_result(value)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -56,9 +82,7 @@ class ProgressReader:
             # Imported only where a broker is configured: start-up stays fast without one.
             from redis.asyncio import Redis
 
-            self._redis = Redis.from_url(
-                url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS, max_connections=8
-            )
+            self._redis = Redis.from_url(url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS)
         return self._redis
 
 
