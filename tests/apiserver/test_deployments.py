@@ -76,7 +76,7 @@ def test_a_token_that_is_replaced_on_disk_is_picked_up_by_the_same_process(world
     operator = OperatorProcess(own, tmp_path / "operator.log", namespaces=world.namespace)
     operator.start(wait=False)
     try:
-        wait_for("the watch to be refused", lambda: "watching starts afresh" in operator.log.read_text())
+        wait_for("the watch to be refused", lambda: "watch is repeated" in operator.log.read_text())
         assert operator.is_alive
         own.write_text(good)
         wait_for("the operator to be ready", lambda: operator.answers("/readyz"), 20)

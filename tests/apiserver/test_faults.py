@@ -144,13 +144,17 @@ POISON: list[Raw] = [
     {"spec": ..., "status": {"phase": "Succeeded", "observedGeneration": 1}},
     {"spec": None, "status": {"phase": "Failed"}},
     {"status": {"phase": "Succeeded", "conditions": "none", "adapter": [1]}},
-    {"metadata": {"labels": {"finetune.dev/service-name": ""}, "annotations": {"a": "b"}}, "status": {"attempt": "one"}},
+    {
+        "metadata": {"labels": {"finetune.dev/service-name": ""}, "annotations": {"a": "b"}},
+        "status": {"attempt": "one"},
+    },
 ]
 """Fields of stored objects under a CRD that lets them pass; `...` removes a field."""
 
 
 def test_poisoned_objects_end_nothing_and_are_told(world: World, relaxed_crds: None) -> None:
-    """Also at the next start, which reads all of them at once."""
+    """The start reads all of them at once."""
+    world.operator.kill()
     names = [f"broken-{number}" for number in range(len(POISON))]
     for name, fields in zip(names, POISON, strict=True):
         for kind, manifest in (
@@ -162,10 +166,11 @@ def test_poisoned_objects_end_nothing_and_are_told(world: World, relaxed_crds: N
             live = world.api.create(kind, {key: value for key, value in stored.items() if key != "status"})
             path = world.api.path(kind, world.namespace, name, "status")
             world.api.client._call("PUT", path, {**live, "status": fields["status"]})
-    world.operator.restart()
-    world.kubelet.script(world.namespace, succeeding())
+    world.operator.start()
+    # Jobs whose status was replaced by a report are whole again, and run, too.
+    world.kubelet.script(world.namespace, *(succeeding() for _ in range(20)))
     world.submit("healthy")
-    assert world.wait_for_phase("Succeeded", name="healthy")["attempt"] == 1
+    assert world.wait_for_phase("Succeeded", name="healthy", seconds=90)["attempt"] == 1
 
     def told() -> set[str]:
         events = world.api.list("events", world.namespace)
@@ -175,7 +180,6 @@ def test_poisoned_objects_end_nothing_and_are_told(world: World, relaxed_crds: N
     assert world.operator.is_alive
     assert world.operator.answers("/healthz")
     assert world.status("broken-5") == {"phase": "Failed"}, "what has ended stays ended"
-    assert world.condition("Validated", "broken-0")["reason"] == "SpecInvalid"
 
 
 @pytest.fixture

@@ -1,18 +1,15 @@
 """Rules about the repository that would only hurt much later: shadowed modules, layers, versions, tags."""
 
-import importlib.metadata
 import operator
 import re
 import subprocess
 import sys
 import sysconfig
-import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import grimp
 import pytest
-from packaging.version import Version
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = [
@@ -78,14 +75,6 @@ def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
 def test_test_folders_are_no_packages() -> None:
     """Two test files of one name can then live in two folders (`--import-mode=importlib`)."""
     assert tracked("tests/**/__init__.py", "tests/__init__.py") == []
-
-
-def test_kopf_is_one_that_notices_when_it_goes_deaf() -> None:
-    """Older ones lose a broken watch and go on as if nothing had happened."""
-    oldest = "1.45.2"
-    project = tomllib.loads((REPOSITORY / "operator" / "pyproject.toml").read_text())["project"]
-    assert f"kopf>={oldest}" in project["dependencies"]
-    assert Version(importlib.metadata.version("kopf")) >= Version(oldest)
 
 
 def test_no_manifest_and_no_dockerfile_uses_a_moving_tag() -> None:

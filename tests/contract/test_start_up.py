@@ -18,7 +18,7 @@ HEAVY = ("torch", "transformers", "peft", "datasets", "celery")
     ("module", "forbidden"),
     [
         ("finetune_operator.main", (*HEAVY, "fastapi")),
-        ("finetune_gateway.app", (*HEAVY, "kopf", "kubernetes")),
+        ("finetune_gateway.app", (*HEAVY, "kubernetes")),
     ],
 )
 def test_the_control_plane_imports_nothing_heavy(module: str, forbidden: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The operator's process: health server, controller and the supervised watch, until SIGTERM.
+"""The operator's process: health server and controller, until SIGTERM.
 
 python -m finetune_operator        settings come from FINETUNE_OPERATOR_* variables, see `settings`
 """
@@ -13,7 +13,6 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from finetune_operator.handlers.controller import Controller
-from finetune_operator.handlers.watch_supervisor import WatchSupervisor, thread_safe
 from finetune_operator.io.cluster import Cluster
 from finetune_operator.io.progress import ProgressReader
 from finetune_operator.process.health import Health, build_app
@@ -45,16 +44,13 @@ async def run(settings: Settings) -> None:
     health = Health()
     progress = ProgressReader(settings.broker_url.get_secret_value() if settings.broker_url else None)
     async with Cluster(settings.kubeconfig) as cluster:
-        controller = Controller(Context(cluster, progress, settings), health)
-        watch = WatchSupervisor(settings, thread_safe(loop, controller.mark), health)
+        controller = Controller(Context(cluster, progress, settings), health, mirrors=True)
         server = await _serve(settings, health)
-        watch.start()
         scope = sorted(settings.namespaces) or "all namespaces"
         logger.info("started", extra={"scope": scope, "port": settings.health_port})
         try:
             await _work_until(stop, controller)
         finally:
-            await asyncio.to_thread(watch.stop)
             await server.cleanup()
             await progress.close()
     logger.info("stopped")

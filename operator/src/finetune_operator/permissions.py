@@ -1,7 +1,7 @@
 """RBAC rules that the operator needs. The chart renders the same rules; a test compares the two.
 
-No wildcards, secrets, nodes, service accounts or roles. Each verb is used by `io.cluster`, `handlers` or
-kopf: the API server tests run with exactly these rules and fail if one is missing or unused.
+No wildcards, secrets, nodes, service accounts or roles. Each verb is used by
+`io.cluster`: the API server tests run with exactly these rules and fail if one is missing or unused.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ class Rule:
 
 
 FRAMEWORK: Final = (
-    Rule(GROUP, FINETUNE_JOB_PLURAL, ("list", "watch"), "kopf's watch and the operator's resync"),
-    Rule(GROUP, INFERENCE_SERVICE_PLURAL, ("list", "watch"), "kopf's watch and the operator's resync"),
-    Rule("batch", "jobs", ("list", "watch"), "kopf's watch; the children of a job at decision time"),
-    Rule("", "pods", ("list", "watch"), "kopf's watch; the pods of a job at decision time"),
-    Rule("apps", "deployments", ("list", "watch"), "kopf's watch"),
+    Rule(GROUP, FINETUNE_JOB_PLURAL, ("list", "watch"), "the cache"),
+    Rule(GROUP, INFERENCE_SERVICE_PLURAL, ("list", "watch"), "the cache"),
+    Rule("batch", "jobs", ("list", "watch"), "the cache; the children of a job before another attempt starts"),
+    Rule("", "pods", ("list", "watch"), "the cache; the pods of a job before another attempt starts"),
+    Rule("apps", "deployments", ("list", "watch"), "the cache"),
 )
-"""Rules for watching. kopf's discovery is open to every authenticated user."""
+"""Rules for watching."""
 
 APPLICATION: Final = (
-    Rule(GROUP, FINETUNE_JOB_PLURAL, ("get", "delete"), "state at decision time; ttlSecondsAfterFinished"),
+    Rule(GROUP, FINETUNE_JOB_PLURAL, ("get", "delete"), "the state before an attempt starts; ttlSecondsAfterFinished"),
     Rule(GROUP, f"{FINETUNE_JOB_PLURAL}/status", ("patch",), "status"),
     Rule(GROUP, INFERENCE_SERVICE_PLURAL, ("get", "create", "patch", "delete"), "the endpoint of a job with serve"),
     Rule(GROUP, f"{INFERENCE_SERVICE_PLURAL}/status", ("patch",), "status"),

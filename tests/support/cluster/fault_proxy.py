@@ -100,6 +100,7 @@ class FaultProxy:
             for stream in list(self._streams):
                 await stream.write(b'{"type": "MODIFIED", "object": {"kind": ')
                 await stream.write_eof()
+                self._streams.discard(stream)
 
         asyncio.run_coroutine_threadsafe(cut(), self._loop).result(10)
 
@@ -156,9 +157,13 @@ class FaultProxy:
     async def _relay(self, request: web.Request, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
         response = web.StreamResponse(status=upstream.status, headers=_type(upstream))
         await response.prepare(request)
+        # Otherwise aiohttp would keep the headers until there is an event.
+        await response.write(b"\n")
         self._streams.add(response)
         try:
             async for chunk in upstream.content.iter_any():
+                if response not in self._streams:
+                    break
                 await response.write(chunk)
         finally:
             self._streams.discard(response)

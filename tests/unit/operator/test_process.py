@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 
 from finetune_api.json_logs import JsonFormatter
-from finetune_api.v1alpha1 import FinetuneJob
 from finetune_operator.handlers.keys import Key, keys_of
-from finetune_operator.handlers.resync import is_settled
-from finetune_operator.handlers.watch_supervisor import build_kopf_settings
 from finetune_operator.permissions import rules
 from finetune_operator.process.health import STALE_SECONDS, Health
+from finetune_operator.reconcile.projections import is_settled
 from finetune_operator.settings import Settings
 from support.objects.clock import Clock
 
@@ -128,13 +126,3 @@ def test_children_lead_to_their_owners() -> None:
 )
 def test_finished_jobs_are_not_looked_at_again(status: Any, spec: Any, settled: bool) -> None:
     assert is_settled({"metadata": {"generation": 1}, "spec": spec, "status": status}) is settled
-
-
-def test_kopf_keeps_its_hands_off() -> None:
-    settings = build_kopf_settings()
-    assert settings.posting.enabled is False
-    assert settings.scanning.disabled is True
-    assert settings.process.ultimate_exiting_timeout is None
-    assert max(settings.queueing.error_delays) <= 15
-    assert max(settings.networking.error_backoffs) <= 2  # type: ignore[arg-type,type-var]
-    assert FinetuneJob.__doc__

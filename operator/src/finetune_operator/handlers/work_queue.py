@@ -15,7 +15,7 @@ Key = TypeVar("Key", bound=Hashable)
 FIRST_BACKOFF_SECONDS = 0.5
 """Delay after the first failure; doubles with each."""
 MAX_BACKOFF_SECONDS = 15.0
-"""Cap of the backoff: kopf's own default of ten minutes would make one hiccup look like a dead operator."""
+"""Cap of the backoff: with minutes, one hiccup would look like a dead operator."""
 
 
 class WorkQueue(Generic[Key]):

@@ -4,7 +4,8 @@ Plain dicts because our own kinds have no generated models, and so that requests
 failure is a ClusterError; "not found" on a read is None.
 """
 
-from collections.abc import Mapping
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import quote, urlencode
@@ -19,13 +20,24 @@ from finetune_api.contract import (
 )
 from finetune_operator.errors import ClusterError
 from finetune_operator.io.connection import Call, Connection
-from finetune_operator.io.replies import Page, Request, read_error, read_object, read_page
+from finetune_operator.io.replies import (
+    Change,
+    Page,
+    Request,
+    is_identified,
+    read_change,
+    read_error,
+    read_object,
+    read_page,
+)
 from finetune_operator.kubernetes_types import Raw
 
 FIELD_MANAGER: Final = "finetune-operator"
 """Field manager of the operator's server-side applies."""
 PAGE_SIZE: Final = 500
 """Objects per page of a LIST, so that thousands of jobs do not make one huge answer."""
+WATCH_SECONDS: Final = 300
+"""Shortest duration of a watch in seconds, at most doubled; then it is begun anew where it ended."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,8 @@ class Cluster:
 
     def __init__(self, kubeconfig: str | None = None) -> None:
         self._connection = Connection(kubeconfig)
+        self.on_written: Callable[[Resource, Raw, bool], None] | None = None
+        """Called with the object in the reply to each write, and whether it was a write of the status."""
 
     async def __aenter__(self) -> Self:
         await self._connection.open()
@@ -81,14 +95,40 @@ class Cluster:
 
     async def list(self, resource: Resource, namespace: str | None, selector: str = "") -> list[Raw]:
         """List all objects that match a label selector, in one namespace or in all."""
-        items: list[Raw] = []
+        return [item async for page in self.pages(resource, namespace, selector) for item in page.items]
+
+    async def pages(self, resource: Resource, namespace: str | None, selector: str = "") -> AsyncIterator[Page]:
+        """Yield the pages of a LIST of the newest state."""
         query = {"limit": str(PAGE_SIZE), **({"labelSelector": selector} if selector else {})}
         while True:
             page = await self._page(resource, namespace, query)
-            items += page.items
+            yield page
             if not page.following:
-                return items
+                return
             query["continue"] = page.following
+
+    async def events(
+        self, resource: Resource, namespace: str | None, selector: str, version: str
+    ) -> AsyncIterator[Change | None]:
+        """Yield the changes after `version` until the API server ends the watch; first None, once it has begun.
+
+        Raises ClusterError if it cannot begin, breaks, or reports an error.
+        """
+        query = {"watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true"}
+        query["timeoutSeconds"] = str(WATCH_SECONDS + random.randrange(WATCH_SECONDS))  # noqa: S311 - spreads watches
+        if selector:
+            query["labelSelector"] = selector
+        request = _request_of("watch", resource, namespace)
+        async with self._connection.stream(request, _path("watch", resource, namespace, "", query)) as (status, lines):
+            if status >= 300:
+                async for line in lines:
+                    raise read_error(request, status, line)
+                raise read_error(request, status, b"")
+            yield None
+            async for line in lines:
+                change = read_change(request, line, resource.kind)
+                if change is not None:
+                    yield change
 
     async def create(self, manifest: Raw) -> Raw | None:
         """Create an object; None if one of that name exists already."""
@@ -197,7 +237,10 @@ class Cluster:
             if error.status == 404 and may_miss:
                 return None
             raise error
-        return read_object(request, text, resource.kind, may_be_status=verb == "delete")
+        reply = read_object(request, text, resource.kind, may_be_status=verb == "delete")
+        if self.on_written is not None and verb not in ("get", "delete") and is_identified(request, reply):
+            self.on_written(resource, reply, verb == "patch status of")
+        return reply
 
     async def _page(self, resource: Resource, namespace: str | None, query: Mapping[str, str]) -> Page:
         """Return one page of a LIST."""

@@ -31,6 +31,7 @@ SILENCE_SECONDS: Final = 70.0
 """Longest silence of a watch in seconds: the API server sends a bookmark every minute, so a silent stream is dead."""
 MAX_LINE_BYTES: Final = 1 << 24
 """Longest line of a watch; an object in etcd has at most 1.5 MiB."""
+MAX_SHOWN_BYTES: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Connection:
         """Open a watch: status of the reply, and its lines as they come. A stream that falls silent ends with an error."""
         limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
         async with self._reply(request, Call("GET", path), limits) as response:
+            if response.status == 200 and response.content_type != "application/json":
+                raise request.refuse("the watch is no stream of JSON", await response.content.read(MAX_SHOWN_BYTES))
             yield response.status, _lines(request, response)
 
     @contextlib.asynccontextmanager
@@ -86,18 +89,19 @@ class Connection:
             raise RuntimeError("use Cluster as a context manager")
         configuration = self._client.configuration
         try:
-            headers = await self._headers(call)
-            async with self._session.request(
-                call.method,
-                configuration.host + call.path,
-                headers=headers,
-                data=None if call.body is None else json.dumps(call.body).encode(),
-                proxy=configuration.proxy,
-                proxy_headers=configuration.proxy_headers,
-                server_hostname=configuration.tls_server_name,
-                timeout=limits,
-                allow_redirects=False,
-            ) as response:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                started = await self._session.request(
+                    call.method,
+                    configuration.host + call.path,
+                    headers=await self._headers(call),
+                    data=None if call.body is None else json.dumps(call.body).encode(),
+                    proxy=configuration.proxy,
+                    proxy_headers=configuration.proxy_headers,
+                    server_hostname=configuration.tls_server_name,
+                    timeout=limits,
+                    allow_redirects=False,
+                )
+            async with started as response:
                 if response.status == 401:
                     # The token may have been replaced on disk: the next request uses the new one.
                     configuration.api_key = (await load_configuration(self._kubeconfig)).api_key
@@ -148,27 +152,3 @@ def _load_kubeconfig(path: str, configuration: Configuration) -> None:
     """
     with _KUBECONFIG_LOCK:
         asyncio.run(load_kube_config(config_file=path, client_configuration=configuration))
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """Address and credentials for a second client (kopf's) of the same server."""
-
-    server: str
-    ca_path: str | None
-    token: str | None
-    certificate_path: str | None
-    key_path: str | None
-
-
-async def read_credentials(kubeconfig: str | None) -> Credentials:
-    """Read the current credentials from disk."""
-    configuration = await load_configuration(kubeconfig)
-    header = configuration.api_key.get("BearerToken") or ""
-    return Credentials(
-        server=configuration.host,
-        ca_path=configuration.ssl_ca_cert,
-        token=header.partition(" ")[2].strip() or None,
-        certificate_path=configuration.cert_file,
-        key_path=configuration.key_file,
-    )

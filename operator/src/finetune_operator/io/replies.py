@@ -23,6 +23,11 @@ IDENTITY: Final = ("name", "namespace", "uid", "resourceVersion")
 UNSIGNED_STATUSES: Final = frozenset({401, 429})
 """Client errors that are no statement about an object, so that it does not matter who answers them."""
 SHOWN_CHARACTERS: Final = 120
+BOOKMARK: Final = "BOOKMARK"
+CHANGES: Final = frozenset({"ADDED", "MODIFIED", "DELETED", BOOKMARK})
+"""Types of the events of a watch, without ERROR."""
+Change = tuple[str, Raw]
+"""Type of an event of a watch, and its object."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,25 @@ def read_page(request: Request, text: bytes, kind: str) -> Page:
     except TypeError as error:
         raise request.refuse(f"the metadata of the {kind}List cannot be read ({error})", text) from None
     return Page([item for item in items if is_identified(request, item)], version, following)
+
+
+def read_change(request: Request, line: bytes, kind: str) -> Change | None:
+    """Return the change in a line of a watch; None for an object that cannot be identified. Raises ClusterError for an ERROR."""
+    event = _document(request, line)
+    change, raw = event.get("type"), event.get("object")
+    if not isinstance(raw, dict):
+        raise request.refuse("an event of the watch has no object", line)
+    if change == "ERROR":
+        code = raw.get("code")
+        raise ClusterError(request.verb, request.what, code if isinstance(code, int) else 500, str(raw.get("message")))
+    if change not in CHANGES or raw.get("kind") != kind:
+        raise request.refuse(f"an event of the watch is about no {kind}", line)
+    if change == BOOKMARK:
+        metadata = raw.get("metadata")
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("resourceVersion"), str):
+            raise request.refuse("a bookmark of the watch has no version", line)
+        return change, raw
+    return (change, raw) if is_identified(request, raw) else None
 
 
 def read_error(request: Request, status: int, text: bytes) -> ClusterError:

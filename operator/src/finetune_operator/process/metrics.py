@@ -8,8 +8,9 @@ QUEUE_DEPTH = Gauge("finetune_operator_queue_depth", "Objects that are waiting f
 JOBS = Gauge("finetune_operator_jobs", "FinetuneJobs by phase, as of the last resync.", ["phase"])
 STATUS_WRITES = Counter("finetune_operator_status_writes", "Status writes by kind.", ["kind"])
 PROBE_VERDICTS = Counter("finetune_operator_probe_verdicts", "Fingerprint probes by verdict.", ["verdict"])
-WATCH_RESTARTS = Counter("finetune_operator_watch_restarts", "Restarts of the watch.")
-RESYNCS = Counter("finetune_operator_resyncs", "Resyncs (LISTs of both kinds) by result.", ["result"])
+WATCH_RESTARTS = Counter("finetune_operator_watch_restarts", "Watches that were repeated after an error.")
+LISTS = Counter("finetune_operator_lists", "Complete LISTs into the cache by resource.", ["resource"])
+RESYNCS = Counter("finetune_operator_resyncs", "Resyncs (readings of all cached objects) by result.", ["result"])
 MALFORMED_REPLIES = Counter(
     "finetune_operator_malformed_replies",
     "Replies that no API server gives (proxy pages, cut documents) by verb.",

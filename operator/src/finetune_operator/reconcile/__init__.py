@@ -1,1 +1,1 @@
-"""Reconciles: observe (cluster) -> decide (pure) -> act (cluster) -> report (pure) -> write. Knows nothing of kopf or of watches."""
+"""Reconciles: observe (cache) -> decide (pure) -> act (cluster) -> report (pure) -> write. Knows nothing of watches."""

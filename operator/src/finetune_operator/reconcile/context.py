@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from finetune_operator.io.cache import Cache
 from finetune_operator.io.cluster import Cluster
 from finetune_operator.io.progress import ProgressReader
 from finetune_operator.settings import Settings
@@ -14,8 +15,15 @@ class Context:
     cluster: Cluster
     progress: ProgressReader
     settings: Settings
+    cache: Cache | None = None
+    """Mirror of the API server; without one (`finetune run`) everything is read from `cluster`."""
     reported: set[str] = field(default_factory=set)
     """Reports about malformed objects that were made: once per version is enough."""
+
+    @property
+    def reads(self) -> Cluster | Cache:
+        """The mirror, or the cluster itself: `get` and `list`."""
+        return self.cluster if self.cache is None else self.cache
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ async def report_malformed(context: Context, resource: Resource, raw: Raw, probl
     """Log the object and post an Event once per version, and write a condition if its status can take one."""
     metadata = raw["metadata"]
     message = describe(problem, raw)
-    if not _is_new(context, f"{metadata['uid']}/{metadata.get('generation', 0)}/{message}"):
+    told = f"{metadata['uid']}/{metadata.get('generation', 0)}/{message}"
+    if not _is_new(context, told):
         return
     name = f"{resource.plural} {metadata['namespace']}/{metadata['name']}"
     logger.error("malformed object is ignored", extra={"object": name, "problem": message})
@@ -43,6 +44,9 @@ async def report_malformed(context: Context, resource: Resource, raw: Raw, probl
         try:
             await context.cluster.patch_status(resource, metadata, status)
         except ClusterError as error:
+            if error.is_conflict:
+                context.reported.discard(told)
+                raise
             # Its status cannot take a condition either; log and Event have said what there is to say.
             logger.warning("malformed object got no condition", extra={"object": name, "error": str(error)})
     await post_event(context, raw, resource.kind, EventDraft(Reason.SPEC_INVALID, message, is_warning=True))

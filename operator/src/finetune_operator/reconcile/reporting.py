@@ -30,20 +30,23 @@ async def write_status(
     old: StatusModel,
     new: StatusModel,
     events: Iterable[EventDraft],
-) -> None:
+) -> bool:
     """Write `new` over `old` if they differ; then post the events. Raises ClusterError on a conflict."""
-    patch = merge_patch(old.to_dict(), new.to_dict())
+    if new is old:
+        return False
+    status = new.to_dict()
+    patch = merge_patch(old.to_dict(), status)
     if not patch:
-        return
+        return False
     metadata = raw["metadata"]
     if not await context.cluster.patch_status(resource, metadata, patch):
-        return
+        return False
     metrics.STATUS_WRITES.labels(kind).inc()
-    status = new.to_dict()
     name = f"{metadata['namespace']}/{metadata['name']}"
     logger.info("status", extra={"kind": kind, "object": name, **{k: status.get(k) for k in ("phase", "reason")}})
     for event in events:
         await post_event(context, raw, kind, event)
+    return True
 
 
 async def post_event(context: Context, raw: Raw, kind: str, draft: EventDraft) -> None:

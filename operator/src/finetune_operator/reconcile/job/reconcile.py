@@ -10,6 +10,7 @@ from finetune_api.contract import FINETUNE_JOB_KIND
 from finetune_api.outcome import Progress
 from finetune_api.v1alpha1 import FinetuneJob, FinetuneJobStatus, InferenceService
 from finetune_operator.errors import ClusterError, StalledError, UnreadableObjectError
+from finetune_operator.io.cache import Cache
 from finetune_operator.io.cluster import (
     BY_KIND,
     CLAIMS,
@@ -27,9 +28,10 @@ from finetune_operator.reconcile.door import read_children, read_owners
 from finetune_operator.reconcile.job.attempt_start import build_attempt
 from finetune_operator.reconcile.job.attempts import find_attempt
 from finetune_operator.reconcile.job.claims import named_claims
+from finetune_operator.reconcile.job.confirmation import needs_current_children, needs_current_job
 from finetune_operator.reconcile.job.continuation import awaited_job
 from finetune_operator.reconcile.job.decide import decide
-from finetune_operator.reconcile.job.findings import JobEnd
+from finetune_operator.reconcile.job.findings import Following, JobEnd
 from finetune_operator.reconcile.job.phase import is_terminal
 from finetune_operator.reconcile.job.plan import ActionOutcome, Observed, Plan, Refusal
 from finetune_operator.reconcile.job.report import report
@@ -44,31 +46,53 @@ logger = logging.getLogger(__name__)
 
 async def reconcile_finetune_job(context: Context, namespace: str, name: str) -> ReconcileResult:
     """Bring one FinetuneJob a step further. Raises ClusterError if the API server cannot be reached or refuses a write."""
-    raw = await context.cluster.get(FINETUNE_JOBS, namespace, name)
+    raw = await context.reads.get(FINETUNE_JOBS, namespace, name)
     if raw is None:
         return ReconcileResult()
     try:
         job = FinetuneJob.model_validate(raw)
+        seen = await observe(context.reads, context.progress, job)
+        plan = decide(job, seen, datetime.now(UTC), context.settings)
+        if context.cache is not None and (needs_current_job(plan) or needs_current_children(job, plan)):
+            raw, job, plan = await _decide_live(context, job, seen, plan)
     except ValidationError as problem:
         await report_malformed(context, FINETUNE_JOBS, raw, problem)
         return ReconcileResult()
-    try:
-        seen = await observe(context.cluster, context.progress, job)
     except UnreadableObjectError as problem:
         return await report_unreadable_child(context, FINETUNE_JOBS, raw, problem)
-    plan = decide(job, seen, datetime.now(UTC), context.settings)
     outcome = await make_children(context, job, plan)
     await _delete_children(context.cluster, job, plan)
     done = report(job, plan, outcome, datetime.now(UTC))
-    await write_status(context, FINETUNE_JOBS, raw, FINETUNE_JOB_KIND, job.status, done.status, done.events)
+    is_written = await write_status(
+        context, FINETUNE_JOBS, raw, FINETUNE_JOB_KIND, job.status, done.status, done.events
+    )
     if plan.delete_self:
         logger.info("finished job has expired", extra={"job": f"{namespace}/{name}"})
         await context.cluster.delete(FINETUNE_JOBS, namespace, name, job.metadata.uid)
-    return ReconcileResult(acted=plan.makes_children and outcome.is_done, requeue_after=done.requeue_after)
+    # The next step may follow from the status alone; a pod that is followed reports itself.
+    is_over = is_written and not (isinstance(plan.finding, Following) and not plan.finding.is_late)
+    return ReconcileResult(
+        acted=plan.makes_children and outcome.is_done, requeue_after=0.0 if is_over else done.requeue_after
+    )
 
 
-async def observe(cluster: Cluster, progress: ProgressReader, job: FinetuneJob) -> Observed:
-    """Read everything that a decision needs now, because no cache could say for certain that no trainer is alive."""
+async def _decide_live(context: Context, job: FinetuneJob, seen: Observed, plan: Plan) -> tuple[Raw, FinetuneJob, Plan]:
+    """Decide once more on what the API server says now. Raises ClusterError with `is_conflict` if the job is gone."""
+    metadata = job.metadata
+    raw = await context.cluster.get(FINETUNE_JOBS, metadata.namespace, metadata.name)
+    if raw is None:
+        # The event of its deletion is on the way.
+        raise ClusterError("get", f"{FINETUNE_JOBS.plural} {metadata.namespace}/{metadata.name}", 409, "it was deleted")
+    current = FinetuneJob.model_validate(raw)
+    if needs_current_children(job, plan):
+        seen = await observe(context.cluster, context.progress, current)
+    elif current == job:
+        return raw, job, plan
+    return raw, current, decide(current, seen, datetime.now(UTC), context.settings)
+
+
+async def observe(cluster: Cluster | Cache, progress: ProgressReader, job: FinetuneJob) -> Observed:
+    """Read everything that a decision needs, from a cache or from the API server."""
     namespace, selector = job.metadata.namespace, job_selector(job.metadata.uid)
     # Pods after Jobs: a pod that appears in between belongs to a Job that was seen.
     children = read_children(parse_child_job, "Job", await cluster.list(JOBS, namespace, selector))
@@ -86,23 +110,25 @@ async def observe(cluster: Cluster, progress: ProgressReader, job: FinetuneJob) 
     )
 
 
-async def _read_service(cluster: Cluster, job: FinetuneJob) -> InferenceService | None:
+async def _read_service(cluster: Cluster | Cache, job: FinetuneJob) -> InferenceService | None:
     if job.spec.serve is None or job.status.adapter is None:
         return None
     raw = await cluster.get(INFERENCE_SERVICES, job.metadata.namespace, job.service_name)
     return None if raw is None else InferenceService.model_validate(raw)
 
 
-async def _read_claims(cluster: Cluster, job: FinetuneJob, seen: Observed) -> dict[str, bool]:
+async def _read_claims(cluster: Cluster | Cache, job: FinetuneJob, seen: Observed) -> dict[str, bool]:
     """Read whether the claims exist that the spec names, if an attempt may be about to start."""
     if is_terminal(job.status) or job.status.adapter is not None or job.spec.suspend or seen.has_live_trainer:
+        return {}
+    if find_attempt(job.status, seen.children, seen.pods).is_open:
         return {}
     names = {claim.name for claim in named_claims(job)}
     namespace = job.metadata.namespace
     return {name: await cluster.get(CLAIMS, namespace, name) is not None for name in sorted(names)}
 
 
-async def _read_earlier(cluster: Cluster, job: FinetuneJob) -> FinetuneJobStatus | None:
+async def _read_earlier(cluster: Cluster | Cache, job: FinetuneJob) -> FinetuneJobStatus | None:
     name = awaited_job(job)
     if name is None or is_terminal(job.status):
         return None

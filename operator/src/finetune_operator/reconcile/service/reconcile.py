@@ -15,7 +15,8 @@ from finetune_api.reasons import Reason
 from finetune_api.serving import PromotionRequest
 from finetune_api.v1alpha1 import InferenceService
 from finetune_operator.errors import ClusterError, UnreadableObjectError
-from finetune_operator.io.cluster import BY_KIND, INFERENCE_SERVICES, PODS
+from finetune_operator.io.cache import Cache
+from finetune_operator.io.cluster import BY_KIND, INFERENCE_SERVICES, PODS, Cluster
 from finetune_operator.io.probe import ProbeResult, Served, ask_served, not_loaded, probe_adapter, promote
 from finetune_operator.kubernetes_types import Raw
 from finetune_operator.reconcile.context import Context, ReconcileResult
@@ -49,7 +50,7 @@ reconcile that took too long."""
 
 async def reconcile_inference_service(context: Context, namespace: str, name: str) -> ReconcileResult:
     """Bring one InferenceService a step further. Raises ClusterError if the API server cannot be reached or refuses a write."""
-    raw = await context.cluster.get(INFERENCE_SERVICES, namespace, name)
+    raw = await context.reads.get(INFERENCE_SERVICES, namespace, name)
     if raw is None:
         return ReconcileResult()
     try:
@@ -58,7 +59,7 @@ async def reconcile_inference_service(context: Context, namespace: str, name: st
         await report_malformed(context, INFERENCE_SERVICES, raw, problem)
         return ReconcileResult()
     try:
-        seen = await observe(context, service)
+        seen = await observe(context.reads, service)
     except UnreadableObjectError as problem:
         return await report_unreadable_child(context, INFERENCE_SERVICES, raw, problem)
     desired = build_desired(service, context.settings)
@@ -79,9 +80,9 @@ async def _write(context: Context, raw: Raw, service: InferenceService, report: 
     )
 
 
-async def observe(context: Context, service: InferenceService) -> ServiceObserved:
-    """Read the children of the service, and its pods."""
-    cluster, namespace = context.cluster, service.metadata.namespace
+async def observe(cluster: Cluster | Cache, service: InferenceService) -> ServiceObserved:
+    """Read the children of the service, and its pods, from a cache or from the API server."""
+    namespace = service.metadata.namespace
     server_name = deployment_name(service.metadata.name)
     names = {
         "ConfigMap": adapter_list_name(service.metadata.name),
@@ -172,7 +173,8 @@ async def _verify(context: Context, plan: ServicePlan, service: InferenceService
     if after is None or (after["metadata"].get("uid"), after["metadata"].get("generation")) != asked:
         return ReconcileResult(requeue_after=0.0)
     service = InferenceService.model_validate(after)
-    desired, seen = build_desired(service, context.settings), await observe(context, service)
+    # Live: a new pod that the cache does not show yet must be proven, too, before a name changes its meaning.
+    desired, seen = build_desired(service, context.settings), await observe(context.cluster, service)
     plan = decide_service(service, desired, seen, answers, context.settings)
     if plan.apply:
         # The rollout changed under the probe; its verdict is about something that is gone.
