@@ -11,10 +11,11 @@ import pytest
 from finetune_api.artifacts import MANIFEST_FILE
 from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.adapters import registry
-from finetune_inference.adapters.verification import AdapterRefusedError, Limits, lora_arguments, verify
+from finetune_inference.adapters.verification import AdapterRefusedError, Limits, verify
 from finetune_inference.config import Settings
 from finetune_inference.engine.interface import VerifiedAdapter
 from finetune_inference.inference import InferenceService
+from finetune_model.servable import NotServableError, lora_arguments
 from lab.fixtures.tiny_adapter import commit, copied, make_tiny_adapter
 from lab.fixtures.tiny_model import make_tiny_model
 from support.server.running_inference import running
@@ -107,12 +108,21 @@ def broken_tokenizer(folder: Path) -> None:
     commit(folder)
 
 
+def another_embedding(folder: Path) -> None:
+    """As after a run that extended the vocabulary, or trained the embedding itself."""
+    import torch
+
+    name = "base_model.model.model.embed_tokens.weight"
+    edit_tensors(folder, lambda t: {**t, name: torch.zeros(384, 32)})
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "renamed-keys": (renamed, "lacks base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"),
     "missing-key": (
         one_missing,
         "lacks base_model.model.model.layers.0.mlp.down_proj.lora_A.weight; the adapter was trained on another model",
     ),
+    "another-embedding": (another_embedding, "has a copy of model.embed_tokens that is not the base model's"),
     "not-a-number": (not_a_number, "has values that are not finite floats in base_model.model"),
     "whole-numbers": (whole_numbers, "has values that are not finite floats in base_model.model"),
     "nested-config": (nested, "adapter_config.json cannot be read: maximum recursion depth exceeded"),
@@ -328,7 +338,7 @@ def test_weights_must_be_finite_in_the_type_that_the_base_computes_in(models: Pa
     ],
 )
 def test_a_configuration_that_asks_for_more_than_plain_lora_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(AdapterRefusedError):
+    with pytest.raises(NotServableError):
         lora_arguments(PLAIN | changes)
 
 

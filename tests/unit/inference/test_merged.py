@@ -28,6 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dora": {"use_dora": True},
     "biased": {"lora_bias": True, "use_rslora": True},
     "embedding": {"target_modules": ["embed_tokens", "q_proj", "lm_head"]},
+    "dora-embedding": {"target_modules": ["embed_tokens", "lm_head"], "use_dora": True},
     "replaced": {"modules_to_save": ["lm_head"]},
 }
 
@@ -39,11 +40,10 @@ def config(models: Path, adapter: str, *, merge: bool) -> ServingConfig:
     )
 
 
-def only_lora(folder: Path) -> None:
-    """Without the base model's own embeddings, which peft saves beside those that are tuned; and with an effect on them."""
+def with_effect(folder: Path) -> None:
+    """Give tuned embeddings an effect; beside them stay the copies of the base model's own that peft saves."""
     path = folder / "adapter_model.safetensors"
-    tensors = {name: tensor for name, tensor in load_file(path).items() if "base_layer" not in name}
-    save_file({name: t + 0.1 if "lora_embedding_A" in name else t for name, t in tensors.items()}, path)
+    save_file({name: t + 0.1 if "lora_embedding_A" in name else t for name, t in load_file(path).items()}, path)
     commit(folder)
 
 
@@ -66,7 +66,7 @@ def merged(models: Path) -> Iterator[Running]:
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if ENGINE != "vllm" or name != "biased"])
 def test_answers_are_those_of_the_unmerged_adapter(models: Path, tmp_path: Path, variant: str) -> None:
     make_tiny_adapter(models / variant, models / "base", seed=4, **VARIANTS[variant])
-    only_lora(models / variant)
+    with_effect(models / variant)
     found = []
     for merge in (False, True):
         # The default engine serves every kind of adapter unmerged, and others do not.

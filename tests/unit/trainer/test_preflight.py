@@ -18,7 +18,7 @@ from finetune_api.reasons import Reason
 from finetune_api.v1alpha1 import Lora
 from finetune_trainer.__main__ import main
 from finetune_trainer.errors import TrainingError
-from finetune_trainer.model.lora import adapter_shapes, build_lora_config, count_trainable
+from finetune_trainer.model.lora import build_lora_config, plan_adapter
 from finetune_trainer.preflight import run_preflight
 from finetune_trainer.preflight.checks import check_disk
 from lab.fixtures.tiny_model import as_jsonl, chat_rows, make_tiny_tokenizer
@@ -243,13 +243,12 @@ def test_an_adapter_has_the_parameters_that_peft_gives_it(lora: dict[str, Any], 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, vocab_size=64, **sizes))
         wanted = Lora.model_validate(lora)
-        counted = count_trainable(wanted, model)
+        planned = plan_adapter(wanted, model)
         config = build_lora_config(wanted, model, base_name="m", base_revision="r")
-        shapes = adapter_shapes(wanted, model)
         adapted = get_peft_model(model, config)
-        assert counted == adapted.get_nb_trainable_parameters()[0]
+        assert planned.parameters == adapted.get_nb_trainable_parameters()[0]
         tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        assert shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        assert planned.tensors == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def test_a_model_that_is_larger_than_the_gpu_will_not_fit(tiny_model: Path, tmp_path: Path) -> None:

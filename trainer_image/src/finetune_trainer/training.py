@@ -278,7 +278,8 @@ class FinetuningPipeline:
     ) -> Committed:
         """Write adapter, tokenizer, records and manifest into staging, and commit them."""
         staging = self.store.stage_adapter()
-        model.save_pretrained(staging)
+        # Without copies of the base model's embeddings, which peft adds beside tuned ones.
+        model.save_pretrained(staging, save_embedding_layers=False)
         base.tokenizer.save_pretrained(staging)
         record = make_record(self.config, base, examples, trained, results)
         write_records(staging, self.config.output.adapter_name, record, dataset.report, fingerprint, trained)

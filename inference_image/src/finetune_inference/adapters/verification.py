@@ -6,7 +6,6 @@ version (digest), hold its weights as safetensors, and its `adapter_config.json`
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from finetune_api.artifacts import (
 from finetune_api.serving import ServedAdapter
 from finetune_inference.engine.interface import VerifiedAdapter
 from finetune_model.chat import DEFAULT_SETTINGS, ChatSettings, reserved_kwargs
+from finetune_model.servable import NotServableError, lora_arguments
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 TOKENIZER_FILES = (
@@ -35,49 +35,6 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-
-LORA_KEYS = frozenset(
-    {
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "target_modules",
-        "exclude_modules",
-        "fan_in_fan_out",
-        "use_rslora",
-        "use_dora",
-        "lora_bias",
-        "layers_to_transform",
-        "layers_pattern",
-        "rank_pattern",
-        "alpha_pattern",
-        "modules_to_save",
-    }
-)
-"""Keys of adapter_config.json that describe a plain LoRA adapter; passed to peft unchanged."""
-IGNORED_KEYS = frozenset(
-    {
-        "task_type",
-        "peft_type",
-        "peft_version",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-        "megatron_core",
-        "qalora_group_size",
-        "runtime_config",
-    }
-)
-"""Keys of an adapter's origin, or without effect unless a refused key is set."""
-CHECKED_KEYS = frozenset({"bias", "init_lora_weights"})
-"""Keys that must have a harmless value, and are then not passed on."""
-HARMLESS_INITIALIZATIONS = (True, False, "gaussian", "eva", "orthogonal")
-"""Values of init_lora_weights that do not change the base model. PiSSA, OLoRA, CorDA and LoftQ rewrite its weights: an adapter
-trained with them would be wrong on the plain base model, and loading it would change the base model for all requests."""
-
-
-ALL_LINEAR = "all-linear"
-MODULE_NAME = re.compile(r"^[A-Za-z0-9_.]+$")
 
 
 class AdapterRefusedError(Exception):
@@ -106,11 +63,15 @@ def verify(entry: ServedAdapter, limits: Limits) -> VerifiedAdapter:
     _check_files(directory, manifest)
     config = _read_config(directory)
     _check_limits(directory, config, limits)
+    try:
+        arguments = lora_arguments(config)
+    except NotServableError as error:
+        raise AdapterRefusedError(str(error)) from None
     return VerifiedAdapter(
         name=entry.name,
         directory=directory,
         digest=digest,
-        lora=lora_arguments(config),
+        lora=arguments,
         weights_sha256=next(entry.sha256 for entry in manifest.files if entry.path == ADAPTER_WEIGHTS_FILE),
         has_tokenizer=(directory / "tokenizer_config.json").exists(),
         chat=_chat_settings(directory, manifest.chat),
@@ -128,33 +89,6 @@ def _chat_settings(directory: Path, chat: AdapterChat | None) -> ChatSettings:
     return ChatSettings(chat.template_kwargs, chat.system_prompt, frozenset(chat.end_tokens))
 
 
-def lora_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """Return LoraConfig's arguments from adapter_config.json. Raises AdapterRefusedError for anything but plain LoRA.
-
-    peft acts on this file: it imports modules named there (`auto_mapping`, `megatron_core`) and rewrites the base model
-    (`layer_replication`, `bias`, some `init_lora_weights`), and each release adds such keys. So only listed keys are passed
-    on, and any other key must be unset.
-    """
-    if config.get("peft_type") != "LORA":
-        raise AdapterRefusedError(
-            f"{ADAPTER_CONFIG_FILE} has peft_type {config.get('peft_type')!r}; only LORA is supported"
-        )
-    if config.get("bias", "none") != "none":
-        raise AdapterRefusedError(
-            f"{ADAPTER_CONFIG_FILE} has bias {config['bias']!r}, which would change the base model's own biases"
-        )
-    if config.get("init_lora_weights", True) not in HARMLESS_INITIALIZATIONS:
-        raise AdapterRefusedError(
-            f"{ADAPTER_CONFIG_FILE} has init_lora_weights {config['init_lora_weights']!r}, which would change the base model's "
-            "weights; convert it to plain LoRA when saving"
-        )
-    _check_names(config)
-    refused = sorted(k for k, v in config.items() if v and k not in LORA_KEYS | IGNORED_KEYS | CHECKED_KEYS)
-    if refused:
-        raise AdapterRefusedError(f"{ADAPTER_CONFIG_FILE} sets {', '.join(refused)}; only plain LoRA is supported")
-    return {key: config[key] for key in LORA_KEYS if config.get(key) is not None}
-
-
 def _check_limits(directory: Path, config: dict[str, Any], limits: Limits) -> None:
     """Check rank and size, because each adapter of a batch costs time by its rank, and all adapters share the memory."""
     pattern = config.get("rank_pattern")
@@ -167,23 +101,6 @@ def _check_limits(directory: Path, config: dict[str, Any], limits: Limits) -> No
         raise AdapterRefusedError(
             f"{directory / ADAPTER_WEIGHTS_FILE} has {size} bytes; this server has {limits.memory_bytes} bytes for all adapters"
         )
-
-
-def _check_names(config: dict[str, Any]) -> None:
-    """Accept plain module names only, because peft matches strings as regular expressions, which can run for hours."""
-    for key in (
-        "target_modules",
-        "exclude_modules",
-        "modules_to_save",
-        "layers_pattern",
-        "rank_pattern",
-        "alpha_pattern",
-    ):
-        value = config.get(key) or []
-        names = [value] if isinstance(value, str) else list(value) if isinstance(value, list | dict) else [None]
-        for name in names:
-            if not isinstance(name, str) or (name != ALL_LINEAR and not MODULE_NAME.match(name)):
-                raise AdapterRefusedError(f"{ADAPTER_CONFIG_FILE} has {key} {name!r}; use plain module names")
 
 
 def _check_files(directory: Path, manifest: Manifest) -> None:

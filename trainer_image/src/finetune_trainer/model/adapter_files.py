@@ -13,7 +13,9 @@ BEST_ADAPTER_FILE: Final = "best_adapter_model.safetensors"
 
 def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
     """Copy the adapter's tensors to main memory, under the names that peft saves them by."""
-    tensors: dict[str, torch.Tensor] = _copied(get_peft_model_state_dict(model, adapter_name=ADAPTER))
+    tensors: dict[str, torch.Tensor] = _copied(
+        get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    )
     return tensors
 
 

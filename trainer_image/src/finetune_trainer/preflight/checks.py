@@ -13,6 +13,7 @@ from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
 from finetune_model.model_files import resolve_precision
 from finetune_model.process import memory_capacity
+from finetune_model.servable import AdapterLayout, listed
 from finetune_trainer.batches.batching import choose_micro_batch_size
 from finetune_trainer.batches.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS
 from finetune_trainer.config import SourceSettings
@@ -26,7 +27,7 @@ from finetune_trainer.memory.plan import MemoryPlan, plan_memory
 from finetune_trainer.model import base_model
 from finetune_trainer.model.chat_template import apply_chat
 from finetune_trainer.model.continuation import read_initial_adapter
-from finetune_trainer.model.lora import adapter_shapes, count_trainable
+from finetune_trainer.model.lora import plan_adapter
 from finetune_trainer.model.quantization import check_quantization
 from finetune_trainer.preflight.weights import count_weights
 from finetune_trainer.reporting.tracking.checks import check_trackers
@@ -48,8 +49,13 @@ class ModelShape:
     tokenizer: Any
     folder: Path
     revision: str
-    trainable: int
-    """Number of parameters of the adapter."""
+    adapter: AdapterLayout
+    """Tensors of the adapter."""
+
+    @property
+    def trainable(self) -> int:
+        """Number of parameters of the adapter."""
+        return self.adapter.parameters
 
 
 @dataclass
@@ -106,10 +112,13 @@ def run_preflight(
     if found.shape is None:
         return found
     shape = found.shape
-    if initial := config.initial_adapter:
-        found.attempt(
-            lambda: read_initial_adapter(initial, config.lora, shape.revision, adapter_shapes(config.lora, shape.model))
+    if shape.adapter.idle:
+        found.warnings.append(
+            f"{len(shape.adapter.idle)} of {len(shape.adapter.scalings)} modules of method.lora.targetModules learn nothing, "
+            f"because a text does not pass them: {listed(shape.adapter.idle)}; name others"
         )
+    if initial := config.initial_adapter:
+        found.attempt(lambda: read_initial_adapter(initial, config.lora, shape.revision, shape.adapter.tensors))
     length = model_length(shape.model.config)
     if length is not None and length < config.hyperparameters.max_length:
         found.warnings.append(
@@ -150,7 +159,7 @@ def check_model(config: TrainingConfig) -> ModelShape:
     _check_tokenizer_fits(tokenizer, model, shown)
     _check_weights_complete(folder, model, shown)
     revision = base_model.revision_of(config.model, folder)
-    return ModelShape(model, tokenizer, folder, revision, count_trainable(config.lora, model))
+    return ModelShape(model, tokenizer, folder, revision, plan_adapter(config.lora, model))
 
 
 def check_memory(plan: MemoryPlan, warnings: list[str], *, on_gpu: bool) -> None:

@@ -192,10 +192,11 @@ def _special(
         if isinstance(module, nn.Embedding):
             return F.embedding(inputs.reshape(-1)[rows], part.weight)
         return F.linear(inputs.reshape(-1, inputs.shape[-1])[rows], part.weight, part.bias)
+    result = output[rows]
     if part.embedding:
         looked_up = F.embedding(inputs.reshape(-1)[rows], part.a.t())
-        return output[rows] + (looked_up @ part.b.t()) * part.scaling
-    result = output[rows]
+        # Some embeddings (Gemma's) multiply what they look up by a factor, which applies to the change as well.
+        result = result + (looked_up @ part.b.t()) * part.scaling * getattr(module, "embed_scale", 1)
     if part.bias is not None:
         result = result + part.bias * part.scaling
     if part.magnitude is not None:

@@ -18,13 +18,14 @@ from finetune_api.artifacts import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from finetune_api.serving import ServingConfig
 from finetune_inference.adapters.verification import AdapterRefusedError
 from finetune_inference.backends.common.defaults import CACHE_SHARE
-from finetune_inference.backends.common.lora_loader import PREFIX, LoraLoader
+from finetune_inference.backends.common.lora_loader import LoraLoader
 from finetune_inference.backends.common.lora_merge import merge
 from finetune_inference.backends.vllm.logits_processors import SeededSampling, WatchLogits
 from finetune_inference.config import Settings
 from finetune_inference.engine.interface import MAX_TOP_LOGPROBS, ModelLoadError, VerifiedAdapter
 from finetune_model.model_files import context_length, resolve_precision, token_ids
 from finetune_model.process import available_cpus, spare_memory
+from finetune_model.servable import PREFIX
 
 STEP_TOKENS = 256
 """Tokens per step on a CPU, of prompts and answers together; also bounds the logits of scored prompts."""
