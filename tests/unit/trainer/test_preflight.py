@@ -61,9 +61,10 @@ def forget_a_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": WEIGHTS, "b": shard}}))
 
 
-def add_tokens(folder: Path) -> None:
+def write_a_new_token(folder: Path) -> None:
     tokenizer = make_tiny_tokenizer()
     tokenizer.add_tokens([f"<new-{n}>" for n in range(9)])
+    tokenizer.chat_template = "{{ '<new-0>' if add_generation_prompt }}" + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
 
 
@@ -102,7 +103,7 @@ MODELS: list[tuple[str, Callable[[Path], None], str]] = [
     ("odd index", write("model.safetensors.index.json", b"[]"), "has no weight_map; copy the model again"),
     ("no tokenizer", no_tokenizer, "cannot be tuned"),
     ("tokenizer cut off", write("tokenizer.json", b"{"), "cannot be tuned"),
-    ("foreign tokenizer", add_tokens, "its tokenizer has a token 392, the model has embeddings for 384"),
+    ("foreign tokenizer", write_a_new_token, "writes the token <new-0> (id 384), the model has embeddings for 384"),
 ]
 
 

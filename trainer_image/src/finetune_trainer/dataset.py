@@ -7,7 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from finetune_api.training import TrainingConfig
+from finetune_model.token_ids import embedding_rows, tokens_without_embedding
 from finetune_trainer import data
 from finetune_trainer.config import SourceSettings
 from finetune_trainer.data.problems import invalid
@@ -131,6 +134,7 @@ def prepare_dataset(
         loss_on=loss_on,
         cache=cache,
         check_stop=check_stop,
+        embeddings=embedding_rows(model_config),
     )
     training = part(examples.training, name="dataset")
     evaluation = part(examples.evaluation, name="evaluation") if examples.evaluation else None
@@ -166,6 +170,7 @@ def _tokenize_part(
     loss_on: str,
     cache: data.TokenCache | None,
     check_stop: Callable[[], None],
+    embeddings: int | None,
 ) -> data.Tokenized:
     """Tokenize training or evaluation examples; pairs as two rows each."""
     pairs = examples.row_format == "preference"
@@ -188,6 +193,8 @@ def _tokenize_part(
         )
         if cache and key:
             cache.store(key, tokenized)
+    if embeddings is not None:
+        _check_embeddings(tokenized.rows, embeddings, tokenizer, name)
     if config.dataset.strict and tokenized.unrendered:
         raise invalid(
             f"{_template_name(config)} leaves out texts of {name}, and dataset.strict is "
@@ -200,6 +207,19 @@ def _template_name(config: TrainingConfig) -> str:
     if config.chat and config.chat.template:
         return "chat.template"
     return f"the chat template of {config.model.source or config.model.path}"
+
+
+def _check_embeddings(rows: data.TokenRows, embeddings: int, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+    """Raise TrainingError (DatasetInvalid) if rows have tokens for which the model has no embedding."""
+    places = np.flatnonzero(rows.input_ids >= embeddings)
+    unknown = tokens_without_embedding(rows.input_ids[places].tolist(), embeddings, tokenizer)
+    if unknown is None:
+        return
+    count = len(np.unique(np.searchsorted(rows.offsets, places, side="right")))
+    raise invalid(
+        f"{name}: {count} of {len(rows)} rows have the token {unknown}, but the model has embeddings for {embeddings} tokens. "
+        "Remove the token from the rows or the chat template, or use a model whose embeddings were extended for its tokenizer"
+    )
 
 
 def _cache_inputs(config: TrainingConfig, examples: Examples) -> dict[str, Any]:

@@ -189,11 +189,6 @@ class AdapterRegistry:
         started = time.monotonic()
         adapter = verify(entry, self._limits)
         vocabulary = self._vocabulary(adapter)
-        if vocabulary.size > self._vocabulary_size:
-            raise AdapterRefusedError(
-                f"{adapter.directory} has a tokenizer of {vocabulary.size} tokens; the base model has "
-                f"{self._vocabulary_size}"
-            )
         if beyond := [token for token in adapter.chat.end_tokens if not 0 <= token < self._vocabulary_size]:
             raise AdapterRefusedError(
                 f"{adapter.directory} has the end token {beyond[0]}; the base model has {self._vocabulary_size} tokens"

@@ -67,7 +67,7 @@ def token_requests(
             f"{service.settings.max_sequences_per_request} answers that this server allows per request.",
             "n",
         )
-    _check_ids(service, body, prompts)
+    _check_ids(service, served, body, prompts)
     return [
         TokenRequest(
             prompt=prompt,
@@ -141,9 +141,12 @@ def _sampling(body: GenerationRequest, choice: int) -> Sampling:
     )
 
 
-def _check_ids(service: InferenceService, body: GenerationRequest, prompts: list[list[int]]) -> None:
-    """Raise ApiError if the request has a token id beyond the model's vocabulary."""
+def _check_ids(
+    service: InferenceService, served: LoadedModel, body: GenerationRequest, prompts: list[list[int]]
+) -> None:
+    """Raise ApiError if the request has a token id beyond the model's embeddings, as some tokenizers' added tokens are."""
     size = service.facts.vocabulary_size
     for param, ids in [("prompt", prompt) for prompt in prompts] + [("logit_bias", list(body.logit_bias or {}))]:
-        if ids and max(ids) >= size:
-            raise invalid_value(f"{param}: token id {max(ids)} does not exist; the model has {size} tokens.", param)
+        if ids and (unknown := served.vocabulary.without_embedding(ids, size)):
+            problem = f"token id {max(ids)} does not exist; the model has {size} tokens, and none for {unknown}."
+            raise invalid_value(f"{param}: {problem}", param)

@@ -46,11 +46,6 @@ def load_merged(
         vocabulary = load_vocabulary(path, revision, adapter.chat)
     except (AdapterRefusedError, OSError, ValueError) as error:
         raise ModelLoadError(f"adapter {entry.name} cannot be merged into {model.name}: {error}") from error
-    if vocabulary.size > facts.vocabulary_size:
-        raise ModelLoadError(
-            f"adapter {entry.name} cannot be merged into {model.name}: its tokenizer has {vocabulary.size} tokens, the base "
-            f"model has {facts.vocabulary_size}"
-        )
     log.info("Merged adapter %s (%s) into %s", entry.name, adapter.digest, model.name)
     merged = LoadedModel(entry.name, vocabulary, root=entry.path, created=created, adapter=adapter, parent=model.name)
     return facts, merged

@@ -10,6 +10,7 @@ from finetune_inference.engine.interface import Event, FinishReason, Sampling, T
 from finetune_inference.engine.scheduler import Listener, SchedulerStoppedError, Ticket
 from finetune_inference.service.lifecycle import NotReadyError, ServerLifecycle
 from finetune_inference.text.answer_decoder import AnswerDecoder
+from finetune_inference.text.vocabulary import PromptError
 
 
 class ContextLengthError(ValueError):
@@ -84,6 +85,8 @@ class Generator:
             if vocabulary.has_chat_template
             else vocabulary.encode(text, limit)
         )
+        if unknown := vocabulary.without_embedding(prompt, self._server.facts.vocabulary_size):
+            raise PromptError(f"the model has no embedding for the token {unknown}")
         request = TokenRequest(
             prompt=prompt,
             adapter=served.adapter_name,

@@ -18,6 +18,7 @@ from finetune_model.chat import (
     render_chat,
 )
 from finetune_model.model_files import load_tokenizer
+from finetune_model.token_ids import tokens_without_embedding
 from finetune_model.unicode import has_unpaired_surrogate
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -65,11 +66,6 @@ class Vocabulary:
     def has_chat_template(self) -> bool:
         """True if the tokenizer has a chat template."""
         return bool(self._tokenizer.chat_template)
-
-    @property
-    def size(self) -> int:
-        """Number of token ids; all ids are below this."""
-        return len(self._tokenizer)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -135,6 +131,10 @@ class Vocabulary:
             if least > limit:
                 raise PromptTooLongError(limit, least)
             end *= PREFIX_GROWTH
+
+    def without_embedding(self, ids: Sequence[int], rows: int) -> str | None:
+        """Return the names of tokens for which a model with `rows` embeddings has none; None if it has all."""
+        return tokens_without_embedding(ids, rows, self._tokenizer)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode tokens, without special ones."""

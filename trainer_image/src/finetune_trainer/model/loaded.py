@@ -29,6 +29,7 @@ class BaseModel:
 
     @property
     def pad_token_id(self) -> int:
-        """Padding token id; padding is masked, so that any token serves for a tokenizer without one."""
+        """Padding token id; padding is masked, so that any token with an embedding serves for a tokenizer without one."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(int(i) for i in ids if i is not None)
+        embeddings = self.model.get_input_embeddings().weight.shape[0]
+        return next(int(i) for i in ids if i is not None and i < embeddings)

@@ -14,6 +14,7 @@ from finetune_api.training import TrainingConfig
 from finetune_model.model_files import resolve_precision
 from finetune_model.process import memory_capacity
 from finetune_model.servable import AdapterLayout, listed
+from finetune_model.token_ids import tokens_without_embedding
 from finetune_trainer.batches.batching import choose_micro_batch_size
 from finetune_trainer.batches.packing import GPU_MIN_SHARED_TOKENS, MIN_SHARED_TOKENS
 from finetune_trainer.config import SourceSettings
@@ -27,6 +28,7 @@ from finetune_trainer.memory.plan import MemoryPlan, plan_memory
 from finetune_trainer.model import base_model
 from finetune_trainer.model.chat_template import apply_chat
 from finetune_trainer.model.continuation import read_initial_adapter
+from finetune_trainer.model.fingerprint import PROMPTS, prompt_ids
 from finetune_trainer.model.lora import plan_adapter
 from finetune_trainer.model.quantization import check_quantization
 from finetune_trainer.preflight.weights import count_weights
@@ -156,7 +158,7 @@ def check_model(config: TrainingConfig) -> ModelShape:
     tokenizer = base_model.read_tokenizer(folder, shown)
     apply_chat(tokenizer, config.chat)
     model = _on_meta_device(model_config, shown)
-    _check_tokenizer_fits(tokenizer, model, shown)
+    _check_probes_fit(tokenizer, model, shown)
     _check_weights_complete(folder, model, shown)
     revision = base_model.revision_of(config.model, folder)
     return ModelShape(model, tokenizer, folder, revision, plan_adapter(config.lora, model))
@@ -225,12 +227,17 @@ def _on_meta_device(model_config: Any, shown: str) -> Any:
         return AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
 
 
-def _check_tokenizer_fits(tokenizer: Any, model: Any, shown: str) -> None:
-    embeddings = model.get_input_embeddings().weight.shape[0]
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest >= embeddings:
+def _check_probes_fit(tokenizer: Any, model: Any, shown: str) -> None:
+    """Raise TrainingError (ModelInvalid) if the chat template writes a token that the model has no embedding for.
+
+    The fingerprint's prompts are rendered by it at the end of training, whatever the rows are.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = [token for prompt in PROMPTS for token in prompt_ids(tokenizer, prompt)]
+    if unknown := tokens_without_embedding(ids, rows, tokenizer):
         raise base_model.model_invalid(
-            shown, f"its tokenizer has a token {largest}, the model has embeddings for {embeddings}"
+            shown,
+            f"its tokenizer or chat template writes the token {unknown}, the model has embeddings for {rows} tokens",
         )
 
 
