@@ -71,6 +71,12 @@ class Manifest(StatusModel):
     base_revision: Annotated[
         str | None, Field(description="baseRevision is the commit or digest of the base model.")
     ] = None
+    base_digest: Annotated[
+        str | None,
+        Field(
+            description="baseDigest is the digest of the base model's configuration and weights; servers compare it."
+        ),
+    ] = None
     initial_adapter: Annotated[
         str | None, Field(description="initialAdapter is the digest of the adapter that training started from.")
     ] = None

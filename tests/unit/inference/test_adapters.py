@@ -15,6 +15,7 @@ from finetune_inference.adapters.verification import AdapterRefusedError, Limits
 from finetune_inference.config import Settings
 from finetune_inference.engine.interface import VerifiedAdapter
 from finetune_inference.inference import InferenceService
+from finetune_model.base_digest import BaseIdentity
 from finetune_model.servable import NotServableError, lora_arguments
 from lab.fixtures.tiny_adapter import commit, copied, make_tiny_adapter
 from lab.fixtures.tiny_model import make_tiny_model
@@ -251,10 +252,10 @@ def test_a_request_for_a_refused_adapter_is_told_why(models: Path, settings: Set
 def test_an_adapter_that_fails_in_a_way_nobody_foresaw_is_refused_alone(
     models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def surprising(served: ServedAdapter, limits: Limits) -> VerifiedAdapter:
+    def surprising(served: ServedAdapter, limits: Limits, base: BaseIdentity | None) -> VerifiedAdapter:
         if served.name == "odd":
             raise KeyError("surprise")
-        return verify(served, limits)
+        return verify(served, limits, base)
 
     monkeypatch.setattr(registry, "verify", surprising)
     adapters = [ServedAdapter(name=name, path=str(models / "formal")) for name in ("odd", "formal")]

@@ -18,6 +18,7 @@ from finetune_api.serving import ServedAdapter
 from finetune_inference.adapters.verification import TOKENIZER_FILES, AdapterRefusedError, Limits, verify
 from finetune_inference.engine.interface import AdapterWeights, VerifiedAdapter
 from finetune_inference.text.vocabulary import Vocabulary, load_vocabulary
+from finetune_model.base_digest import BaseIdentity
 
 log = logging.getLogger(__name__)
 
@@ -62,15 +63,24 @@ class LoadedModel:
 class AdapterRegistry:
     """Loaded models by name. One thread at a time changes it; any thread reads."""
 
-    def __init__(self, base: LoadedModel, vocabulary_size: int, load: LoadWeights, limits: Limits) -> None:
+    def __init__(
+        self,
+        base: LoadedModel,
+        vocabulary_size: int,
+        load: LoadWeights,
+        limits: Limits,
+        identity: BaseIdentity | None = None,
+    ) -> None:
         """Start with the base model alone.
 
         `base`: the loaded weights, a base model or an adapter that is merged into one. `vocabulary_size`: its number of token ids.
+        `identity`: of the base model's files.
         """
         self._base = base
         self._vocabulary_size = vocabulary_size
         self._load = load
         self._limits = limits
+        self._identity = identity
         self._changing = threading.Lock()
         self._models: dict[str, LoadedModel] = {base.name: base}
         self._entries: dict[str, ServedAdapter] = {}
@@ -109,7 +119,7 @@ class AdapterRegistry:
             if served.in_memory or served.adapter is None:
                 return served
             try:
-                adapter = verify(self._entries[name].model_copy(update={"digest": served.adapter.digest}), self._limits)
+                adapter = self._verify(self._entries[name].model_copy(update={"digest": served.adapter.digest}))
                 served = replace(served, weights=self._load(adapter), in_memory=True)
             except (AdapterRefusedError, OSError) as error:
                 self._refuse_loaded(name, str(error))
@@ -187,7 +197,7 @@ class AdapterRegistry:
     def _read(self, entry: ServedAdapter) -> LoadedModel:
         """Verify and load an adapter. Raises AdapterRefusedError, or any exception of a defect."""
         started = time.monotonic()
-        adapter = verify(entry, self._limits)
+        adapter = self._verify(entry)
         vocabulary = self._vocabulary(adapter)
         if beyond := [token for token in adapter.chat.end_tokens if not 0 <= token < self._vocabulary_size]:
             raise AdapterRefusedError(
@@ -205,6 +215,9 @@ class AdapterRegistry:
             parent=self._base.name,
             weights=weights,
         )
+
+    def _verify(self, entry: ServedAdapter) -> VerifiedAdapter:
+        return verify(entry, self._limits, self._identity)
 
     def _publish(self, models: dict[str, LoadedModel], keep: str | None = None) -> None:
         """Replace the registry. Evict the least recently used adapters when the total exceeds the memory budget."""

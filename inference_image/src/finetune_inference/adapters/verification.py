@@ -6,6 +6,7 @@ version (digest), hold its weights as safetensors, and its `adapter_config.json`
 """
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from finetune_api.artifacts import (
 )
 from finetune_api.serving import ServedAdapter
 from finetune_inference.engine.interface import VerifiedAdapter
+from finetune_model.base_digest import BaseIdentity, difference
 from finetune_model.chat import DEFAULT_SETTINGS, ChatSettings, reserved_kwargs
 from finetune_model.servable import NotServableError, lora_arguments
 
@@ -37,6 +39,12 @@ TOKENIZER_FILES = (
 )
 
 
+SHOWN_DIGEST = 26
+"""Characters of a digest or commit in a message."""
+
+log = logging.getLogger(__name__)
+
+
 class AdapterRefusedError(Exception):
     """An adapter that is not served; the message gives the reason, and clients that request the adapter get it."""
 
@@ -51,8 +59,8 @@ class Limits:
     """Memory of all adapters together, in bytes; also the largest file with weights."""
 
 
-def verify(entry: ServedAdapter, limits: Limits) -> VerifiedAdapter:
-    """Verify an adapter folder. Raises AdapterRefusedError."""
+def verify(entry: ServedAdapter, limits: Limits, base: BaseIdentity | None = None) -> VerifiedAdapter:
+    """Verify an adapter folder, and that it is for the base model, if that is known. Raises AdapterRefusedError."""
     directory = Path(entry.path)
     try:
         manifest, digest = read_verified(directory)
@@ -61,6 +69,8 @@ def verify(entry: ServedAdapter, limits: Limits) -> VerifiedAdapter:
     if entry.digest and entry.digest != digest:
         raise AdapterRefusedError(f"{directory} has digest {digest}; expected {entry.digest}")
     _check_files(directory, manifest)
+    if base:
+        _check_base(directory, manifest, base)
     config = _read_config(directory)
     _check_limits(directory, config, limits)
     try:
@@ -87,6 +97,26 @@ def _chat_settings(directory: Path, chat: AdapterChat | None) -> ChatSettings:
             f"{directory / MANIFEST_FILE} has chat.templateKwargs {', '.join(reserved)}, which cannot be a variable of a template"
         )
     return ChatSettings(chat.template_kwargs, chat.system_prompt, frozenset(chat.end_tokens))
+
+
+def _check_base(directory: Path, manifest: Manifest, base: BaseIdentity) -> None:
+    """Raise AdapterRefusedError for an adapter of another base model, even one with the same shapes.
+
+    A quantized base model is compared by shapes alone, because adapters are usually trained on the weights before quantization;
+    the replayed fingerprint is what proves them there.
+    """
+    differing = difference(base, recorded_digest=manifest.base_digest, recorded_revision=manifest.base_revision)
+    if differing is None:
+        return
+    recorded, found = differing
+    trained_on = f"{manifest.base_model or 'another base model'} ({recorded[:SHOWN_DIGEST]}…)"
+    if base.is_quantized:
+        log.info("%s was trained on %s; %s is quantized and not compared", directory, trained_on, base.path)
+        return
+    raise AdapterRefusedError(
+        f"{directory} was trained on {trained_on}; this server has {base.path} ({found[:SHOWN_DIGEST]}…). Serve it on the model "
+        f"that it was trained on; if it is meant for this one, run: python -m finetune_trainer adopt {directory} --model {base.path}"
+    )
 
 
 def _check_limits(directory: Path, config: dict[str, Any], limits: Limits) -> None:

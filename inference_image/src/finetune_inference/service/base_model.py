@@ -17,6 +17,7 @@ from finetune_inference.engine.interface import (
     TokenRequest,
 )
 from finetune_inference.text.vocabulary import load_vocabulary
+from finetune_model.base_digest import BaseIdentity, read_identity
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +34,19 @@ def load_base(engine: Engine, model: ServedModel, created: int) -> tuple[ModelFa
 
 
 def load_merged(
-    engine: Engine, model: ServedModel, entry: ServedAdapter, limits: Limits, created: int
+    engine: Engine,
+    model: ServedModel,
+    entry: ServedAdapter,
+    limits: Limits,
+    identity: BaseIdentity | None,
+    created: int,
 ) -> tuple[ModelFacts, LoadedModel]:
     """Load the base model with one adapter merged into its weights.
 
     Raises ModelLoadError, also for an adapter that is refused, because there is nothing else to serve.
     """
     try:
-        adapter = verify(entry, limits)
+        adapter = verify(entry, limits, identity)
         facts = engine.load_model(adapter)
         path, revision = (entry.path, None) if adapter.has_tokenizer else (model.path, model.revision)
         vocabulary = load_vocabulary(path, revision, adapter.chat)
@@ -49,6 +55,15 @@ def load_merged(
     log.info("Merged adapter %s (%s) into %s", entry.name, adapter.digest, model.name)
     merged = LoadedModel(entry.name, vocabulary, root=entry.path, created=created, adapter=adapter, parent=model.name)
     return facts, merged
+
+
+def identity_of(model: ServedModel) -> BaseIdentity | None:
+    """Return the identity of the base model's files, with which adapters are compared; None, with a warning, without files."""
+    try:
+        return read_identity(model.path, model.revision)
+    except (OSError, ValueError) as error:
+        log.warning("Adapters are not compared with the base model %s: %s", model.name, error)
+        return None
 
 
 def warm_up(engine: Engine, name: str) -> None:

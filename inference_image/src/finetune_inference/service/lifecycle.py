@@ -2,6 +2,7 @@
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from finetune_api.serving import ServingConfig
@@ -12,7 +13,7 @@ from finetune_inference.backends.engines import MakeEngine
 from finetune_inference.config import Settings
 from finetune_inference.engine.interface import Engine, ModelFacts, ModelLoadError
 from finetune_inference.engine.scheduler import Scheduler
-from finetune_inference.service.base_model import load_base, load_merged, warm_up
+from finetune_inference.service.base_model import identity_of, load_base, load_merged, warm_up
 from finetune_inference.service.model_registry import ModelRegistry
 
 log = logging.getLogger(__name__)
@@ -89,14 +90,20 @@ class ServerLifecycle:
             # Checked first, because importing torch takes seconds.
             raise ModelLoadError(f"base model {self._config.model.name}: folder {path} does not exist")
         prefetch(path)
+        # Beside the import of torch, which takes longer and uses one thread.
+        hashing = ThreadPoolExecutor(max_workers=1).submit(identity_of, self._config.model)
         engine = self._make_engine(self._config, self._settings)
         if self._config.merge_adapter:
             entry, limits = self._config.adapters[0], adapter_limits(self._settings, engine)
-            facts, base = load_merged(engine, self._config.model, entry, limits, self.created)
+            facts, base = load_merged(engine, self._config.model, entry, limits, hashing.result(), self.created)
         else:
             facts, base = load_base(engine, self._config.model, self.created)
         loaded = AdapterRegistry(
-            base, facts.vocabulary_size, engine.load_adapter, adapter_limits(self._settings, engine)
+            base,
+            facts.vocabulary_size,
+            engine.load_adapter,
+            adapter_limits(self._settings, engine),
+            hashing.result(),
         )
         self._models.load_adapters(loaded)
         warm_up(engine, base.name)

@@ -6,17 +6,16 @@ spec must not execute it in a tenant's pod.
 
 import contextlib
 import fnmatch
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_api.artifacts import sha256_of
 from finetune_api.reasons import Reason
 from finetune_api.training import ModelConfig
 from finetune_api.v1alpha1 import Chat, Quantization
+from finetune_model.base_digest import WEIGHT_FILES, digest_of_weights
 from finetune_model.model_files import load_tokenizer, resolve_precision
 from finetune_trainer.errors import TrainingError, is_storage_full, on_scratch, one_line
 from finetune_trainer.model.chat_template import apply_chat
@@ -25,14 +24,9 @@ from finetune_trainer.model.quantization import check_quantization, keep_differe
 
 logger = logging.getLogger(__name__)
 
-WEIGHT_FILES: Final = "*.safetensors"
 NO_WEIGHTS: Final = "it has no *.safetensors weights (pickled weights are never loaded)"
 MODEL_FILES: Final = ["*.json", WEIGHT_FILES, "*.model", "*.txt", "*.jinja"]
 """Files downloaded from a hub: configuration, weights, tokenizer and chat template."""
-FULL_DIGEST_BYTES: Final = 1 << 30
-"""Size in bytes up to which weights are hashed whole (about a second); larger ones are sampled."""
-SAMPLES: Final = 64
-SAMPLE_BYTES: Final = 1 << 16
 
 
 def revision_of(config: ModelConfig, folder: Path) -> str:
@@ -119,31 +113,6 @@ def read_tokenizer(folder: Path, shown: str) -> Any:
     if not tokenizer.is_fast:
         raise model_invalid(shown, "it has no tokenizer.json, which is needed to tell prompt from completion")
     return tokenizer
-
-
-def digest_of_weights(folder: Path) -> str:
-    """Hash config.json and all safetensors files: every byte up to 1 GiB, else sizes, headers and samples.
-
-    A sampled digest says so in its prefix. It tells two models apart that differ anywhere near the samples (start, end and
-    64 places in between of every file), which any tuned or quantized variant of a model does.
-    """
-    files = [folder / "config.json", *sorted(folder.glob(WEIGHT_FILES))]
-    whole = sum(f.stat().st_size for f in files) <= FULL_DIGEST_BYTES
-    digest = hashlib.sha256()
-    for file in files:
-        content = sha256_of(file) if whole else _sampled(file)
-        digest.update(f"{file.name} {file.stat().st_size} {content}\n".encode())
-    return f"{'sha256' if whole else 'sampled-sha256'}:{digest.hexdigest()}"
-
-
-def _sampled(file: Path) -> str:
-    size = file.stat().st_size
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        for i in range(SAMPLES + 1):
-            stream.seek(max(0, size - SAMPLE_BYTES) * i // SAMPLES)
-            digest.update(stream.read(SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 def _is_path(path: str) -> bool:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_model.base_digest import digest_of_weights
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,6 +21,11 @@ class BaseModel:
     """Commit of a hub model, digest of a local one."""
     dtype: str
     """dtype of the weights, for example float32; of quantized layers, that of their products."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of configuration and weights, which servers compare; of a hub model too, because it may be served from a copy."""
+        return digest_of_weights(self.folder)
 
     @property
     def on_gpu(self) -> bool:

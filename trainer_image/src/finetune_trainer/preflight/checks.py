@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from finetune_api.reasons import Reason
 from finetune_api.training import TrainingConfig
+from finetune_model.base_digest import WEIGHT_FILES
 from finetune_model.model_files import resolve_precision
 from finetune_model.process import memory_capacity
 from finetune_model.servable import AdapterLayout, listed
@@ -242,7 +243,7 @@ def _check_probes_fit(tokenizer: Any, model: Any, shown: str) -> None:
 
 
 def _check_weights_complete(folder: Path, model: Any, shown: str) -> None:
-    if not any(folder.glob(base_model.WEIGHT_FILES)):
+    if not any(folder.glob(WEIGHT_FILES)):
         return  # still at the hub
     stored = count_weights(folder, shown)
     expected = sum(parameter.numel() for parameter in model.parameters())

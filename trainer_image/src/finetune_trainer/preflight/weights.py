@@ -6,7 +6,8 @@ import struct
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_trainer.model.base_model import WEIGHT_FILES, model_invalid
+from finetune_model.base_digest import WEIGHT_FILES
+from finetune_trainer.model.base_model import model_invalid
 
 MAX_HEADER_BYTES: Final = 100_000_000
 """Most bytes of a header, a limit of the format."""

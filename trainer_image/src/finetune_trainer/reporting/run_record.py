@@ -77,6 +77,7 @@ def make_manifest(config: TrainingConfig, base: BaseModel, step: int, chat: Adap
         attempt=job.attempt if job else None,
         base_model=config.model.source or config.model.path,
         base_revision=base.revision,
+        base_digest=base.digest,
         initial_adapter=config.initial_adapter.digest if config.initial_adapter else None,
         chat=chat,
         files=[],
