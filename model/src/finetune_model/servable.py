@@ -145,37 +145,33 @@ def adapter_layout(lora: Mapping[str, Any], base_config: Any) -> AdapterLayout:
     `base_config`: transformers' configuration. Raises NotServableError if peft refuses the arguments, and
     UnservableModulesError if a server cannot tune a selected module.
     """
-    import torch
-    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-    from peft.tuners.lora import LoraLayer
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            empty: Any = AutoModelForCausalLM.from_config(base_config)
-        own = dict(empty.named_modules())
-        usable = usable_names(empty)
-        idle = _idle_layers(empty)
-        config = LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **lora)
-        wrapped = PeftModel(empty, config, _SLOT, low_cpu_mem_usage=True)
-        # Not "auto", which would request from the model hub whether the vocabulary was extended.
-        state = get_peft_model_state_dict(wrapped, adapter_name=_SLOT, save_embedding_layers=False)
-        layers = {
-            path.removeprefix(PREFIX): module
-            for path, module in wrapped.named_modules()
-            if isinstance(module, LoraLayer)
-        }
-        scalings = {path: float(layer.scaling[_SLOT]) for path, layer in layers.items()}
-        saved = _as_saved(wrapped.peft_config[_SLOT])
-    except Exception as error:
-        # For a configuration that peft cannot apply it raises anything from KeyError to ValueError.
-        raise NotServableError(f"peft cannot apply it to this base model: {error}") from None
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    layout = AdapterLayout(shapes, scalings, idle & scalings.keys())
-    _check_tuned(layout, own, usable)
+    built = _build(lora, base_config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in built.state.items()}
+    scalings = {path: float(layer.scaling[_SLOT]) for path, layer in built.layers.items()}
+    layout = AdapterLayout(shapes, scalings, built.idle & scalings.keys())
+    _check_tuned(layout, built.own, built.usable)
     # For models with experts peft rewrites the configuration, and saves what it wrote.
-    lora_arguments(saved)
+    lora_arguments(built.saved)
     return layout
+
+
+def without_patterns(config: Mapping[str, Any], base_config: Any) -> dict[str, Any]:
+    """Return adapter_config.json with every module, rank and alpha by the module's path instead of by regular expressions.
+
+    Some training programs save such expressions. peft resolves them here, once and by hand; a server never runs one. Raises
+    NotServableError if peft refuses the arguments.
+    """
+    built = _build({key: config[key] for key in LORA_KEYS if config.get(key) is not None}, base_config)
+    ranks = {path: int(layer.r[_SLOT]) for path, layer in built.layers.items()}
+    alphas = {path: layer.lora_alpha[_SLOT] for path, layer in built.layers.items()}
+    cleared = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
+    return {
+        **config,
+        **cleared,
+        "target_modules": sorted(built.layers),
+        "rank_pattern": {path: rank for path, rank in ranks.items() if rank != config.get("r")},
+        "alpha_pattern": {path: alpha for path, alpha in alphas.items() if alpha != config.get("lora_alpha")},
+    }
 
 
 def usable_names(model: Any) -> set[str]:
@@ -243,6 +239,48 @@ def listed(names: Iterable[str]) -> str:
     every = sorted(names)
     shown = ", ".join(every[:NAMED])
     return shown if len(every) <= NAMED else f"{shown} and {len(every) - NAMED} more"
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A base model on the device meta, with the adapter that peft put on it."""
+
+    own: dict[str, Any]
+    """The base model's modules by path."""
+    usable: set[str]
+    idle: frozenset[str]
+    layers: dict[str, Any]
+    """peft's layers by path of the module that each wraps."""
+    state: dict[str, Any]
+    """Tensors by the names that peft saves."""
+    saved: dict[str, Any]
+    """The configuration that peft saves."""
+
+
+def _build(lora: Mapping[str, Any], base_config: Any) -> _Built:
+    """Build an adapter without storage. Raises NotServableError if peft refuses the arguments."""
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            empty: Any = AutoModelForCausalLM.from_config(base_config)
+        own, usable, idle = dict(empty.named_modules()), usable_names(empty), _idle_layers(empty)
+        config = LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **lora)
+        wrapped = PeftModel(empty, config, _SLOT, low_cpu_mem_usage=True)
+        layers = {
+            path.removeprefix(PREFIX): module
+            for path, module in wrapped.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+        # Not "auto", which would request from the model hub whether the vocabulary was extended.
+        state = get_peft_model_state_dict(wrapped, adapter_name=_SLOT, save_embedding_layers=False)
+        return _Built(own, usable, idle, layers, state, _as_saved(wrapped.peft_config[_SLOT]))
+    except Exception as error:
+        # For a configuration that peft cannot apply it raises anything from KeyError to ValueError.
+        raise NotServableError(f"peft cannot apply it to this base model: {error}") from None
 
 
 def _check_tuned(layout: AdapterLayout, own: Mapping[str, Any], usable: Iterable[str]) -> None:

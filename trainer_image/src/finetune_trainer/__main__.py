@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_validate(commands)
     _add_inspect(commands)
+    _add_adopt(commands)
     _add_work(commands)
     return parser
 
@@ -126,6 +127,28 @@ def _add_inspect(commands: "Commands") -> None:
     )
     inspect.add_argument("adapter", type=Path, help="folder of a committed adapter, as train prints it")
     inspect.set_defaults(run=_inspect)
+
+
+def _add_adopt(commands: "Commands") -> None:
+    adopt = _add_command(
+        commands,
+        "adopt",
+        "take over an adapter that another program trained",
+        "Check a folder that peft saved (TRL, Axolotl, LLaMA-Factory, Unsloth) by the rules of the server, take its fingerprint, "
+        "and commit it with a manifest to OUTPUT/NAME, like an adapter of train. The folder itself is only read. The same folder "
+        "is adopted once.",
+        f"exit status: {ExitCode.SUCCEEDED} adopted, {ExitCode.CONFIG_INVALID} not an adapter that can be served, "
+        f"{ExitCode.MODEL_INVALID} invalid model, {ExitCode.STORAGE_FULL} disk full",
+    )
+    adopt.add_argument("directory", type=Path, help="folder with adapter_config.json and adapter_model.safetensors")
+    adopt.add_argument(
+        "--model", required=True, help="base model of the adapter: a checkpoint folder, or ORG/NAME of a model hub"
+    )
+    adopt.add_argument("--name", help="name of the adapter (default: that of the folder)")
+    adopt.add_argument(
+        "--output", type=Path, default=Path("adapters"), help="folder to commit to (default: %(default)s)"
+    )
+    adopt.set_defaults(run=_adopt)
 
 
 def _add_work(commands: "Commands") -> None:
@@ -211,6 +234,27 @@ def _inspect(parsed: argparse.Namespace, _settings: TrainerSettings) -> int:
     record = parsed.adapter / RUN_RECORD_FILE
     if record.exists():
         print("record:   " + json.dumps(json.loads(record.read_text()), indent=2, ensure_ascii=False))
+    return ExitCode.SUCCEEDED
+
+
+def _adopt(parsed: argparse.Namespace, _settings: TrainerSettings) -> int:
+    from finetune_trainer.adoption import adopt
+    from finetune_trainer.errors import as_training_error
+
+    try:
+        adopted = adopt(parsed.directory, parsed.model, parsed.output, parsed.name)
+    except OSError as error:
+        raise as_training_error(error) from error
+    committed = adopted.committed
+    print(f"{'adopted' if adopted.is_new else 'is adopted already'}: {parsed.directory}")
+    print(f"base:     {committed.manifest.base_model}, digest {committed.manifest.base_digest}")
+    print(f"effect:   {adopted.effect:.4f} nats per token between tuned and base model")
+    if adopted.left_out:
+        print(f"left out: {', '.join(adopted.left_out)}")
+    for remark in adopted.remarks:
+        print(f"warning:  {remark}")
+    print(f"digest:   {committed.digest}")
+    print(f"adapter:  {committed.path}")
     return ExitCode.SUCCEEDED
 
 
