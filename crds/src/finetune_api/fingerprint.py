@@ -78,7 +78,12 @@ class Fingerprint(SpecModel):
     @property
     def effect(self) -> float:
         """Mean absolute difference between tuned and base in nats per token."""
-        return _mean_distance([(p.tuned, p.base) for p in self.probes])
+        return mean_distance([(p.tuned, p.base) for p in self.probes])
+
+    @property
+    def tolerance(self) -> float:
+        """Mean difference in nats per token up to which scores match."""
+        return min(BASE_TOLERANCE, max(MIN_TOLERANCE, MATCH_FRACTION * self.effect))
 
 
 class Verdict(StrEnum):
@@ -105,13 +110,13 @@ def judge(fingerprint: Fingerprint, observed: list[Observation]) -> tuple[Verdic
 
     Raises ValueError if the observation has another shape than the fingerprint.
     """
-    to_tuned = _mean_distance([(p.tuned, o.tuned) for p, o in zip(fingerprint.probes, observed, strict=True)])
-    to_base = _mean_distance([(p.base, o.tuned) for p, o in zip(fingerprint.probes, observed, strict=True)])
+    to_tuned = mean_distance([(p.tuned, o.tuned) for p, o in zip(fingerprint.probes, observed, strict=True)])
+    to_base = mean_distance([(p.base, o.tuned) for p, o in zip(fingerprint.probes, observed, strict=True)])
     seen_bases = [(p.base, o.base) for p, o in zip(fingerprint.probes, observed, strict=True) if o.base is not None]
     # A wrong base model also shows in the tuned scores, so without base scores only the diagnosis is less precise.
-    base_drift = _mean_distance(seen_bases) if seen_bases else 0.0
+    base_drift = mean_distance(seen_bases) if seen_bases else 0.0
     effect = fingerprint.effect
-    tolerance = min(BASE_TOLERANCE, max(MIN_TOLERANCE, MATCH_FRACTION * effect))
+    tolerance = fingerprint.tolerance
     if effect < MIN_EFFECT:
         return (
             Verdict.NO_EFFECT,
@@ -164,7 +169,8 @@ def _token(ids: list[int]) -> str:
     return f"token {ids[0]}" if ids else "the end"
 
 
-def _mean_distance(pairs: list[tuple[list[float], list[float]]]) -> float:
+def mean_distance(pairs: list[tuple[list[float], list[float]]]) -> float:
+    """Return the mean absolute difference of two series per probe. Raises ValueError without any score."""
     differences = [abs(a - b) for left, right in pairs for a, b in zip(left, right, strict=True)]
     if not differences:
         raise ValueError("a fingerprint without scored tokens proves nothing")

@@ -101,8 +101,8 @@ def _served_logits(model: Any, folder: Path) -> Any:
     """Return [sequence, token, vocabulary] logits of both sequences in one pass, the first with the adapter."""
     import torch
 
+    from finetune_inference.backends.common.lora_batch import LoraBatch
     from finetune_inference.backends.common.lora_loader import LoraLoader
-    from finetune_inference.backends.transformers.lora_batch import LoraBatch
 
     lora = LoraLoader(model).load(verify(ServedAdapter(name="a", path=str(folder)), LIMITS))
     owners = [lora] * len(IDS[0]) + [None] * len(IDS[1])

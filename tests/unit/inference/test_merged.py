@@ -16,6 +16,7 @@ from finetune_api.serving import ServedAdapter, ServedModel, ServingConfig
 from finetune_inference.config import Settings
 from finetune_inference.engine.interface import ModelLoadError
 from finetune_inference.inference import InferenceService
+from finetune_trainer.model.fingerprint import take_fingerprint
 from lab.fixtures.tiny_adapter import commit, copied, make_tiny_adapter
 from support.server.engine_under_test import ENGINE
 from support.server.running_inference import Running, running
@@ -87,6 +88,61 @@ def test_a_bias_that_the_model_has_no_place_for_is_refused(models: Path) -> None
     make_tiny_adapter(models / "added", models / "base", seed=4, **VARIANTS["biased"])
     with pytest.raises(ModelLoadError, match=r"adds .*\.bias, which vLLM does not support"):
         InferenceService(config(models, "added", merge=True), Settings(threads=1)).load()
+
+
+def with_fingerprint(folder: Path, base: Path) -> Fingerprint:
+    """Take the fingerprint as training does, and commit it with the adapter."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
+    fingerprint = take_fingerprint(tuned, AutoTokenizer.from_pretrained(base), "float32")
+    (folder / "fingerprint.json").write_text(json.dumps(fingerprint.to_dict()))
+    commit(folder)
+    return fingerprint
+
+
+@pytest.mark.parametrize(
+    ("scale", "precision", "accepted"), [(0.01, "bfloat16", False), (0.01, "float32", True), (1, "bfloat16", True)]
+)
+def test_a_merge_that_rounds_the_adapter_away_is_refused(
+    models: Path, tmp_path: Path, scale: float, precision: str, *, accepted: bool
+) -> None:
+    folder = tmp_path / "faint"
+    make_tiny_adapter(folder, models / "base", seed=4, scale=scale, target_modules="all-linear", r=8)
+    assert with_fingerprint(folder, models / "base").effect > 0.02
+    wanted = config(models, "unused", merge=True).model_copy(
+        update={"adapters": [ServedAdapter(name="tuned", path=str(folder))], "precision": precision}
+    )
+    service = InferenceService(wanted, Settings(threads=1))
+    if accepted:
+        service.load()
+        service.close()
+        return
+    expected = (
+        r"merged into weights of bfloat16, the answers of .*/faint differ by 0\.\d+ nats per token from those of the unmerged adapter, "
+        r"at most 0\.\d+ is allowed: .* Set mergeAdapter to false, or precision to float32"
+    )
+    with pytest.raises(ModelLoadError, match=expected):
+        service.load()
+
+
+@pytest.mark.parametrize("damage", ["{}", None, "foreign"])
+def test_without_a_usable_fingerprint_the_merge_is_not_compared_and_the_log_says_so(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str | None
+) -> None:
+    folder = copied(models / "rude", tmp_path / "rude")
+    if damage:
+        probe = {"tokenIds": [1, 99_999], "promptTokens": 1, "tuned": [0.0], "base": [0.0]}
+        (folder / "fingerprint.json").write_text(damage if damage == "{}" else json.dumps({"probes": [probe]}))
+        commit(folder)
+    wanted = config(models, "rude", merge=True).model_copy(
+        update={"adapters": [ServedAdapter(name="tuned", path=str(folder))]}
+    )
+    service = InferenceService(wanted, Settings(threads=1))
+    service.load()
+    service.close()
+    assert "has no usable fingerprint, so the merged weights were not compared" in caplog.text
 
 
 def test_only_the_adapter_is_served_and_asking_for_the_base_says_why(merged: Running) -> None:

@@ -47,7 +47,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"target_modules": QV, "trainable_token_indices": [5]},
         "trainable_token_indices: train whole embeddings with modules_to_save instead",
     ),
-    "saved-norm": ({"target_modules": QV, "modules_to_save": ["norm"]}, "(modules_to_save); only linear layers and embeddings can be replaced"),
+    "saved-norm": (
+        {"target_modules": QV, "modules_to_save": ["norm"]},
+        "(modules_to_save); only linear layers and embeddings can be replaced",
+    ),
 }
 
 

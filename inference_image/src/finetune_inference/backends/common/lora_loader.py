@@ -88,6 +88,11 @@ class LoraLoader:
             path = copied_path(name, self._modules)
             if name in layout.tensors or path is None:
                 own[name] = tensor
+            elif self._base.device.type == "meta":
+                raise AdapterRefusedError(
+                    f"{adapter.weights} has a copy of {path}, which this engine cannot compare with the base model's; remove it: "
+                    f"python -m finetune_trainer adopt {adapter.directory} --model BASE"
+                )
             elif not _is_equal(tensor, getattr(self._modules[path], name.rpartition(".")[2], None)):
                 raise AdapterRefusedError(
                     f"{adapter.weights} has a copy of {path} that is not the base model's: the vocabulary was extended, or the "
@@ -126,7 +131,7 @@ def _replacements(deltas: dict[str, LoraDelta], tensors: dict[str, torch.Tensor]
 
 def _is_equal(copy: torch.Tensor, own: torch.Tensor | None) -> bool:
     """Return whether a copy has the values of the base model's tensor, which may have been rounded since or before."""
-    if own is None or own.shape != copy.shape or own.device.type == "meta":
+    if own is None or own.shape != copy.shape:
         return False
     return copy.to(own.device, own.dtype).equal(own) or copy.to(own.device).equal(own.to(copy.dtype))
 

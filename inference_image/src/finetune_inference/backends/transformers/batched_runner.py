@@ -15,8 +15,8 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
+from finetune_inference.backends.common.lora_batch import LoraBatch
 from finetune_inference.backends.transformers.kv_cache import KVCache, Pool
-from finetune_inference.backends.transformers.lora_batch import LoraBatch
 from finetune_inference.backends.transformers.model_runner import Chunk
 
 UNSUPPORTED = ("softcap", "s_aux", "position_bias", "attention_mask")

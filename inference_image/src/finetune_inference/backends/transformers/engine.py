@@ -16,13 +16,13 @@ from transformers.utils import logging as transformers_logging
 
 from finetune_api.serving import ServingConfig
 from finetune_inference.backends.common.defaults import CACHE_SHARE, NOT_FINITE, PREFILL_TOKENS
+from finetune_inference.backends.common.lora_batch import LoraBatch
 from finetune_inference.backends.common.lora_loader import LoraLoader
-from finetune_inference.backends.common.lora_merge import merge
+from finetune_inference.backends.common.lora_merge import merge_compared
 from finetune_inference.backends.common.lora_weights import LoadedLora
 from finetune_inference.backends.transformers.batched_runner import BatchedModelRunner
 from finetune_inference.backends.transformers.kv_cache import KVCache
 from finetune_inference.backends.transformers.linear_layers import fuse_and_pack_linear, shared_inputs
-from finetune_inference.backends.transformers.lora_batch import LoraBatch
 from finetune_inference.backends.transformers.model_check import (
     CACHED_TOKENS,
     disagreement,
@@ -96,7 +96,7 @@ class TransformersEngine:
             device=str(self._device),
         )
         if merged:
-            merge(model, LoraLoader(model).load(merged))
+            merge_compared(model, LoraLoader(model).load(merged), merged)
         # Frees memory before the KV cache and the packed copy are sized by what is free.
         release_free_memory()
         self._runner = self._make_runner(model)

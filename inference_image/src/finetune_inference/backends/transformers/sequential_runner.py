@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from finetune_inference.backends.transformers.lora_batch import LoraBatch
+from finetune_inference.backends.common.lora_batch import LoraBatch
 from finetune_inference.backends.transformers.model_runner import Chunk
 
 

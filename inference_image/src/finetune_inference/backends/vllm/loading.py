@@ -19,7 +19,7 @@ from finetune_api.serving import ServingConfig
 from finetune_inference.adapters.verification import AdapterRefusedError
 from finetune_inference.backends.common.defaults import CACHE_SHARE
 from finetune_inference.backends.common.lora_loader import LoraLoader
-from finetune_inference.backends.common.lora_merge import merge
+from finetune_inference.backends.common.lora_merge import merge_compared
 from finetune_inference.backends.vllm.logits_processors import SeededSampling, WatchLogits
 from finetune_inference.config import Settings
 from finetune_inference.engine.interface import MAX_TOP_LOGPROBS, ModelLoadError, VerifiedAdapter
@@ -182,7 +182,7 @@ def write_merged(config: ServingConfig, adapter: VerifiedAdapter, folder: Path) 
         trust_remote_code=False,
     )
     before = set(model.state_dict())
-    merge(model, LoraLoader(model).load(adapter))
+    merge_compared(model, LoraLoader(model).load(adapter), adapter)
     added = set(model.state_dict()) - before
     if added:
         raise AdapterRefusedError(

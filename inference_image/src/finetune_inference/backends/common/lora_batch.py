@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from finetune_inference.backends.common.lora_weights import LoadedLora, LoraDelta, Replacement
 
@@ -55,7 +56,8 @@ class LoraBatch:
         self._groups = {path: tuple(group) for group in groups for path in group}
         self._device = model.device
         self._head = _path_of(self._modules, model.get_output_embeddings())
-        self._hooked: set[str] = set()
+        self._hooks: dict[str, RemovableHandle] = {}
+        """By module path."""
         self._stacked: tuple[LoadedLora, ...] = ()
         self._stacks: dict[str, _Stack] = {}
         self._special: dict[str, list[tuple[int, LoraDelta | Replacement]]] = {}
@@ -79,6 +81,12 @@ class LoraBatch:
             yield
         finally:
             self._tokens = self._logits = None
+
+    def remove_hooks(self) -> None:
+        """Remove everything from the model, after which no adapter is applied any more."""
+        for hook in self._hooks.values():
+            hook.remove()
+        self._hooks.clear()
 
     def _stack(self, wanted: list[LoadedLora]) -> None:
         """Make the stacks hold the wanted adapters. Others stay as long as they are at most half of the stacks."""
@@ -118,9 +126,8 @@ class LoraBatch:
             self._stacks[path] = stack
 
     def _hook(self, path: str) -> None:
-        if path in self._hooked:
+        if path in self._hooks:
             return
-        self._hooked.add(path)
 
         def add(module: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
             assignment = self._logits if path == self._head else self._tokens
@@ -128,7 +135,7 @@ class LoraBatch:
                 return None
             return self._add(path, module, arguments[0], output, assignment)
 
-        self._modules[path].register_forward_hook(add)
+        self._hooks[path] = self._modules[path].register_forward_hook(add)
 
     def _add(
         self, path: str, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor, assignment: _Assignment
