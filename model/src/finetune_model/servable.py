@@ -1,7 +1,7 @@
 """Rules by which an adapter is served: the only judge of `validate`, `adopt`, training and the server's loader.
 
 `lora_arguments` reads the configuration that peft saved; `adapter_layout` builds the adapter on the base model without storage
-(device meta) and returns what it consists of; `check_tensors` compares a file with that. What cannot be applied to the rows of
+(device meta) and returns what it consists of; `adapter_tensors` compares a file with that. What cannot be applied to the rows of
 a batch, each with its own adapter, raises NotServableError before anything is trained or loaded.
 
 torch and peft are imported where they are used, because the rules of a configuration need neither.
@@ -205,33 +205,6 @@ def obstacle(module: Any) -> str | None:
     if not isinstance(module, torch.nn.Linear):
         return f"{kind} is neither a linear layer nor an embedding"
     return _oddity_of_linear(module)
-
-
-def tensor_problem(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Return how the tensors of a file (shapes by name) differ from those of the layout; None if they do not."""
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    if missing or unexpected:
-        parts = [f"lacks {listed(missing)}"] if missing else []
-        parts += [f"has the unexpected {listed(unexpected)}"] if unexpected else []
-        return f"{' and '.join(parts)}; the adapter was trained on another model, or its tensors were renamed"
-    for name, shape in expected.items():
-        if found[name] != shape:
-            return (
-                f"has {name} with shape {found[name]}; this base model needs {shape}, "
-                "so the adapter was trained on another model"
-            )
-    return None
-
-
-def copied_path(name: str, paths: Iterable[str]) -> str | None:
-    """Return the path of the base model's module of which a tensor is a copy; None for a tensor of the adapter itself.
-
-    peft saves embeddings and head beside an adapter that tunes them, and after the vocabulary was extended.
-    """
-    path = name.removeprefix(PREFIX).rpartition(".")[0].removesuffix(".base_layer")
-    is_copy = name.startswith(PREFIX) and ".lora_" not in name and name.rpartition(".")[2] in ("weight", "bias")
-    return path if is_copy and path in paths else None
 
 
 def listed(names: Iterable[str]) -> str:

@@ -27,14 +27,13 @@ from finetune_api.artifacts import (
 from finetune_api.fingerprint import MIN_EFFECT, Fingerprint
 from finetune_api.reasons import Reason
 from finetune_api.training import ModelConfig
+from finetune_model.adapter_tensors import own_tensors, tensor_problem
 from finetune_model.servable import (
     AdapterLayout,
     NotServableError,
     adapter_layout,
-    copied_path,
     listed,
     lora_arguments,
-    tensor_problem,
     without_patterns,
 )
 from finetune_model.token_ids import tokens_without_embedding
@@ -199,20 +198,13 @@ def _own_tensors(source: Path, layout: AdapterLayout, model: Any) -> "dict[str, 
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(source / ADAPTER_WEIGHTS_FILE)
+        tensors: dict[str, torch.Tensor] = load_file(source / ADAPTER_WEIGHTS_FILE)
     except (SafetensorError, OSError) as error:
         raise _incompatible(source, f"{ADAPTER_WEIGHTS_FILE} is not a safetensors file ({one_line(error)})") from None
-    modules = dict(model.named_modules())
-    copies = {n: path for n in tensors if n not in layout.tensors and (path := copied_path(n, modules))}
-    for name, path in copies.items():
-        own = getattr(modules[path], name.rpartition(".")[2], None)
-        copy = tensors.pop(name)
-        if own is None or own.shape != copy.shape or not copy.to(own.device, own.dtype).equal(own):
-            raise _incompatible(
-                source,
-                f"it has a copy of {path} that is not the base model's: the vocabulary was extended, or the module was trained "
-                "without modules_to_save",
-            )
+    try:
+        tensors = own_tensors(tensors, layout, dict(model.named_modules()))
+    except NotServableError as error:
+        raise _incompatible(source, str(error)) from None
     if problem := tensor_problem(layout.tensors, {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
         raise _incompatible(source, f"{ADAPTER_WEIGHTS_FILE} {problem}")
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:

@@ -19,15 +19,14 @@ from torch import nn
 from finetune_inference.adapters.verification import AdapterRefusedError
 from finetune_inference.backends.common.lora_weights import LoadedLora, LoraDelta, Replacement
 from finetune_inference.engine.interface import VerifiedAdapter
+from finetune_model.adapter_tensors import own_tensors, tensor_problem
 from finetune_model.model_files import quantization_of
 from finetune_model.servable import (
     PREFIX,
     AdapterLayout,
     NotServableError,
     adapter_layout,
-    copied_path,
     listed,
-    tensor_problem,
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,7 +58,10 @@ class LoraLoader:
         """
         tensors = _read_tensors(adapter)
         layout = self._layout_for(adapter)
-        tensors = self._without_copies(adapter, layout, tensors)
+        try:
+            tensors = own_tensors(tensors, layout, self._modules)
+        except NotServableError as error:
+            raise AdapterRefusedError(f"{adapter.weights} cannot be served: {error}") from None
         if problem := tensor_problem(layout.tensors, {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
             raise AdapterRefusedError(f"{adapter.weights} {problem}")
         _check_range(adapter, layout.scalings, tensors, self._base.dtype)
@@ -75,30 +77,6 @@ class LoraLoader:
                     f"{adapter.directory} cannot be applied to this base model: {error}"
                 ) from None
         return self._known[key]
-
-    def _without_copies(
-        self, adapter: VerifiedAdapter, layout: AdapterLayout, tensors: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        """Return the tensors without copies of the base model's own, which peft saves beside tuned embeddings.
-
-        A copy that differs was trained, or belongs to an extended vocabulary: without it, answers would be others.
-        """
-        own = {}
-        for name, tensor in tensors.items():
-            path = copied_path(name, self._modules)
-            if name in layout.tensors or path is None:
-                own[name] = tensor
-            elif self._base.device.type == "meta":
-                raise AdapterRefusedError(
-                    f"{adapter.weights} has a copy of {path}, which this engine cannot compare with the base model's; remove it: "
-                    f"python -m finetune_trainer adopt {adapter.directory} --model BASE"
-                )
-            elif not _is_equal(tensor, getattr(self._modules[path], name.rpartition(".")[2], None)):
-                raise AdapterRefusedError(
-                    f"{adapter.weights} has a copy of {path} that is not the base model's: the vocabulary was extended, or the "
-                    "module was trained without modules_to_save"
-                )
-        return own
 
     @torch.inference_mode()
     def _delta(self, path: str, scaling: float, tensors: dict[str, torch.Tensor]) -> LoraDelta:
@@ -127,13 +105,6 @@ def _replacements(deltas: dict[str, LoraDelta], tensors: dict[str, torch.Tensor]
     left = {n for n in tensors if not any(n.startswith(f"{path}.lora_") for path in deltas)}
     paths = sorted({name.rpartition(".")[0] for name in left})
     return {path: Replacement(tensors[f"{path}.weight"], tensors.get(f"{path}.bias")) for path in paths}
-
-
-def _is_equal(copy: torch.Tensor, own: torch.Tensor | None) -> bool:
-    """Return whether a copy has the values of the base model's tensor, which may have been rounded since or before."""
-    if own is None or own.shape != copy.shape:
-        return False
-    return copy.to(own.device, own.dtype).equal(own) or copy.to(own.device).equal(own.to(copy.dtype))
 
 
 def _weight(module: nn.Module) -> torch.Tensor:
