@@ -212,7 +212,7 @@ def _template_name(config: TrainingConfig) -> str:
 def _check_embeddings(rows: data.TokenRows, embeddings: int, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
     """Raise TrainingError (DatasetInvalid) if rows have tokens for which the model has no embedding."""
     places = np.flatnonzero(rows.input_ids >= embeddings)
-    unknown = tokens_without_embedding(rows.input_ids[places].tolist(), embeddings, tokenizer)
+    unknown = tokens_without_embedding(np.unique(rows.input_ids[places]).tolist(), embeddings, tokenizer)
     if unknown is None:
         return
     count = len(np.unique(np.searchsorted(rows.offsets, places, side="right")))
