@@ -171,13 +171,13 @@ def test_sigterm_ends_it_at_once_whatever_it_waits_for(
     assert (pod.outcome.result, pod.outcome.retryable) == (Result.INTERRUPTED, True)
 
 
-def test_a_mistake_is_named_without_celery_and_peft(pod: Pod, tiny_model: Path) -> None:
-    """They take seconds to import and have no say in it; without a model there is no use for torch either."""
+def test_a_mistake_is_named_without_celery_and_without_a_model_without_torch(pod: Pod, tiny_model: Path) -> None:
+    """They take seconds to import and have no say in it; peft builds the adapter on the model, if there is one."""
     loaded = (
         "import sys; from finetune_trainer.__main__ import main; code = main(['validate']); "
         "print([name for name in ('celery', 'peft', 'torch') if name in sys.modules])"
     )
-    for model, expected in ((tiny_model, ["torch"]), (Path("/nowhere"), [])):
+    for model, expected in ((tiny_model, ["peft", "torch"]), (Path("/nowhere"), [])):
         pod.mount(model, dataset={"inline": "{"})
         ran = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
         assert json.loads(ran.stdout.splitlines()[-1].replace("'", '"')) == expected
