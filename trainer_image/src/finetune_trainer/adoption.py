@@ -21,13 +21,17 @@ from finetune_api.artifacts import (
     FINGERPRINT_FILE,
     MANIFEST_FILE,
     RUN_RECORD_FILE,
+    AdapterChat,
+    ArtifactError,
     Manifest,
+    read_verified,
     sha256_of,
 )
 from finetune_api.fingerprint import MIN_EFFECT, Fingerprint
 from finetune_api.reasons import Reason
 from finetune_api.training import ModelConfig
 from finetune_model.adapter_tensors import own_tensors, tensor_problem
+from finetune_model.chat import DEFAULT_SETTINGS, ChatSettings
 from finetune_model.servable import (
     AdapterLayout,
     NotServableError,
@@ -85,6 +89,7 @@ def adopt(source: Path, model: str, output: Path, name: str | None = None) -> Ad
     Raises TrainingError (AdapterNotFound, AdapterIncompatible, SpecInvalid, and those of the base model).
     """
     config = _read_source(source)
+    chat = _recorded_chat(source)
     name = _checked_name(name or source.resolve().name)
     base_model.quiet_libraries()
     wanted = ModelConfig(path=model)
@@ -99,7 +104,7 @@ def adopt(source: Path, model: str, output: Path, name: str | None = None) -> Ad
     tensors = _own_tensors(source, layout, base.model)
     store.open()
     try:
-        committed = _commit(store, source, plain, used, tensors, base, model)
+        committed = _commit(store, source, plain, used, tensors, base, model, chat)
     finally:
         store.discard_staging()
         store.remove_checkpoints()
@@ -130,6 +135,16 @@ def _read_source(source: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise _not_found(source, f"its {ADAPTER_CONFIG_FILE} is not a JSON object")
     return config
+
+
+def _recorded_chat(source: Path) -> AdapterChat | None:
+    """Return the chat settings of an adapter of ours, which stay; None for a folder of another program."""
+    if not (source / MANIFEST_FILE).exists():
+        return None
+    try:
+        return read_verified(source)[0].chat
+    except ArtifactError as error:
+        raise _not_found(source, f"its {MANIFEST_FILE} does not verify ({error})") from None
 
 
 def _checked_name(name: str) -> str:
@@ -220,6 +235,7 @@ def _commit(
     tensors: "dict[str, torch.Tensor]",
     base: "BaseModel",
     model: str,
+    chat: AdapterChat | None,
 ) -> Committed:
     """Write the adapter into staging, take the fingerprint of what was written, and commit it."""
     from peft import PeftModel
@@ -237,19 +253,27 @@ def _commit(
     else:
         tokenizer.save_pretrained(staging)
     rows = base.model.get_input_embeddings().weight.shape[0]
-    ids = [token for prompt in PROMPTS for token in prompt_ids(tokenizer, prompt)]
+    settings = ChatSettings(chat.template_kwargs, chat.system_prompt) if chat else DEFAULT_SETTINGS
+    ids = [token for prompt in PROMPTS for token in prompt_ids(tokenizer, prompt, settings)]
     if unknown := tokens_without_embedding(ids, rows, tokenizer):
         raise _incompatible(
             source,
             f"its tokenizer or chat template writes the token {unknown}; the model has embeddings for {rows} tokens",
         )
     tuned = PeftModel.from_pretrained(base.model, staging)
-    fingerprint = take_fingerprint(tuned.to("cuda") if base.on_gpu else tuned, tokenizer, base.dtype)
+    tuned = tuned.to("cuda") if base.on_gpu else tuned
+    fingerprint = take_fingerprint(tuned, tokenizer, base.dtype, settings=settings)
     _write_json(staging / FINGERPRINT_FILE, fingerprint.to_dict())
     record = {"formatVersion": 1, "adopted": {"from": source.resolve().name, "files": [file.name for file in used]}}
     _write_json(staging / RUN_RECORD_FILE, {**record, "base": {"model": model, "revision": base.revision}})
     manifest = Manifest(
-        kind="adapter", step=0, base_model=model, base_revision=base.revision, base_digest=base.digest, files=[]
+        kind="adapter",
+        step=0,
+        base_model=model,
+        base_revision=base.revision,
+        base_digest=base.digest,
+        chat=chat,
+        files=[],
     )
     return store.commit_adapter(manifest)
 

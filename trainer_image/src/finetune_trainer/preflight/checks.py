@@ -27,7 +27,7 @@ from finetune_trainer.evaluation.prompts import check_prompts
 from finetune_trainer.memory.estimate import estimate_disk, gib, largest_pass
 from finetune_trainer.memory.plan import MemoryPlan, plan_memory
 from finetune_trainer.model import base_model
-from finetune_trainer.model.chat_template import apply_chat
+from finetune_trainer.model.chat_template import apply_chat, chat_settings
 from finetune_trainer.model.continuation import read_initial_adapter
 from finetune_trainer.model.fingerprint import PROMPTS, prompt_ids
 from finetune_trainer.model.lora import plan_adapter
@@ -159,7 +159,7 @@ def check_model(config: TrainingConfig) -> ModelShape:
     tokenizer = base_model.read_tokenizer(folder, shown)
     apply_chat(tokenizer, config.chat)
     model = _on_meta_device(model_config, shown)
-    _check_probes_fit(tokenizer, model, shown)
+    _check_probes_fit(config, tokenizer, model, shown)
     _check_weights_complete(folder, model, shown)
     revision = base_model.revision_of(config.model, folder)
     return ModelShape(model, tokenizer, folder, revision, plan_adapter(config.lora, model))
@@ -228,13 +228,14 @@ def _on_meta_device(model_config: Any, shown: str) -> Any:
         return AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
 
 
-def _check_probes_fit(tokenizer: Any, model: Any, shown: str) -> None:
+def _check_probes_fit(config: TrainingConfig, tokenizer: Any, model: Any, shown: str) -> None:
     """Raise TrainingError (ModelInvalid) if the chat template writes a token that the model has no embedding for.
 
     The fingerprint's prompts are rendered by it at the end of training, whatever the rows are.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    ids = [token for prompt in PROMPTS for token in prompt_ids(tokenizer, prompt)]
+    settings = chat_settings(config.chat)
+    ids = [token for prompt in PROMPTS for token in prompt_ids(tokenizer, prompt, settings)]
     if unknown := tokens_without_embedding(ids, rows, tokenizer):
         raise base_model.model_invalid(
             shown,
