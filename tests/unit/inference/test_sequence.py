@@ -8,12 +8,12 @@ import torch
 from finetune_inference.backends.transformers.engine import chunk_sizes
 from finetune_inference.backends.transformers.running_sequence import RunningSequence
 from finetune_inference.backends.transformers.sampler import Sampler
-from finetune_inference.engine.interface import PromptScored, Sampling, TokenRequest
+from finetune_inference.engine.interface import PromptScored, TokenRequest
 
 
 def a_sequence(key: int, prompt: list[int], computed: int = 0, **wanted: Any) -> RunningSequence:
     request = TokenRequest(prompt, None, 0, **wanted)
-    sampler = Sampler(Sampling(), prompt, 8, 1.0, torch.device("cpu"))
+    sampler = Sampler(request, frozenset(), 8, 1.0, torch.device("cpu"))
     return RunningSequence(key, request, None, sampler, frozenset(), list(prompt), computed)
 
 

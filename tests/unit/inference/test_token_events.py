@@ -40,13 +40,13 @@ def shown(token: int) -> Generated:
     [
         (5, 1, None, [shown(5)]),
         (5, 3, None, [shown(5), Finished("length", 3)]),
-        (END, 2, None, [Finished("stop", 2)]),
-        (END, 3, None, [Finished("stop", 3)]),
+        (END, 2, None, [Finished("stop", 2, END)]),
+        (END, 3, None, [Finished("stop", 3, END)]),
         (5, 1, 2, [shown(5)]),
         (5, 1, 1, [shown(5), Finished("stop", 1)]),
         (5, 3, 1, [shown(5), Finished("stop", 3)]),
         (BAD, 3, 1, [Refused("a bad token")]),
-        (END, 1, 1, [Finished("stop", 1)]),
+        (END, 1, 1, [Finished("stop", 1, END)]),
     ],
 )
 def test_a_token_ends_an_answer_by_the_first_rule_that_applies(

@@ -26,6 +26,12 @@ class Sampling:
     """0 is greedy: always the likeliest token."""
     top_p: float = 1.0
     """Nucleus sampling: probability that the candidates hold together."""
+    top_k: int = 0
+    """Number of likeliest tokens to choose from; 0 is all."""
+    min_p: float = 0.0
+    """Least probability of a candidate, as a share of the likeliest token's."""
+    repetition_penalty: float | None = None
+    """Divisor of the positive logits of tokens in prompt or answer, and factor of the negative ones; None is the model's own."""
     seed: int | None = None
     """The same seed gives the same tokens; None draws a new seed."""
     frequency_penalty: float = 0.0
@@ -68,6 +74,10 @@ class TokenRequest:
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end the answer, in addition to those of the model's generation config."""
+    ignore_eos: bool = False
+    """Only `stop_ids` end the answer; the end tokens of the model's generation config do not."""
+    min_tokens: int = 0
+    """Fewest tokens before an end token may be generated."""
     logprobs: int | None = None
     """Number of the likeliest tokens to report per position; None reports no log-probabilities at all."""
     score_prompt: bool = False
@@ -108,6 +118,8 @@ class Finished:
     reason: FinishReason
     completion_tokens: int
     """Number of generated tokens, the end token included."""
+    end_token: int | None = None
+    """The token that ended the answer; None if none did."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ def token_events(
     included. `score` is called only for a token that is reported, because it may cost a softmax over the vocabulary.
     """
     if token_id in stop_ids:
-        return [Finished("stop", generated)]
+        return [Finished("stop", generated, token_id)]
     constraint = request.constraint
     if constraint:
         try:

@@ -3,8 +3,23 @@
 import torch
 from torch import nn
 
+from finetune_inference.engine.interface import Sampling
+
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy, because a division by them would overflow."""
+
+
+def keep_candidates(probabilities: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Zero the tokens that top_k, top_p and min_p exclude, in transformers' order. probabilities: [vocabulary]; not renormalized."""
+    if 0 < sampling.top_k < probabilities.shape[0]:
+        least = probabilities.topk(sampling.top_k).values[-1]
+        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+        probabilities = probabilities / probabilities.sum()
+    if sampling.top_p < 1.0:
+        probabilities = keep_top_p(probabilities, sampling.top_p)
+    if sampling.min_p > 0.0:
+        probabilities = probabilities.masked_fill(probabilities < sampling.min_p * probabilities.max(), 0.0)
+    return probabilities
 
 
 def keep_top_p(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -14,6 +29,12 @@ def keep_top_p(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
     outside = ordered.cumsum(-1) - ordered >= top_p
     outside[0] = False
     return probabilities.index_fill(0, indices[outside], 0.0)
+
+
+def forbid_end_tokens(logits: torch.Tensor, end_tokens: torch.Tensor) -> torch.Tensor:
+    """Return [vocabulary] logits with -inf for `end_tokens`, unless a constraint allows nothing else."""
+    rest = logits.index_fill(-1, end_tokens, -torch.inf)
+    return logits if rest.max() == -torch.inf else rest
 
 
 def forbidden_tokens(allowed: bytes, logits: torch.Tensor) -> torch.Tensor:

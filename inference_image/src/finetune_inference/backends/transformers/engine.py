@@ -111,16 +111,9 @@ class TransformersEngine:
 
     def add(self, key: int, request: TokenRequest) -> None:
         """Start a sequence."""
-        sampler = Sampler(
-            request.sampling,
-            request.prompt,
-            self._facts.vocabulary_size,
-            self._repetition_penalty,
-            self._device,
-            request.constraint,
-        )
+        stop_ids = request.stop_ids if request.ignore_eos else self._stop_ids | request.stop_ids
+        sampler = Sampler(request, stop_ids, self._facts.vocabulary_size, self._repetition_penalty, self._device)
         lora = request.weights if isinstance(request.weights, LoadedLora) else None
-        stop_ids = self._stop_ids | request.stop_ids
         self._sequences[key] = RunningSequence(key, request, lora, sampler, stop_ids, list(request.prompt))
 
     @torch.inference_mode()

@@ -2,8 +2,13 @@
 
 import torch
 
-from finetune_inference.backends.common.sampling import GREEDY_BELOW, forbidden_tokens, keep_top_p
-from finetune_inference.engine.interface import Constraint, Sampling, ScoredToken
+from finetune_inference.backends.common.sampling import (
+    GREEDY_BELOW,
+    forbid_end_tokens,
+    forbidden_tokens,
+    keep_candidates,
+)
+from finetune_inference.engine.interface import Sampling, ScoredToken, TokenRequest
 
 
 class Sampler:
@@ -11,16 +16,20 @@ class Sampler:
 
     def __init__(
         self,
-        sampling: Sampling,
-        prompt: list[int],
+        request: TokenRequest,
+        stop_ids: frozenset[int],
         vocabulary_size: int,
         repetition_penalty: float,
         device: torch.device,
-        constraint: Constraint | None = None,
     ) -> None:
-        self._sampling = sampling
-        self._constraint = constraint
-        self._repetition_penalty = repetition_penalty
+        """Start a sequence. `repetition_penalty` is the model's own, for a request without one."""
+        self._sampling = sampling = request.sampling
+        self._constraint = request.constraint
+        own = sampling.repetition_penalty
+        self._repetition_penalty = repetition_penalty if own is None else own
+        self._missing = request.min_tokens if stop_ids else 0
+        """Number of tokens to pick before an end token may follow."""
+        self._ends = torch.tensor(sorted(stop_ids), device=device) if self._missing else None
         self._generator = _generator(sampling, device)
         self._bias = _bias(sampling.logit_bias, vocabulary_size, device)
         self._counts: torch.Tensor | None = None
@@ -29,14 +38,14 @@ class Sampler:
         """[vocabulary] tokens of prompt and answer; None without repetition penalty."""
         if sampling.frequency_penalty or sampling.presence_penalty:
             self._counts = torch.zeros(vocabulary_size, device=device)
-        if repetition_penalty != 1.0:
+        if self._repetition_penalty != 1.0:
             self._seen = torch.zeros(vocabulary_size, dtype=torch.bool, device=device)
-            self._seen[torch.tensor(prompt, device=device)] = True
+            self._seen[torch.tensor(request.prompt, device=device)] = True
 
     @property
     def is_argmax(self) -> bool:
         """True if the next token is always the one with the largest logit."""
-        special = (self._counts, self._seen, self._bias, self._constraint)
+        special = (self._counts, self._seen, self._bias, self._constraint, self._ends)
         return self._sampling.temperature < GREEDY_BELOW and all(each is None for each in special)
 
     def pick(self, logits: torch.Tensor) -> int:
@@ -46,13 +55,16 @@ class Sampler:
             self._counts[token] += 1
         if self._seen is not None:
             self._seen[token] = True
+        if self._ends is not None:
+            self._missing -= 1
+            self._ends = self._ends if self._missing else None
         return token
 
     def _adjust(self, logits: torch.Tensor) -> torch.Tensor:
         """Return [vocabulary] logits after penalties, bias and constraint; the input stays unchanged."""
         sampling = self._sampling
         if self._seen is not None:
-            # Set by the model's generation config (Keskar et al. 2019); transformers' generate applies it too.
+            # Keskar et al. 2019, as in transformers' generate.
             scaled = torch.where(logits < 0, logits * self._repetition_penalty, logits / self._repetition_penalty)
             logits = torch.where(self._seen, scaled, logits)
         if self._counts is not None:
@@ -62,6 +74,8 @@ class Sampler:
             logits = logits + self._bias
         if self._constraint is not None:
             logits = logits.masked_fill(forbidden_tokens(self._constraint.allowed, logits), -torch.inf)
+        if self._ends is not None:
+            logits = forbid_end_tokens(logits, self._ends)
         return logits
 
     def _choose(self, logits: torch.Tensor) -> int:
@@ -70,8 +84,7 @@ class Sampler:
             return int(logits.argmax())
         # Relative to the maximum, so that the division by a low temperature cannot overflow.
         probabilities = torch.softmax((logits - logits.max()) / sampling.temperature, dim=-1)
-        if sampling.top_p < 1.0:
-            probabilities = keep_top_p(probabilities, sampling.top_p)
+        probabilities = keep_candidates(probabilities, sampling)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
 

@@ -37,6 +37,7 @@ from finetune_inference.backends.vllm.loading import (
     write_merged,
     write_zero_adapter,
 )
+from finetune_inference.backends.vllm.logits_processors import picks_candidates
 from finetune_inference.backends.vllm.outputs import output_events
 from finetune_inference.backends.vllm.vllm_sequence import VllmSequence
 from finetune_inference.config import Settings
@@ -150,7 +151,8 @@ class VllmEngine:
     def add(self, key: int, request: TokenRequest) -> None:
         """Start a sequence."""
         lora = request.weights.request if isinstance(request.weights, VllmAdapter) else self._no_adapter
-        sequence = VllmSequence(request, self._stop_ids | request.stop_ids)
+        stop_ids = request.stop_ids if request.ignore_eos else self._stop_ids | request.stop_ids
+        sequence = VllmSequence(request, stop_ids)
         prompt = tokens_input(request.prompt)
         with self._computing:
             self._engine.add_request(str(key), prompt, self._sampling_params(sequence), lora_request=lora)
@@ -242,12 +244,15 @@ class VllmEngine:
 
     def _sampling_params(self, sequence: VllmSequence) -> SamplingParams:
         request, sampling = sequence.request, sequence.request.sampling
+        own = sampling.repetition_penalty
+        vllm_picks = not picks_candidates(sampling)
         return SamplingParams(
             temperature=0.0 if sampling.temperature < GREEDY_BELOW else sampling.temperature,
-            top_p=max(sampling.top_p, LEAST_TOP_P),
+            top_p=max(sampling.top_p, LEAST_TOP_P) if vllm_picks else 1.0,
+            top_k=sampling.top_k if vllm_picks else 0,
             frequency_penalty=sampling.frequency_penalty,
             presence_penalty=sampling.presence_penalty,
-            repetition_penalty=self._repetition_penalty,
+            repetition_penalty=self._repetition_penalty if own is None else own,
             logit_bias=sampling.logit_bias or None,
             # vLLM generates at least one token; a surplus one is dropped.
             max_tokens=max(1, request.max_tokens),
