@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -79,6 +80,7 @@ def generated() -> list[GeneratedPage]:
         GeneratedPage("reference/settings.md", settings_page()),
         GeneratedPage("reference/metrics.md", metrics_page()),
         GeneratedPage("reference/server-api.md", server_api()),
+        GeneratedPage("reference/request-fields.md", request_fields()),
     ]
     return made
 
@@ -216,9 +218,42 @@ def server_api() -> str:
     ]
     return (
         "# Server API\n\nThe endpoint of an InferenceService speaks OpenAI's API, so the official `openai` client works with "
-        "`base_url=http://NAME.NAMESPACE.svc.cluster.local/v1` and any `api_key`. `GET /openapi.json` has every field.\n\n"
+        "`base_url=http://NAME.NAMESPACE.svc.cluster.local/v1` and any `api_key`. `GET /openapi.json` has every field; "
+        "[Request fields](request-fields.md) says which fields of other servers are served, refused or ignored.\n\n"
+        "Each answer names its weights: the header `X-Base-Model` has the base model's name, `X-Adapter-Digest` the digest of the "
+        "adapter's manifest (absent for the base model), and `system_fingerprint` ends with that digest, or with `base`.\n\n"
         "| call | does |\n|---|---|\n" + "\n".join(rows) + "\n"
     )
+
+
+def request_fields() -> str:
+    """Return the decision about each field of a request."""
+    from finetune_inference.api.request_fields import BOTH, FIELDS, ROUTES
+
+    decided = {id(field): field for fields in FIELDS.values() for field in fields.values()}.values()
+    parts = [
+        "# Request fields\n\nFields that clients of OpenAI, vLLM, TGI, llama.cpp and Ollama send to `/v1/chat/completions` and "
+        "`/v1/completions`. A refused field is a 400 that names it, except with a value that changes no answer. A field that "
+        "is not listed is unknown and refused, with the field that was probably meant.\n"
+    ]
+    for decision in ("served", "refused", "ignored"):
+        parts.append(f"## {decision.capitalize()}\n\n| field | of | route | {_COLUMN[decision]} |\n|---|---|---|---|")
+        parts += [
+            f"| `{field.name}` | {field.origin} | {'both' if field.routes == BOTH else f'`{ROUTES[field.routes[0]]}`'} | "
+            f"{_reason(field)} |"
+            for field in decided
+            if field.decision == decision
+        ]
+        parts.append("")
+    return "\n".join(parts)
+
+
+_COLUMN: Final = {"served": "meaning", "refused": "reason", "ignored": "why it changes no answer"}
+
+
+def _reason(field: Any) -> str:
+    accepted = ", ".join(f"`{json.dumps(value)}`" for value in field.neutral)
+    return field.reason.replace("|", "\\|") + (f" (accepted: {accepted})" if accepted else "")
 
 
 def server_openapi() -> dict[str, Any]:

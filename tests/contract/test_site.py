@@ -12,7 +12,7 @@ from finetune_operator.settings import Settings as OperatorSettings
 from lab.site import pages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MADE = {"commands", "settings", "metrics", "server-api", "reasons"}
+MADE = {"commands", "settings", "metrics", "server-api", "request-fields", "reasons"}
 
 
 class Loader(yaml.SafeLoader):

@@ -275,6 +275,8 @@ def _expected(kind: str, error: Mapping[str, Any]) -> str:
             return f"expected {ctx['discriminator']} {first} or {last}".replace("'", "")
         case "union_tag_not_found":
             return f"expected an object with {ctx['discriminator']}".replace("'", "")
+        case "string_unicode":
+            return "expected valid Unicode, without half a surrogate pair"
     if (name := kind.split("_")[0]) in _TYPES:
         return f"expected {_TYPES[name]}"
     message = str(error["msg"])

@@ -159,7 +159,13 @@ def test_echoed_log_probabilities_are_those_of_a_direct_forward_pass(
     assert logprobs.top_logprobs[0] is None
     assert logprobs.token_logprobs[1:] == pytest.approx(reference.logprobs(model, ids), abs=2e-5)
     assert len(logprobs.tokens) == len(logprobs.text_offset) == len(logprobs.top_logprobs) == len(ids)
-    assert logprobs.text_offset == [sum(map(len, logprobs.tokens[:i])) for i in range(len(ids))]
+    text = answer.choices[0].text
+    assert logprobs.text_offset == sorted(logprobs.text_offset)
+    assert all(
+        text.startswith(token, offset)
+        for token, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True)
+        if "\N{REPLACEMENT CHARACTER}" not in token and not token.startswith("<|")
+    )
     for token, score, top in zip(
         logprobs.tokens[1:], logprobs.token_logprobs[1:], logprobs.top_logprobs[1:], strict=True
     ):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from finetune_inference.api.errors import to_api_error
 from finetune_inference.engine.interface import Failed, Finished, Refused, TokenRequest
-from finetune_inference.text.answer_decoder import AnswerDecoder, AnswerRefusedError
+from finetune_inference.text.answer_decoder import AnswerDecoder, AnswerRefusedError, TextRules
 from finetune_inference.text.grammar import MAX_SCHEMA_BYTES, GrammarError, Grammars
 from support.server.running_inference import Running
 
@@ -199,7 +199,7 @@ def test_an_answer_that_cannot_be_held_to_its_schema_any_more_fails_alone_and_is
     assert seen["breaking"][-1] == Refused("too many expressions")
     assert isinstance(seen["free"][-1], Finished)
     with pytest.raises(AnswerRefusedError) as caught:
-        AnswerDecoder(server.service.model().vocabulary, []).feed(seen["breaking"][-1])
+        AnswerDecoder(server.service.model().vocabulary, TextRules()).feed(seen["breaking"][-1])
     assert (to_api_error(caught.value).status, to_api_error(caught.value).param) == (400, "response_format")
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_inference.engine.interface import Finished, Generated, ScoredToken
-from finetune_inference.text.answer_decoder import AnswerDecoder, StopTexts
+from finetune_inference.text.answer_decoder import AnswerDecoder, StopTexts, TextRules
 from finetune_inference.text.detokenizer import Detokenizer
 from finetune_inference.text.vocabulary import PromptError, PromptTooLongError, Vocabulary
 from lab.fixtures.tiny_model import make_tiny_tokenizer
@@ -65,7 +65,7 @@ def test_a_text_ends_before_its_first_stop_text_however_it_is_cut(chunks: list[s
         given_out += matcher.flush()
     text = "".join(chunks)
     ends = [i for i in range(len(text)) if any(text.startswith(stop, i) for stop in stops)]
-    assert matcher.found == bool(ends)
+    assert (matcher.found is not None) == bool(ends)
     # A longer stop text that began earlier may have been complete later than a shorter one: then the shorter one counts.
     assert text.startswith(given_out)
     assert len(given_out) >= ends[0] if ends else given_out == text
@@ -73,7 +73,7 @@ def test_a_text_ends_before_its_first_stop_text_however_it_is_cut(chunks: list[s
 
 
 def test_an_answer_counts_the_token_that_ended_it_and_does_not_show_it(vocabulary: Vocabulary) -> None:
-    answer = AnswerDecoder(vocabulary, [])
+    answer = AnswerDecoder(vocabulary, TextRules())
     ids = vocabulary.encode("hi")
     deltas = [answer.feed(Generated(ScoredToken(token))) for token in ids]
     last = answer.feed(Finished("stop", len(ids) + 1))

@@ -9,19 +9,17 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from finetune_inference.api.generation import (
-    ServerState,
     UsageCounter,
+    answer_constraint,
+    encoding_limit,
     served_model,
     server_state,
     token_requests,
+    truncated,
 )
+from finetune_inference.api.logprobs import chat_logprobs
 from finetune_inference.api.reply import Reply, respond
-from finetune_inference.api.requests import (
-    ChatCompletionRequest,
-    JsonObjectFormat,
-    JsonSchemaFormat,
-    ResponseFormat,
-)
+from finetune_inference.api.requests import ChatCompletionRequest
 from finetune_inference.api.responses import (
     AssistantMessage,
     ChatChoice,
@@ -30,14 +28,9 @@ from finetune_inference.api.responses import (
     ChatCompletion,
     ChatDelta,
     ChatLogprobs,
-    TokenLogprob,
-    TopLogprob,
 )
 from finetune_inference.api.streaming import sse
-from finetune_inference.engine.interface import Constraint, ScoredToken
 from finetune_inference.text.answer_decoder import TextDelta
-from finetune_inference.text.grammar import ANY_OBJECT
-from finetune_inference.text.vocabulary import Vocabulary
 
 router = APIRouter()
 
@@ -49,8 +42,16 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     server.service.require_room()
     served = await served_model(server, body.model)
     messages = [message.to_template() for message in body.messages]
-    prompt = await asyncio.to_thread(served.vocabulary.encode_chat, messages, server.service.facts.context_length)
-    constraint = await _constraint(server, served.vocabulary, body.response_format)
+    limit = encoding_limit(server.service, body)
+    encode = partial(
+        served.vocabulary.encode_chat,
+        template_kwargs=body.template_kwargs,
+        continue_final_message=bool(body.continue_final_message),
+        add_generation_prompt=body.add_generation_prompt is not False,
+    )
+    prompt = await asyncio.to_thread(encode, messages, limit)
+    prompt = truncated(server.service, body, prompt, body.answer_limit)
+    constraint = await answer_constraint(server, served.vocabulary, body)
     if body.logprobs:
         # Prepared here and not for the first token, because all other answers would wait for it.
         await asyncio.get_running_loop().run_in_executor(server.compiling, served.vocabulary.prepare_token_bytes)
@@ -65,18 +66,6 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     )
     counter = UsageCounter(server.metrics, served.name, len(prompt))
     return await respond(request, _Chat(server, served, body, requests, counter))
-
-
-async def _constraint(server: ServerState, vocabulary: Vocabulary, wanted: ResponseFormat | None) -> Constraint | None:
-    """Compile the constraint of the answer; None for free text. Raises GrammarError."""
-    match wanted:
-        case JsonObjectFormat():
-            compiling = partial(vocabulary.grammars.compile, ANY_OBJECT, lenient=False)
-        case JsonSchemaFormat(json_schema=asked):
-            compiling = partial(vocabulary.grammars.compile, asked.json_schema, lenient=not asked.strict)
-        case _:
-            return None
-    return await asyncio.get_running_loop().run_in_executor(server.compiling, compiling)
 
 
 @dataclass
@@ -98,13 +87,12 @@ class _Chat(Reply[ChatCompletionRequest]):
         return sse(ChatChunk(**self.head, choices=[], usage=self.counter.usage).model_dump_json())
 
     def _choice(self, index: int, parts: Sequence[TextDelta]) -> ChatChoice:
-        tokens = [delta.token for delta in parts if delta.token]
         reason = parts[-1].finish_reason
         assert reason is not None  # noqa: S101 - the last delta of an answer has a finish reason
         return ChatChoice(
             index=index,
             message=AssistantMessage(content="".join(delta.text for delta in parts)),
-            logprobs=self._logprobs(tokens),
+            logprobs=self._logprobs(parts),
             finish_reason=reason,
         )
 
@@ -112,7 +100,7 @@ class _Chat(Reply[ChatCompletionRequest]):
         """Return the text and then an empty delta with the finish reason, as OpenAI does."""
         choices = []
         if delta.text or (delta.token and self.body.logprobs):
-            logprobs = self._logprobs([delta.token] if delta.token else [])
+            logprobs = self._logprobs([delta])
             choices.append(ChatChunkChoice(index=index, delta=ChatDelta(content=delta.text), logprobs=logprobs))
         if delta.finish_reason:
             choices.append(ChatChunkChoice(index=index, delta=ChatDelta(), finish_reason=delta.finish_reason))
@@ -127,23 +115,8 @@ class _Chat(Reply[ChatCompletionRequest]):
             hidden["usage"] = True
         return sse(chunk.model_dump_json(exclude=hidden))
 
-    def _logprobs(self, tokens: Sequence[ScoredToken]) -> ChatLogprobs | None:
+    def _logprobs(self, deltas: Sequence[TextDelta]) -> ChatLogprobs | None:
         if not self.body.logprobs:
             return None
-        return ChatLogprobs(content=[_token_logprob(self.served.vocabulary, token) for token in tokens])
-
-
-def _token_logprob(vocabulary: Vocabulary, token: ScoredToken) -> TokenLogprob:
-    first = _top_logprob(vocabulary, token.token_id, token.logprob or 0.0)
-    return TokenLogprob(
-        token=first.token,
-        logprob=first.logprob,
-        bytes=first.bytes,
-        top_logprobs=[_top_logprob(vocabulary, token_id, logprob) for token_id, logprob in token.top],
-    )
-
-
-def _top_logprob(vocabulary: Vocabulary, token_id: int, logprob: float) -> TopLogprob:
-    content = vocabulary.token_bytes(token_id)
-    text = vocabulary.token_text(token_id)
-    return TopLogprob(token=text, logprob=logprob, bytes=None if content is None else list(content))
+        skipped = self.body.skip_special_tokens is not False
+        return chat_logprobs(self.served.vocabulary, deltas, skip_special_tokens=skipped)

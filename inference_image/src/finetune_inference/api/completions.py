@@ -13,16 +13,22 @@ from fastapi import APIRouter, Request, Response
 from finetune_inference.api.errors import invalid_value
 from finetune_inference.api.generation import (
     UsageCounter,
+    answer_constraint,
+    encoding_limit,
     served_model,
     server_state,
     token_requests,
+    truncated,
 )
+from finetune_inference.api.logprobs import CompletionScores, prompt_offsets
 from finetune_inference.api.reply import Reply, respond
 from finetune_inference.api.requests import CompletionRequest
 from finetune_inference.api.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from finetune_inference.api.streaming import sse
-from finetune_inference.engine.interface import FinishReason, ScoredToken
+from finetune_inference.engine.interface import FinishReason
+from finetune_inference.inference import InferenceService
 from finetune_inference.text.answer_decoder import TextDelta
+from finetune_inference.text.detokenizer import certain_length
 from finetune_inference.text.vocabulary import Vocabulary
 
 DEFAULT_MAX_TOKENS = 16
@@ -42,79 +48,78 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
         raise invalid_value(
             f"{len(body.prompts)} prompts exceed the {limit} that this server allows per request.", "prompt"
         )
-    prompts = await asyncio.to_thread(_encode, served.vocabulary, body.prompts, server.service.facts.context_length)
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    prompts = await asyncio.to_thread(_encode, server.service, served.vocabulary, body, max_tokens)
+    constraint = await answer_constraint(server, served.vocabulary, body)
     requests = token_requests(
         server.service,
         served,
         body,
         prompts,
-        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        max_tokens=max_tokens,
         logprobs=body.logprobs,
         score_prompt=bool(body.echo) and body.logprobs is not None,
+        constraint=constraint,
     )
-    echoes = _echoes(served.vocabulary, body, prompts) if body.echo else []
+    echoes = await asyncio.to_thread(_echoes, served.vocabulary, body, prompts) if body.echo else []
     counter = UsageCounter(server.metrics, served.name, sum(map(len, prompts)))
     return await respond(request, _Completion(server, served, body, requests, counter, echoes))
 
 
-def _encode(vocabulary: Vocabulary, prompts: Sequence[str | list[int]], limit: int) -> list[list[int]]:
-    return [vocabulary.encode(prompt, limit) if isinstance(prompt, str) else prompt for prompt in prompts]
+@dataclass(frozen=True)
+class _Echo:
+    """Prompt in front of an answer."""
+
+    text: str = ""
+    offsets: Sequence[int] = ()
+    """Position of each token in the text; empty without log-probabilities."""
 
 
-def _echoes(vocabulary: Vocabulary, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:
-    """Return the text of the prompt of each answer."""
-    texts = [
-        prompt if isinstance(prompt, str) else vocabulary.decode(ids)
-        for prompt, ids in zip(body.prompts, prompts, strict=True)
+NO_ECHO = _Echo()
+
+
+def _encode(
+    service: InferenceService, vocabulary: Vocabulary, body: CompletionRequest, max_tokens: int
+) -> list[list[int]]:
+    limit, special = encoding_limit(service, body), body.add_special_tokens is not False
+    encoded = [
+        vocabulary.encode(prompt, limit, add_special_tokens=special) if isinstance(prompt, str) else prompt
+        for prompt in body.prompts
     ]
-    return [text for text in texts for _ in range(body.choices)]
+    return [truncated(service, body, prompt, max_tokens) for prompt in encoded]
 
 
-@dataclass
-class _Logprobs:
-    """Builder of the parallel lists of one answer; in a stream, offsets continue from chunk to chunk."""
-
-    vocabulary: Vocabulary
-    offset: int = 0
-
-    def build(self, tokens: Sequence[ScoredToken]) -> CompletionLogprobs:
-        """Return the lists for the next tokens."""
-        texts = [self.vocabulary.token_text(token.token_id) for token in tokens]
-        offsets = []
-        for text in texts:
-            offsets.append(self.offset)
-            self.offset += len(text)
-        return CompletionLogprobs(
-            tokens=texts,
-            token_logprobs=[token.logprob for token in tokens],
-            top_logprobs=[self._top(token) for token in tokens],
-            text_offset=offsets,
-        )
-
-    def _top(self, token: ScoredToken) -> dict[str, float] | None:
-        """Return the likeliest tokens and the actual one; None for the first token of a prompt, which nothing predicts."""
-        if token.logprob is None:
-            return None
-        # Different tokens may have the same text (parts of characters do); the likeliest, which comes first, stays.
-        top: dict[str, float] = {}
-        for token_id, logprob in (*token.top, (token.token_id, token.logprob)):
-            top.setdefault(self.vocabulary.token_text(token_id), logprob)
-        return top
+def _echoes(vocabulary: Vocabulary, body: CompletionRequest, prompts: list[list[int]]) -> list[_Echo]:
+    """Return the prompt of each answer as text."""
+    skipped = body.skip_special_tokens is not False
+    echoes = []
+    for prompt, ids in zip(body.prompts, prompts, strict=True):
+        if isinstance(prompt, str) and body.truncate_prompt_tokens is None:
+            text = prompt
+        else:
+            text = vocabulary.decode(ids, skip_special_tokens=skipped)
+            # The answer completes a character of which the prompt has a part.
+            text = text[: certain_length(text)]
+        scored = body.logprobs is not None
+        offsets = prompt_offsets(vocabulary, ids, text, skip_special_tokens=skipped) if scored else []
+        echoes.append(_Echo(text, offsets))
+    return [echo for echo in echoes for _ in range(body.choices)]
 
 
 @dataclass
 class _Completion(Reply[CompletionRequest]):
     id_prefix = "cmpl"
 
-    echoes: list[str]
-    """Prompt texts in front of the answers; empty without echo."""
-    _logprobs: list[_Logprobs] = field(init=False)
+    echoes: list[_Echo]
+    """Prompts in front of the answers; empty without echo."""
+    _scores: list[CompletionScores] = field(init=False)
     _begun: set[int] = field(default_factory=set, init=False)
     """Answers of which a chunk was streamed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._logprobs = [_Logprobs(self.served.vocabulary) for _ in self.requests]
+        echoes = self.echoes or [NO_ECHO] * len(self.requests)
+        self._scores = [CompletionScores(self.served.vocabulary, echo.offsets, len(echo.text)) for echo in echoes]
 
     def _document(self, collected: list[list[TextDelta]]) -> Completion:
         choices = [self._choice(index, parts, first=True) for index, parts in enumerate(collected)]
@@ -135,7 +140,7 @@ class _Completion(Reply[CompletionRequest]):
 
     def _choice(self, index: int, parts: Sequence[TextDelta], *, first: bool) -> CompletionChoice:
         """Return one answer or its next chunk; the echo belongs to the first chunk."""
-        echo = self.echoes[index] if self.echoes and first else ""
+        echo = self.echoes[index].text if self.echoes and first else ""
         reason: FinishReason | None = parts[-1].finish_reason
         return CompletionChoice(
             index=index,
@@ -147,8 +152,7 @@ class _Completion(Reply[CompletionRequest]):
     def _build_logprobs(self, index: int, parts: Sequence[TextDelta]) -> CompletionLogprobs | None:
         if self.body.logprobs is None:
             return None
-        tokens = [token for delta in parts for token in (delta.prompt or ([delta.token] if delta.token else []))]
-        return self._logprobs[index].build(tokens)
+        return self._scores[index].build(parts)
 
     def _chunk(self, choices: list[CompletionChoice], usage: Usage | None) -> bytes:
         # `usage` is null until the last chunk, and absent unless requested.

@@ -7,20 +7,24 @@ Every error of a request becomes an `ApiError`. `install` makes FastAPI answer w
 import json
 import logging
 import re
+from dataclasses import replace
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from finetune_api.validation import problems_of, summary
+from finetune_api.validation import Problem, problems_of, shown, summary
 from finetune_inference.adapters.promotion import NotPromotedError, WrongTokenError
 from finetune_inference.adapters.registry import UnknownModelError
+from finetune_inference.api.requests import GenerationRequest
 from finetune_inference.engine.scheduler import QueueFullError
 from finetune_inference.inference import ContextLengthError, NotReadyError
 from finetune_inference.text.answer_decoder import AnswerRefusedError, AnswerTimeoutError, EngineFailedError
 from finetune_inference.text.grammar import GrammarError
-from finetune_inference.text.vocabulary import PromptError, PromptTooLongError
+from finetune_inference.text.vocabulary import PromptError, PromptTooLongError, TemplateVariableError
 
 log = logging.getLogger(__name__)
 
@@ -148,10 +152,16 @@ def to_api_error(error: Exception) -> ApiError:
             return not_promoted(str(error))
         case PromptTooLongError():
             return prompt_too_long(error.limit, error.least)
+        case TemplateVariableError(name="reasoning_effort"):
+            return invalid_value(f"reasoning_effort: {error.problem}", param="reasoning_effort")
+        case TemplateVariableError():
+            return invalid_value(f"chat_template_kwargs.{error.name}: {error.problem}", param="chat_template_kwargs")
         case PromptError():
             return invalid_value(f"The prompt cannot be used: {error}.", param=None)
-        case GrammarError() | AnswerRefusedError():
+        case GrammarError():
             return invalid_value(f"response_format: {error}", param="response_format")
+        case AnswerRefusedError():
+            return invalid_value(f"{error.field}: {error}", param=error.field)
         case ContextLengthError():
             return context_length_exceeded(error.limit, error.prompt_tokens, error.max_tokens)
         case QueueFullError():
@@ -195,13 +205,45 @@ async def _on_service_error(_: Request, error: Exception) -> Response:
     return to_api_error(error).response()
 
 
-async def _on_validation_error(_: Request, error: Exception) -> Response:
+async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - Starlette's type of a handler is wider than its calls
+    if problem := _body_problem(request, error.body):
+        return invalid_value(problem, param=None, code="invalid_body").response()
+    model = _body_class(request)
     in_body = [{**e, "loc": e["loc"][1:] if e["loc"][:1] == ("body",) else e["loc"]} for e in error.errors()]
-    problems = problems_of(in_body, document=error.body)
+    problems = [_with_reason(problem, model) for problem in problems_of(in_body, document=error.body, model=model)]
     # OpenAI's `param` is the top-level field of the request, without the path inside it.
     param = re.split(r"[.\[]", problems[0].field)[0] or None
     return invalid_value(summary(problems), param, _code(problems[0].kind)).response()
+
+
+def _body_problem(request: Request, body: Any) -> str | None:
+    """Return why a body is no request at all: it is missing, not declared as JSON, or not an object."""
+    if body is None:
+        return "The request has no body; send a JSON object."
+    if isinstance(body, bytes):
+        declared = request.headers.get("content-type")
+        found = f"declared as {shown(declared)}" if declared else "sent without Content-Type"
+        return (
+            f"The body is {found}, so it is not read as JSON; send the header Content-Type: application/json "
+            "(curl: -H 'Content-Type: application/json')."
+        )
+    return None
+
+
+def _body_class(request: Request) -> type[BaseModel] | None:
+    """Return the class that the route reads its body as."""
+    parameters = getattr(getattr(request.scope.get("route"), "dependant", None), "body_params", [])
+    kind = parameters[0].field_info.annotation if len(parameters) == 1 else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _with_reason(problem: Problem, model: type[BaseModel] | None) -> Problem:
+    """Replace "unknown field" by the reason why a known field is refused."""
+    if problem.kind != "extra_forbidden" or model is None or not issubclass(model, GenerationRequest):
+        return problem
+    reason = model.refusal(problem.field)
+    return replace(problem, message=f"not supported: {reason}") if reason else problem
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:

@@ -5,6 +5,8 @@ import hashlib
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from urllib.parse import quote
 
 from fastapi import Request
 
@@ -16,6 +18,13 @@ from finetune_inference.api.responses import Usage
 from finetune_inference.engine.interface import Constraint, Sampling, TokenRequest
 from finetune_inference.inference import InferenceService
 from finetune_inference.text.answer_decoder import TextDelta
+from finetune_inference.text.grammar import GrammarError
+from finetune_inference.text.vocabulary import Vocabulary
+
+TRUNCATED_CONTEXTS = 8
+"""Longest prompt that is truncated on request, in lengths of the context; encoding longer ones would take seconds."""
+BASE_MODEL_HEADER = "X-Base-Model"
+ADAPTER_DIGEST_HEADER = "X-Adapter-Digest"
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,24 @@ async def served_model(server: ServerState, name: str) -> LoadedModel:
     return await asyncio.get_running_loop().run_in_executor(server.reading, server.service.reload, name)
 
 
+async def answer_constraint(server: ServerState, vocabulary: Vocabulary, body: GenerationRequest) -> Constraint | None:
+    """Compile the constraint of the answer; None for free text. Raises ApiError."""
+    form = body.form
+    if form is None:
+        return None
+    compiling = partial(form.compile, vocabulary.grammars)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(server.compiling, compiling)
+    except GrammarError as error:
+        raise invalid_value(f"{form.field}: {error}", form.field) from None
+
+
+def encoding_limit(service: InferenceService, body: GenerationRequest) -> int:
+    """Return the number of tokens above which a prompt is refused before it is encoded to its end."""
+    limit = service.facts.context_length
+    return limit if body.truncate_prompt_tokens is None else TRUNCATED_CONTEXTS * limit
+
+
 def token_requests(
     service: InferenceService,
     served: LoadedModel,
@@ -68,21 +95,37 @@ def token_requests(
             "n",
         )
     _check_ids(service, served, body, prompts)
+    lengths = [service.fit(prompt, max_tokens) for prompt in prompts]
+    _check_min_tokens(body, min(lengths))
     return [
         TokenRequest(
             prompt=prompt,
             adapter=served.adapter_name,
             weights=served.weights,
-            max_tokens=service.fit(prompt, max_tokens),
+            max_tokens=length,
             sampling=_sampling(body, choice),
-            stop_ids=served.vocabulary.stop_ids,
+            stop_ids=_stop_ids(served, body),
+            ignore_eos=bool(body.ignore_eos),
+            min_tokens=body.min_tokens or 0,
             logprobs=logprobs,
             score_prompt=score_prompt,
             constraint=constraint.copy() if constraint else None,
         )
-        for prompt in prompts
+        for prompt, length in zip(prompts, lengths, strict=True)
         for choice in range(body.choices)
     ]
+
+
+def truncated(
+    service: InferenceService, body: GenerationRequest, prompt: list[int], max_tokens: int | None
+) -> list[int]:
+    """Return the last tokens of a prompt, if the request wants that."""
+    wanted = body.truncate_prompt_tokens
+    if wanted is None:
+        return prompt
+    if wanted == -1:
+        wanted = max(1, service.facts.context_length - (1 if max_tokens is None else max_tokens))
+    return prompt[-wanted:]
 
 
 @dataclass
@@ -123,9 +166,17 @@ class UsageCounter:
 def system_fingerprint(service: InferenceService, served: LoadedModel) -> str:
     """Return OpenAI's system fingerprint: the same seed and the same fingerprint give the same answer."""
     base, facts = service.config.model, service.facts
-    adapter = served.adapter.digest if served.adapter else ""
-    parts = [base.path, base.revision or "", adapter, facts.dtype, facts.device]
-    return f"fp_{hashlib.sha256(chr(0).join(parts).encode(errors='replace')).hexdigest()[:12]}"
+    parts = [base.path, base.revision or "", facts.dtype, facts.device]
+    computed = hashlib.sha256(chr(0).join(parts).encode(errors="replace")).hexdigest()[:12]
+    return f"fp_{computed}_{served.adapter.digest if served.adapter else 'base'}"
+
+
+def weights_headers(service: InferenceService, served: LoadedModel) -> dict[str, str]:
+    """Return the headers that name the weights of an answer: the base model, and the digest of the adapter if there is one."""
+    headers = {BASE_MODEL_HEADER: quote(service.config.model.name, safe="/:@ ")}
+    if served.adapter:
+        headers[ADAPTER_DIGEST_HEADER] = served.adapter.digest
+    return headers
 
 
 def _sampling(body: GenerationRequest, choice: int) -> Sampling:
@@ -138,7 +189,24 @@ def _sampling(body: GenerationRequest, choice: int) -> Sampling:
         frequency_penalty=body.frequency_penalty or 0.0,
         presence_penalty=body.presence_penalty or 0.0,
         logit_bias=body.logit_bias or {},
+        top_k=max(0, body.top_k or 0),
+        min_p=body.min_p or 0.0,
+        repetition_penalty=body.repetition_penalty,
     )
+
+
+def _stop_ids(served: LoadedModel, body: GenerationRequest) -> frozenset[int]:
+    """Return the tokens that end an answer, beside those of the model's generation config."""
+    own = frozenset() if body.ignore_eos else served.vocabulary.stop_ids
+    return own | frozenset(body.stop_token_ids or ())
+
+
+def _check_min_tokens(body: GenerationRequest, limit: int) -> None:
+    if body.min_tokens and body.min_tokens > limit:
+        raise invalid_value(
+            f"min_tokens is {body.min_tokens}, but the answer has at most {limit}; lower it, or raise {body.limit_field}.",
+            "min_tokens",
+        )
 
 
 def _check_ids(
@@ -146,7 +214,9 @@ def _check_ids(
 ) -> None:
     """Raise ApiError if the request has a token id beyond the model's embeddings, as some tokenizers' added tokens are."""
     size = service.facts.vocabulary_size
-    for param, ids in [("prompt", prompt) for prompt in prompts] + [("logit_bias", list(body.logit_bias or {}))]:
+    checked = [("prompt", prompt) for prompt in prompts]
+    checked += [("logit_bias", list(body.logit_bias or {})), ("stop_token_ids", body.stop_token_ids or [])]
+    for param, ids in checked:
         if ids and (unknown := served.vocabulary.without_embedding(ids, size)):
             problem = f"token id {max(ids)} does not exist; the model has {size} tokens, and none for {unknown}."
             raise invalid_value(f"{param}: {problem}", param)

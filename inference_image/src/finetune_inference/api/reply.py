@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from finetune_inference.adapters.registry import LoadedModel
 from finetune_inference.api.errors import SERVICE_ERRORS, to_api_error
-from finetune_inference.api.generation import ServerState, UsageCounter, system_fingerprint
+from finetune_inference.api.generation import ServerState, UsageCounter, system_fingerprint, weights_headers
 from finetune_inference.api.requests import GenerationRequest
 from finetune_inference.api.streaming import DONE, EventStreamResponse, answers, sse, unless_disconnected
 from finetune_inference.engine.interface import TokenRequest
@@ -46,7 +46,7 @@ class Reply(ABC, Generic[Body]):
     async def answer(self) -> BaseModel:
         """Return the whole answer."""
         collected: list[list[TextDelta]] = [[] for _ in self.requests]
-        async with answers(self.server.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
+        async with answers(self.server.service, self.requests, self.served.vocabulary, self.body.text_rules) as deltas:
             async for index, delta in deltas:
                 self.counter.count(index, delta)
                 collected[index].append(delta)
@@ -54,7 +54,7 @@ class Reply(ABC, Generic[Body]):
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yield the answer as server-sent events. Raises before the first one if the request cannot start."""
-        async with answers(self.server.service, self.requests, self.served.vocabulary, self.body.stops) as deltas:
+        async with answers(self.server.service, self.requests, self.served.vocabulary, self.body.text_rules) as deltas:
             yield self._opening()
             try:
                 async for index, delta in deltas:
@@ -88,7 +88,8 @@ class Reply(ABC, Generic[Body]):
 
 async def respond(request: Request, reply: Reply[Any]) -> Response:
     """Answer at once or as a stream, as the request asks; stop when its client disconnects."""
+    headers = weights_headers(reply.server.service, reply.served)
     if reply.body.stream:
-        return EventStreamResponse(reply.stream)
+        return EventStreamResponse(reply.stream, headers)
     answer = await unless_disconnected(request, reply.answer())
-    return Response(answer.model_dump_json(), media_type="application/json")
+    return Response(answer.model_dump_json(), headers=headers, media_type="application/json")

@@ -1,18 +1,41 @@
 """Requests of OpenAI's API, in the part that this server supports.
 
-Unknown fields are ignored, because clients of many releases send many fields. Unsupported fields that would change the answer
-are listed in `UNSUPPORTED` and refused, because an answer that silently ignores a field is worse than an error.
+Each field is served, refused by name or ignored as `request_fields` says, because an answer that silently ignores a field is
+worse than an error.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
-from finetune_api.validation import FieldError
+from finetune_api.validation import FieldError, shown
+from finetune_inference.api.request_fields import Route, refusal, without_neutral
+from finetune_inference.api.structured_output import (
+    AnswerForm,
+    Choices,
+    Pattern,
+    ResponseFormat,
+    Schema,
+    StructuredOutputs,
+    form_of,
+    form_of_response_format,
+    only_form,
+)
 from finetune_inference.engine.interface import MAX_TOP_LOGPROBS
+from finetune_inference.text.answer_decoder import TextRules
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
+MAX_STOP_TOKENS = 64
 MAX_BIASES = 1024
 MAX_KIND = 32
 """Most characters of an unsupported part's type in a message."""
@@ -27,23 +50,28 @@ def _limit_entries(value: Any) -> Any:
 
 
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
-TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+TokenId = Annotated[StrictInt, Field(ge=0)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 class StreamOptions(BaseModel):
     """Options of a streamed answer."""
 
+    model_config = ConfigDict(extra="forbid")
+
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+    """Accepted without effect: OpenAI pads chunks to hide their length, and no chunk of this server is padded."""
 
 
 class GenerationRequest(BaseModel):
     """Fields that chats and completions share."""
 
-    model_config = ConfigDict(allow_inf_nan=False, extra="ignore")
-    UNSUPPORTED: ClassVar[tuple[str, ...]] = ()
-    """Fields that are refused unless their value is neutral."""
-    NEUTRAL: ClassVar[tuple[Any, ...]] = (None, False, [], {}, "none", "auto", "default", "")
-    """Values of unsupported fields that do not change an answer."""
+    model_config = ConfigDict(allow_inf_nan=False, extra="forbid")
+    ROUTE: ClassVar[Route]
+    """Route whose decisions about fields apply."""
+    _form: AnswerForm | None = None
+    """Form of the answer, read once from the fields that describe one."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -62,21 +90,67 @@ class GenerationRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS, fail_fast=True)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | None = None
+    guided_regex: Pattern | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Pattern | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unsupported(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            found = [name for name in cls.UNSUPPORTED if data.get(name) not in cls.NEUTRAL]
-            if found:
-                raise FieldError(", ".join(found), "not supported by this server")
-        return data
+    def _leave_out_neutral_fields(cls, data: Any) -> Any:
+        return without_neutral(cls.ROUTE, data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
-    def _check_stream_options(self) -> Self:
+    def _check_common_fields(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise FieldError("stream_options", "set stream to true as well")
+        if self.truncate_prompt_tokens == 0:
+            raise FieldError("truncate_prompt_tokens", "use 1 or more, or -1 for all that fit")
+        self._form = only_form(self._forms())
         return self
+
+    @classmethod
+    def refusal(cls, field: str) -> str | None:
+        """Return the reason why a field is refused; None for an unknown one."""
+        return refusal(cls.ROUTE, field)
+
+    @property
+    def form(self) -> AnswerForm | None:
+        """The form of the answer; None for free text."""
+        return self._form
+
+    @property
+    def text_rules(self) -> TextRules:
+        """Wishes about the text of the answer."""
+        return TextRules(
+            stops=tuple(self.stops),
+            include_stop=bool(self.include_stop_str_in_output),
+            skip_special_tokens=self.skip_special_tokens is not False,
+            min_tokens=self.min_tokens or 0,
+            constraint_field=self._form.field if self._form else "response_format",
+        )
+
+    def _forms(self) -> Iterator[AnswerForm]:
+        if form := form_of_response_format(self.response_format):
+            yield form
+        if self.structured_outputs:
+            for kind, value in self.structured_outputs.forms().items():
+                if value not in (None, False):
+                    yield form_of("structured_outputs", kind, value)
+        for kind in ("json", "regex", "choice", "grammar"):
+            if (value := getattr(self, f"guided_{kind}")) is not None:
+                yield form_of(f"guided_{kind}", kind, value)
 
     @property
     def stops(self) -> list[str]:
@@ -129,56 +203,19 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": str(text)}
 
 
-class JsonSchema(BaseModel):
-    """Schema that the answer has to match."""
-
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
-    strict: bool | None = None
-    """If true, keywords that cannot be enforced are an error; otherwise they are ignored and all others enforced."""
-
-
-class TextFormat(BaseModel):
-    """Free text."""
-
-    type: Literal["text"]
-
-
-class JsonObjectFormat(BaseModel):
-    """Any JSON object."""
-
-    type: Literal["json_object"]
-
-
-class JsonSchemaFormat(BaseModel):
-    """JSON value that matches a schema."""
-
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
-
-
 class ChatCompletionRequest(GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
-    UNSUPPORTED: ClassVar[tuple[str, ...]] = (
-        "tools",
-        "tool_choice",
-        "functions",
-        "function_call",
-        "modalities",
-        "audio",
-        "web_search_options",
-    )
-    NEUTRAL: ClassVar[tuple[Any, ...]] = (*GenerationRequest.NEUTRAL, ["text"])
+    ROUTE: ClassVar[Route] = "chat"
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    reasoning_effort: Annotated[StrictStr, Field(max_length=MAX_KIND)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
@@ -186,7 +223,14 @@ class ChatCompletionRequest(GenerationRequest):
             raise FieldError("top_logprobs", "set logprobs to true as well")
         if self.max_tokens == 0:
             raise FieldError("max_tokens", "use 1 or more")
+        _check_chat_options(self.continue_final_message, self.add_generation_prompt)
         return self
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """Variables of the chat template."""
+        effort = {"reasoning_effort": self.reasoning_effort} if self.reasoning_effort is not None else {}
+        return effort | (self.chat_template_kwargs or {})
 
     @property
     def answer_limit(self) -> int | None:
@@ -199,25 +243,41 @@ class ChatCompletionRequest(GenerationRequest):
         return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
 
 
+def _check_prompt(value: Any) -> Any:
+    """Refuse a value that no form of prompt begins like, in one sentence instead of one for each form."""
+    items = value if isinstance(value, list) else []
+    if isinstance(value, str) or (items and isinstance(items[0], str | int | list) and not isinstance(items[0], bool)):
+        return value
+    found = f"a list that begins with {shown(items[0])}" if items else shown(value) if value != [] else "an empty list"
+    raise ValueError(f"expected a text, a list of texts, a list of token ids, or a list of such lists, found {found}")
+
+
+def _check_chat_options(continue_final_message: bool | None, add_generation_prompt: bool | None) -> None:
+    if continue_final_message and add_generation_prompt:
+        raise FieldError("add_generation_prompt", "set it to false, because continue_final_message is true")
+
+
 class CompletionRequest(GenerationRequest):
     """Body of POST /v1/completions."""
 
-    UNSUPPORTED: ClassVar[tuple[str, ...]] = ("suffix",)
+    ROUTE: ClassVar[Route] = "completions"
 
-    prompt: (
+    prompt: Annotated[
         StrictStr
         | Annotated[list[StrictStr], Field(min_length=1, fail_fast=True)]
         | TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
-    )
+        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)],
+        BeforeValidator(_check_prompt),
+    ]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
+    add_special_tokens: bool | None = None
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
         if self.best_of is not None and self.best_of != self.choices:
-            raise FieldError("best_of", "only the same value as n is supported")
+            raise FieldError("best_of", f"only the same value as n is supported; n is {self.choices}")
         return self
 
     @property
@@ -233,14 +293,23 @@ class CompletionRequest(GenerationRequest):
 class TokenizeRequest(BaseModel):
     """Body of POST /tokenize, in vLLM's format: a text, or a conversation for the chat template."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="forbid")
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     prompt: StrictStr | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    add_special_tokens: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise FieldError("prompt", "set either prompt or messages")
+        of_chats = ("chat_template_kwargs", "continue_final_message", "add_generation_prompt")
+        for name in of_chats if self.prompt is not None else ("add_special_tokens",):
+            if getattr(self, name) is not None:
+                raise FieldError(name, f"concerns {'messages' if self.prompt is not None else 'a prompt'}")
+        _check_chat_options(self.continue_final_message, self.add_generation_prompt)
         return self

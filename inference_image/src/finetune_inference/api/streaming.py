@@ -1,7 +1,7 @@
 """Events from the engine's thread to asyncio, and from asyncio to a client that may disconnect at any moment."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from finetune_inference.engine.interface import Event, TokenRequest
 from finetune_inference.engine.scheduler import Listener, Ticket
 from finetune_inference.inference import InferenceService
-from finetune_inference.text.answer_decoder import AnswerDecoder, TextDelta
+from finetune_inference.text.answer_decoder import AnswerDecoder, TextDelta, TextRules
 from finetune_inference.text.vocabulary import Vocabulary
 
 Result = TypeVar("Result")
@@ -31,7 +31,7 @@ def sse(document: str) -> bytes:
 
 @asynccontextmanager
 async def answers(
-    service: InferenceService, requests: Sequence[TokenRequest], vocabulary: Vocabulary, stops: Sequence[str]
+    service: InferenceService, requests: Sequence[TokenRequest], vocabulary: Vocabulary, rules: TextRules
 ) -> AsyncIterator[AsyncIterator[tuple[int, TextDelta]]]:
     """Submit sequences and iterate over (index, delta) as they arrive, until all have finished.
 
@@ -50,7 +50,9 @@ async def answers(
 
     tickets = service.submit([(request, listener(index)) for index, request in enumerate(requests)])
     try:
-        yield _deltas(service, tickets, events, [AnswerDecoder(vocabulary, stops) for _ in requests])
+        yield _deltas(
+            service, tickets, events, [AnswerDecoder(vocabulary, rules, request.prompt) for request in requests]
+        )
     finally:
         service.cancel(tickets)
 
@@ -97,8 +99,8 @@ class EventStreamResponse(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: Callable[[], AsyncGenerator[bytes, None]]) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, chunks: Callable[[], AsyncGenerator[bytes, None]], headers: Mapping[str, str]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._chunks = chunks
 

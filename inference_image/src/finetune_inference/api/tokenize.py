@@ -5,6 +5,7 @@ template.
 """
 
 import asyncio
+from functools import partial
 
 from fastapi import APIRouter, Request
 
@@ -22,7 +23,14 @@ async def tokenize(body: TokenizeRequest, request: Request) -> TokenizeResponse:
     vocabulary, limit = service.model(body.model).vocabulary, service.facts.context_length
     if body.messages is not None:
         messages = [message.to_template() for message in body.messages]
-        tokens = await asyncio.to_thread(vocabulary.encode_chat, messages, limit)
+        encode_chat = partial(
+            vocabulary.encode_chat,
+            template_kwargs=body.chat_template_kwargs,
+            continue_final_message=bool(body.continue_final_message),
+            add_generation_prompt=body.add_generation_prompt is not False,
+        )
+        tokens = await asyncio.to_thread(encode_chat, messages, limit)
     else:
-        tokens = await asyncio.to_thread(vocabulary.encode, body.prompt or "", limit)
+        encode = partial(vocabulary.encode, add_special_tokens=body.add_special_tokens is not False)
+        tokens = await asyncio.to_thread(encode, body.prompt or "", limit)
     return TokenizeResponse(count=len(tokens), max_model_len=limit, tokens=tokens)

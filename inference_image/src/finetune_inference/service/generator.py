@@ -9,7 +9,7 @@ from finetune_inference.config import Settings
 from finetune_inference.engine.interface import Event, FinishReason, Sampling, TokenRequest
 from finetune_inference.engine.scheduler import Listener, SchedulerStoppedError, Ticket
 from finetune_inference.service.lifecycle import NotReadyError, ServerLifecycle
-from finetune_inference.text.answer_decoder import AnswerDecoder
+from finetune_inference.text.answer_decoder import AnswerDecoder, TextRules
 from finetune_inference.text.vocabulary import PromptError
 
 
@@ -98,7 +98,7 @@ class Generator:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         tickets = self.submit([(request, events.put)])
         try:
-            return _collect(events, AnswerDecoder(vocabulary, stop), served.name, len(prompt))
+            return _collect(events, AnswerDecoder(vocabulary, TextRules(tuple(stop)), prompt), served.name, len(prompt))
         finally:
             self.cancel(tickets)
 

@@ -1,13 +1,14 @@
-"""Structured output: JSON schemas as constraints on the next token. The only module that knows llguidance.
+"""Structured output: schemas, patterns and grammars as constraints on the next token. The only module that knows llguidance.
 
-Any client may send a schema. llguidance bounds its own work, so that neither compilation nor a step takes long, except for
-`multipleOf`, which is bounded here. A keyword that cannot be enforced is an error with a reason; it is ignored only if the
+Any client may send a schema, a pattern or a grammar. llguidance bounds its own work, so that neither compilation nor a step
+takes long, except for `multipleOf` and repetitions inside of repetitions, which are bounded here. A keyword that cannot be enforced is an error with a reason; it is ignored only if the
 request allows that.
 """
 
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +24,17 @@ MAX_ALTERNATIVES = 20_000
 """Most parts of a schema after llguidance has copied the keywords beside a choice into each of its options."""
 MAX_LEXER_STATES = 50_000
 """Most states of the lexer, 1 or 2 KB each; a long answer to an ordinary schema needs some hundreds."""
+MAX_REPETITIONS = 100_000
+"""Most copies of a part of a pattern, when its repetitions are multiplied out; they take a second."""
+PATTERN_PART = re.compile(
+    r"(?P<open>\()|(?P<close>\))|\{(?:\d{1,9},)?(?P<most>\d{1,9}),?\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*(?:\]|\Z)|.",
+    re.DOTALL,
+)
+"""Part of a regular expression: the border of a group, a repetition with its largest number, or a single character or class."""
+LARK_PATTERN = re.compile(r"/(?:[^/\\\n]|\\.)+/")
+"""Regular expression in a Lark grammar."""
+FOREIGN_PARTS = re.compile(r"%(json|regex)\b")
+"""Parts of a Lark grammar that would bring schemas and patterns past the limits of this module."""
 MAX_REASON = 300
 """Most characters of llguidance's reason in a message, because it may quote a whole pattern."""
 ANY_OBJECT = {"type": "object"}
@@ -57,6 +69,49 @@ class Grammars:
             raise GrammarError(f"the schema cannot be used: {error}") from None
         return JsonConstraint(LLMatcher(self._tokens, grammar, log_level=0, limits=_limits()))
 
+    def compile_pattern(self, pattern: str) -> "JsonConstraint":
+        """Compile a regular expression, in Rust's syntax, that the whole answer has to match. Raises GrammarError."""
+        from llguidance import LLMatcher
+
+        _check_size(pattern, "pattern")
+        if _copies(pattern) > MAX_REPETITIONS:
+            raise GrammarError(f"the pattern's repetitions multiply to more than {MAX_REPETITIONS}")
+        return self._constraint(LLMatcher.grammar_from_regex(pattern), "pattern")
+
+    def compile_choice(self, choices: Sequence[str]) -> "JsonConstraint":
+        """Compile texts of which the answer has to be one. Raises GrammarError."""
+        from llguidance import LLMatcher
+
+        # Lark's texts have the escapes of JSON.
+        lark = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+        _check_size(lark, "choice")
+        return self._constraint(LLMatcher.grammar_from_lark(lark), "choice")
+
+    def compile_grammar(self, text: str) -> "JsonConstraint":
+        """Compile a grammar in Lark's syntax with a rule `start`, or in llama.cpp's GBNF with a rule `root`. Raises GrammarError."""
+        from llguidance import LLMatcher
+        from llguidance.gbnf_to_lark import any_to_lark
+
+        _check_size(text, "grammar")
+        if foreign := FOREIGN_PARTS.search(text):
+            raise GrammarError(
+                f"the grammar cannot be used: {foreign[0]} is not supported; send a schema or a pattern instead"
+            )
+        try:
+            lark = any_to_lark(text)
+        except Exception as error:
+            # The converter raises its own type, RecursionError, and plain Exception for a grammar without `root`.
+            reason = " ".join(str(error).split())[:MAX_REASON]
+            raise GrammarError(f"the grammar cannot be used: neither Lark nor GBNF: {reason}") from None
+        if any(_copies(pattern) > MAX_REPETITIONS for pattern in LARK_PATTERN.findall(lark)):
+            raise GrammarError(f"the repetitions of a pattern of the grammar multiply to more than {MAX_REPETITIONS}")
+        return self._constraint(LLMatcher.grammar_from_lark(lark), "grammar")
+
+    def _constraint(self, grammar: str, subject: str) -> "JsonConstraint":
+        from llguidance import LLMatcher
+
+        return JsonConstraint(LLMatcher(self._tokens, grammar, log_level=0, limits=_limits()), subject)
+
     def prepare(self) -> None:
         """Prepare the other methods, which takes up to two seconds the first time. Raises GrammarError."""
         self._tokens  # noqa: B018 - a cached property, computed on first access
@@ -79,15 +134,16 @@ class Grammars:
 class JsonConstraint:
     """`engine.Constraint` for one answer."""
 
-    def __init__(self, matcher: "LLMatcher") -> None:
-        """Start an answer. Raises GrammarError if no token may start it."""
+    def __init__(self, matcher: "LLMatcher", subject: str = "schema") -> None:
+        """Start an answer. `subject` is what was compiled, for errors. Raises GrammarError if no token may start it."""
         self._matcher = matcher
+        self._subject = subject
         self.allowed = b""
         self._advance()
 
     def copy(self) -> Self:
         """Return an independent copy for another answer."""
-        return type(self)(self._matcher.deep_copy())
+        return type(self)(self._matcher.deep_copy(), self._subject)
 
     @property
     def complete(self) -> bool:
@@ -106,15 +162,38 @@ class JsonConstraint:
         if self._matcher.is_error():
             # Joined, because the reason has several lines, some with arrows below a pattern.
             reason = " ".join(self._matcher.get_error().replace("<non-verbose/>", "").split())
-            raise GrammarError(f"the schema cannot be used: {reason[:MAX_REASON]}")
+            raise GrammarError(f"the {self._subject} cannot be used: {reason[:MAX_REASON]}")
         if not self.complete and not any(self.allowed):
-            raise GrammarError("this model's vocabulary has no token that continues an answer to the schema")
+            raise GrammarError(f"this model's vocabulary has no token that continues an answer to the {self._subject}")
 
 
 def _limits() -> "LLParserLimits":
     from llguidance import LLParserLimits
 
     return LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+
+
+def _check_size(text: str, subject: str) -> None:
+    size = len(text.encode(errors="replace"))
+    if size > MAX_SCHEMA_BYTES:
+        raise GrammarError(f"the {subject} has {size} bytes; use {MAX_SCHEMA_BYTES} or less")
+
+
+def _copies(pattern: str) -> int:
+    """Return an upper bound for the copies of a part of a regular expression with its repetitions multiplied out."""
+    # Sizes of the open groups and of their last parts, innermost last.
+    groups = [[0, 0]]
+    for part in PATTERN_PART.finditer(pattern):
+        if part["open"]:
+            groups.append([0, 0])
+        elif part["close"] and len(groups) > 1:
+            total, last = groups.pop()
+            groups[-1] = [sum(groups[-1]), total + last]
+        elif part["most"]:
+            groups[-1][1] *= max(1, int(part["most"]))
+        else:
+            groups[-1] = [sum(groups[-1]), 1]
+    return sum(map(sum, groups))
 
 
 def _checked(schema: dict[str, Any]) -> str:

@@ -6,9 +6,11 @@ Knows neither HTTP nor torch. Several threads use a `Vocabulary`, so it calls on
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 from finetune_inference.text.grammar import GrammarError, Grammars
+from finetune_inference.text.template_variables import RENDERING_ARGUMENTS, template_variables
 from finetune_model.chat import (
     DEFAULT_SETTINGS,
     ChatSettings,
@@ -44,6 +46,15 @@ class PromptTooLongError(PromptError):
         self.least = least
 
 
+class TemplateVariableError(PromptError):
+    """A variable for the chat template that has no effect."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"chat template variable {name}: {problem}")
+        self.name = name
+        self.problem = problem
+
+
 class Vocabulary:
     """A tokenizer, its chat template, and the settings that chats are rendered with."""
 
@@ -51,6 +62,8 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._settings = settings
         self.grammars = Grammars(tokenizer)
+        self._token_texts: dict[int, str] = {}
+        """Results of `token_text` by token id."""
         # The first call may change the tokenizer (truncation that was saved with it); afterwards threads can share it.
         tokenizer("")
 
@@ -73,7 +86,7 @@ class Vocabulary:
         token = self._tokenizer.eos_token_id
         return self._settings.end_tokens if token is None else self._settings.end_tokens | {token}
 
-    def encode(self, text: str, limit: int | None = None) -> list[int]:
+    def encode(self, text: str, limit: int | None = None, *, add_special_tokens: bool = True) -> list[int]:
         """Encode a text, with the tokenizer's start token once; at least one token. Raises PromptError.
 
         A text with clearly more than `limit` tokens is refused before all of it is encoded.
@@ -81,8 +94,11 @@ class Vocabulary:
         _check_unicode(text)
         if limit is not None:
             self._check_length(text, limit)
-        ids = encode_raw(self._tokenizer, [text])[0]
-        if not ids and self._tokenizer.bos_token_id is not None:
+        if add_special_tokens:
+            ids = encode_raw(self._tokenizer, [text])[0]
+        else:
+            ids = encode_rendered(self._tokenizer, text)
+        if not ids and add_special_tokens and self._tokenizer.bos_token_id is not None:
             return [self._tokenizer.bos_token_id]
         if not ids:
             raise PromptError("the prompt is empty")
@@ -96,6 +112,7 @@ class Vocabulary:
         tools: Sequence[Any] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
         """Encode a conversation with the generation prompt, or with its last message left open. Raises PromptError.
 
@@ -103,6 +120,7 @@ class Vocabulary:
         """
         if not self.has_chat_template:
             raise PromptError("this model has no chat template; use /v1/completions")
+        self._check_variables(template_kwargs or {})
         try:
             text = render_chat(
                 self._tokenizer,
@@ -110,18 +128,31 @@ class Vocabulary:
                 tools=tools,
                 settings=self._settings,
                 template_kwargs=template_kwargs,
-                add_generation_prompt=not continue_final_message,
+                add_generation_prompt=add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
             )
         except ChatTemplateError as error:
             raise PromptError(str(error)) from None
         _check_unicode(text)
         if limit is not None:
+            # Checks the rendered text, because a template may drop most of a conversation.
             self._check_length(text, limit)
         ids = encode_rendered(self._tokenizer, text)
         if not ids:
             raise PromptError("the model's chat template renders these messages as an empty prompt")
         return ids
+
+    def _check_variables(self, template_kwargs: Mapping[str, Any]) -> None:
+        """Raise TemplateVariableError for a variable that the chat template does not read, because it would change nothing."""
+        if not template_kwargs:
+            return
+        known = template_variables(self._tokenizer)
+        for name in template_kwargs:
+            if name in RENDERING_ARGUMENTS:
+                raise TemplateVariableError(name, "cannot be set; the server sets it")
+            if known is not None and name not in known:
+                read = ", ".join(sorted(known - RENDERING_ARGUMENTS)) or "none"
+                raise TemplateVariableError(name, f"this model's chat template does not read it; it reads: {read}")
 
     def _check_length(self, text: str, limit: int) -> None:
         """Raise PromptTooLongError if a prefix has too many tokens, because encoding megabytes of text takes a minute."""
@@ -136,24 +167,52 @@ class Vocabulary:
         """Return the names of tokens for which a model with `rows` embeddings has none; None if it has all."""
         return tokens_without_embedding(ids, rows, self._tokenizer)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    @cached_property
+    def special_tokens(self) -> dict[int, str]:
+        """Texts of the special tokens by id, which `decode` leaves out."""
+        added = self._tokenizer.added_tokens_decoder
+        return {token_id: token.content for token_id, token in added.items() if token.special}
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Decode tokens, without special ones."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(
+            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
         return text
 
-    def token_text(self, token_id: int) -> str:
-        """Decode one token, special or not; a part of a character becomes the replacement character."""
-        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
+    def token_text(self, token_id: int, *, starts_text: bool = False) -> str:
+        """Return the text that a token, special or not, adds to the text before it, or with `starts_text` to none.
+
+        A SentencePiece token loses its blank at the start of a text. A part of a character becomes the replacement character.
+        """
+        if special := self.special_tokens.get(token_id):
+            return special
+        if starts_text:
+            return self.decode([token_id], skip_special_tokens=False)
+        known = self._token_texts.get(token_id)
+        if known is None:
+            text = self.decode([*self._predecessor, token_id], skip_special_tokens=False)
+            before = self.decode(self._predecessor, skip_special_tokens=False)
+            known = (
+                text[len(before) :] if text.startswith(before) else self.decode([token_id], skip_special_tokens=False)
+            )
+            self._token_texts[token_id] = known
+        return known
+
+    @cached_property
+    def _predecessor(self) -> list[int]:
+        """Ordinary tokens, after which others are decoded."""
+        ids: list[int] = self._tokenizer("a", add_special_tokens=False).input_ids
+        return ids
 
     def prepare_token_bytes(self) -> None:
         """Prepare `token_bytes`, which takes up to two seconds the first time."""
         with suppress(GrammarError):
             self.grammars.prepare()
 
-    def token_bytes(self, token_id: int) -> bytes | None:
-        """Return the bytes of one token, which may be a part of a character; None if unknown."""
-        text = self.token_text(token_id)
+    def token_bytes(self, token_id: int, *, starts_text: bool = False) -> bytes | None:
+        """Return the bytes of `token_text`, which may be a part of a character; None if unknown."""
+        text = self.token_text(token_id, starts_text=starts_text)
         if REPLACEMENT not in text:
             return text.encode()
         try:
