@@ -53,7 +53,7 @@ def _instead(origin: str, routes: tuple[Route, ...] = BOTH, **ours: str) -> list
     return [RequestField(name, origin, "refused", f"use {own}", routes) for name, own in ours.items()]
 
 
-NOTHING: Final = (False, 0, "", [], {})
+NOTHING: Final[tuple[Any, ...]] = (False, 0, "", [], {})
 """Values that switch most fields off."""
 
 _OPENAI = [
