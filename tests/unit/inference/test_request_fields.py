@@ -280,6 +280,8 @@ def test_offsets_index_into_the_returned_text_streamed_or_not(http: httpx.Client
         assert offsets[:9] == [0, 0, 0, 0, 1, 4, 8, 9, 9]
     for token, offset in zip(tokens, offsets, strict=True):
         assert "\ufffd" in token or token.startswith("<|") or choice["text"].startswith(token, offset)
+    cut = ask(http, "completions", **body, stop=[choice["text"][-3:]]).json()["choices"][0]
+    assert max(cut["logprobs"]["text_offset"]) <= len(cut["text"])
     events = ask(http, "completions", stream=True, **body).text.split("\n\n")
     chunks = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events[:-2]]
     assert "".join(chunk["text"] for chunk in chunks) == choice["text"]

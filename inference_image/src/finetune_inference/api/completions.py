@@ -23,7 +23,7 @@ from finetune_inference.api.generation import (
 from finetune_inference.api.logprobs import CompletionScores, prompt_offsets
 from finetune_inference.api.reply import Reply, respond
 from finetune_inference.api.requests import CompletionRequest
-from finetune_inference.api.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
+from finetune_inference.api.responses import Completion, CompletionChoice, Usage
 from finetune_inference.api.streaming import sse
 from finetune_inference.engine.interface import FinishReason
 from finetune_inference.inference import InferenceService
@@ -141,18 +141,13 @@ class _Completion(Reply[CompletionRequest]):
     def _choice(self, index: int, parts: Sequence[TextDelta], *, first: bool) -> CompletionChoice:
         """Return one answer or its next chunk; the echo belongs to the first chunk."""
         echo = self.echoes[index].text if self.echoes and first else ""
+        text = echo + "".join(delta.text for delta in parts)
         reason: FinishReason | None = parts[-1].finish_reason
-        return CompletionChoice(
-            index=index,
-            text=echo + "".join(delta.text for delta in parts),
-            logprobs=self._build_logprobs(index, parts),
-            finish_reason=reason,
-        )
-
-    def _build_logprobs(self, index: int, parts: Sequence[TextDelta]) -> CompletionLogprobs | None:
-        if self.body.logprobs is None:
-            return None
-        return self._scores[index].build(parts)
+        logprobs = None if self.body.logprobs is None else self._scores[index].build(parts)
+        if logprobs and not self.body.stream:
+            # Tokens of a stop text have a place after the end, because the text was cut before them.
+            logprobs.text_offset = [min(offset, len(text)) for offset in logprobs.text_offset]
+        return CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason)
 
     def _chunk(self, choices: list[CompletionChoice], usage: Usage | None) -> bytes:
         # `usage` is null until the last chunk, and absent unless requested.
