@@ -1,6 +1,7 @@
 """Every field of a request is served, refused by name, or ignored for a reason: the table, the classes and a real server."""
 
 import json
+import re
 from typing import Any, get_args, get_type_hints
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 
 from finetune_inference.api.request_fields import FIELDS, ROUTES, Route
 from finetune_inference.api.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from support.objects.request_bodies import LEAKS
 from support.server.running_inference import Running
 
 pytestmark = [pytest.mark.model, pytest.mark.engine]
@@ -286,3 +288,35 @@ def test_offsets_index_into_the_returned_text_streamed_or_not(http: httpx.Client
     chunks = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events[:-2]]
     assert "".join(chunk["text"] for chunk in chunks) == choice["text"]
     assert [offset for chunk in chunks for offset in chunk["logprobs"]["text_offset"]] == offsets
+
+
+WRONG: list[Any] = [
+    {"a": [None]},
+    [{"b": 1}],
+    [[None]],
+    "text",
+    -7.5,
+    True,
+    10**30,
+    ["a", 1, None],
+    {"type": "nothing"},
+]
+
+
+@BOTH
+def test_a_value_of_a_wrong_type_is_told_with_its_field_what_was_found_and_what_is_expected(
+    http: httpx.Client, route: Route
+) -> None:
+    """Of every served field; what is no error is a value that the field may have."""
+    refused = 0
+    for name, field in FIELDS[route].items():
+        for value in WRONG if field.decision == "served" and name != "model" else []:
+            answer = ask(http, route, **{"max_tokens": 1, name: value})
+            assert answer.status_code in (200, 400), (name, value, answer.text)
+            if answer.status_code == 400:
+                found = error(answer)
+                refused += 1
+                assert found["message"].startswith(name), (name, value, found)
+                assert found["param"] == name
+                assert not re.search(LEAKS, found["message"]), (name, value, found)
+    assert refused > 200
