@@ -88,6 +88,32 @@ class Settings(BaseSettings):
     max_sequences_per_request: Annotated[
         int, Field(description="Most sequences of one request: prompts times n.", ge=1)
     ] = 32
+    tool_call_format: Annotated[
+        Literal[
+            "auto",
+            "none",
+            "hermes",
+            "llama",
+            "pythonic",
+            "mistral",
+            "granite",
+            "phi",
+            "deepseek",
+            "qwen3-coder",
+            "harmony",
+        ],
+        Field(
+            description="Form in which the model writes tool calls: auto learns it from the chat template, none leaves calls "
+            "in the text, and a name is for a model that writes calls in another form than its template does."
+        ),
+    ] = "auto"
+    reasoning_format: Annotated[
+        Literal["auto", "none", "<think>", "[THINK]", "<|START_THINKING|>", "Here is my thought process:"],
+        Field(
+            description="Text with which the model begins its reasoning: auto learns it from the chat template, none leaves "
+            "reasoning in the text."
+        ),
+    ] = "auto"
     chat_page: Annotated[bool, Field(description="Serve a page at /chat to chat with two models side by side.")] = False
     max_body_bytes: Annotated[int, Field(description="Largest request body in bytes.", ge=1024)] = 4 << 20
     drain_delay_seconds: Annotated[

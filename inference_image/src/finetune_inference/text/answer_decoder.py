@@ -151,6 +151,11 @@ class AnswerDecoder:
         self._stops = StopTexts(list(self._stop_texts))
         self._tokens = 0
 
+    @property
+    def stop_text(self) -> str | None:
+        """Stop text that ended the answer; None if none did."""
+        return self._stop_texts.get(self._stops.found or "")
+
     def feed(self, event: Event) -> TextDelta:
         """Return the delta of one event. A delta with a finish reason is the last one.
 

@@ -13,6 +13,8 @@ from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+from finetune_inference.engine.interface import Constraint
+
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
@@ -39,8 +41,12 @@ MAX_REASON = 300
 """Most characters of llguidance's reason in a message, because it may quote a whole pattern."""
 ANY_OBJECT = {"type": "object"}
 """Schema of `{"type": "json_object"}`."""
+ANY_TEXT = r"(.|\n)*"
+"""Pattern of any text without special tokens."""
 WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 """White space between the parts of a document. Its length is limited, because small models may generate it without end."""
+CALL_WHITE_SPACE = r"[\x20\x0A]{1,4}"
+"""White space between the parts of a call, which templates write on one line."""
 
 
 class GrammarError(ValueError):
@@ -68,6 +74,20 @@ class Grammars:
         except ValueError as error:
             raise GrammarError(f"the schema cannot be used: {error}") from None
         return JsonConstraint(LLMatcher(self._tokens, grammar, log_level=0, limits=_limits()))
+
+    def compile_lark(self, grammar: str, schemas: Sequence[dict[str, Any]]) -> "JsonConstraint":
+        """Compile a grammar in llguidance's Lark syntax, which contains these schemas. Raises GrammarError."""
+        from llguidance import LLMatcher
+
+        for schema in schemas:
+            _checked(schema)
+        return self._constraint(LLMatcher.grammar_from_lark(grammar), "grammar")
+
+    def after_reasoning(self, closing: str, special: int | None, then: Constraint) -> "AfterReasoning":
+        """Return the constraint of an answer that ends its reasoning first; `special` is the token of `closing`, if it is one."""
+        end = f"start: TEXT <[{special}]>\nTEXT: /{ANY_TEXT}/\n"
+        text = f"start: reasoning\nreasoning[suffix={json.dumps(closing)}]: /{ANY_TEXT}/\n"
+        return AfterReasoning(self.compile_lark("%llguidance {}\n" + (text if special is None else end), ()), then)
 
     def compile_pattern(self, pattern: str) -> "JsonConstraint":
         """Compile a regular expression, in Rust's syntax, that the whole answer has to match. Raises GrammarError."""
@@ -165,6 +185,35 @@ class JsonConstraint:
             raise GrammarError(f"the {self._subject} cannot be used: {reason[:MAX_REASON]}")
         if not self.complete and not any(self.allowed):
             raise GrammarError(f"this model's vocabulary has no token that continues an answer to the {self._subject}")
+
+
+class AfterReasoning:
+    """`engine.Constraint` that begins when the reasoning before the answer has ended."""
+
+    def __init__(self, reasoning: Constraint, then: Constraint) -> None:
+        self._reasoning = reasoning
+        self._then = then
+        self.allowed = reasoning.allowed
+
+    def copy(self) -> Self:
+        """Return an independent copy for another answer."""
+        return type(self)(self._reasoning.copy(), self._then.copy())
+
+    @property
+    def complete(self) -> bool:
+        """True when nothing may follow."""
+        return self._reasoning.complete and self._then.complete
+
+    def consume(self, token: int) -> None:
+        """Advance by a generated token. Raises GrammarError."""
+        current = self._then if self._reasoning.complete else self._reasoning
+        current.consume(token)
+        self.allowed = self._then.allowed if self._reasoning.complete else self._reasoning.allowed
+
+
+def guided(schema: dict[str, Any], *, lenient: bool) -> dict[str, Any]:
+    """Return a schema with the options for a place inside a Lark grammar."""
+    return {**schema, "x-guidance": {"whitespace_pattern": CALL_WHITE_SPACE, "lenient": lenient}}
 
 
 def _limits() -> "LLParserLimits":

@@ -4,12 +4,16 @@ Knows neither HTTP nor torch. Several threads use a `Vocabulary`, so it calls on
 """
 
 import copy
+import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
+from finetune_inference.text.answer_format import AnswerFormat, learn
 from finetune_inference.text.grammar import GrammarError, Grammars
+from finetune_inference.text.left_out import first_left_out
 from finetune_inference.text.template_variables import RENDERING_ARGUMENTS, template_variables
 from finetune_model.chat import (
     DEFAULT_SETTINGS,
@@ -32,9 +36,20 @@ PREFIX_GROWTH = 4
 UNCERTAIN_TOKENS = 256
 """Last tokens of a prefix that may become fewer when the text continues, for example at a word that was cut."""
 
+TAIL = 32
+"""Last tokens of a prompt in which a block of reasoning may have been opened."""
+
 
 class PromptError(ValueError):
     """A prompt that cannot be encoded; the message gives the reason."""
+
+
+class LeftOutError(PromptError):
+    """A conversation of which the chat template leaves something out, so that the model would answer another one."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: the model's chat template leaves out {problem}")
+        self.field = field
 
 
 class PromptTooLongError(PromptError):
@@ -62,6 +77,9 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._settings = settings
         self.grammars = Grammars(tokenizer)
+        self._kept: frozenset[int] = frozenset()
+        """Special tokens that `decode` returns as text, because they are markers of the answer's form."""
+        self._formats: dict[tuple[str, str], AnswerFormat] = {}
         self._token_texts: dict[int, str] = {}
         """Results of `token_text` by token id."""
         # The first call may change the tokenizer (truncation that was saved with it); afterwards threads can share it.
@@ -94,10 +112,7 @@ class Vocabulary:
         _check_unicode(text)
         if limit is not None:
             self._check_length(text, limit)
-        if add_special_tokens:
-            ids = encode_raw(self._tokenizer, [text])[0]
-        else:
-            ids = encode_rendered(self._tokenizer, text)
+        ids = encode_raw(self._tokenizer, [text])[0] if add_special_tokens else encode_rendered(self._tokenizer, text)
         if not ids and add_special_tokens and self._tokenizer.bos_token_id is not None:
             return [self._tokenizer.bos_token_id]
         if not ids:
@@ -135,12 +150,18 @@ class Vocabulary:
             raise PromptError(str(error)) from None
         _check_unicode(text)
         if limit is not None:
-            # Checks the rendered text, because a template may drop most of a conversation.
             self._check_length(text, limit)
+        if left_out := first_left_out(messages, tools, text):
+            raise LeftOutError(*left_out)
         ids = encode_rendered(self._tokenizer, text)
         if not ids:
             raise PromptError("the model's chat template renders these messages as an empty prompt")
         return ids
+
+    def reads_variable(self, name: str) -> bool:
+        """Return whether the chat template reads a variable, as far as it can be known."""
+        known = template_variables(self._tokenizer)
+        return known is None or name in known
 
     def _check_variables(self, template_kwargs: Mapping[str, Any]) -> None:
         """Raise TemplateVariableError for a variable that the chat template does not read, because it would change nothing."""
@@ -167,6 +188,38 @@ class Vocabulary:
         """Return the names of tokens for which a model with `rows` embeddings has none; None if it has all."""
         return tokens_without_embedding(ids, rows, self._tokenizer)
 
+    def answer_format(self, calls: str = "auto", reasoning: str = "auto") -> AnswerFormat:
+        """Return the form in which the model writes reasoning and tool calls; see `answer_format.learn`."""
+        if (calls, reasoning) not in self._formats:
+            self._formats[calls, reasoning] = learn(self._tokenizer, calls, reasoning)
+        return self._formats[calls, reasoning]
+
+    def keeping(self, markers: Sequence[str]) -> Self:
+        """Return a copy whose `decode` keeps the special tokens that are a part of these markers."""
+        special = self.special_tokens
+        ids = [i for i, name in special.items() if name.strip() and any(name in marker for marker in markers)]
+        kept = copy.copy(self)
+        kept._kept = frozenset(ids)  # noqa: SLF001 - of the same class
+        kept.special_tokens = {i: name for i, name in special.items() if i not in kept._kept}  # noqa: SLF001 - as above
+        return kept
+
+    def tail(self, ids: Sequence[int]) -> str:
+        """Return the text of the last tokens of a prompt, special ones included."""
+        text: str = self._tokenizer.decode(ids[-TAIL:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def special_id(self, text: str) -> int | None:
+        """Return the id of a special token; None if the text is not one."""
+        return next((i for i, name in self.special_tokens.items() if name == text), None)
+
+    def grammar_term(self, text: str) -> str:
+        """Return a text as a term of a Lark grammar, in which special tokens go by their ids."""
+        special = {name: i for i, name in self.special_tokens.items() if name and name in text}
+        if not special:
+            return json.dumps(text) if text else ""
+        pieces = re.split(f"({'|'.join(map(re.escape, sorted(special, key=len, reverse=True)))})", text)
+        return " ".join(f"<[{special[piece]}]>" if piece in special else json.dumps(piece) for piece in pieces if piece)
+
     @cached_property
     def special_tokens(self) -> dict[int, str]:
         """Texts of the special tokens by id, which `decode` leaves out."""
@@ -174,7 +227,9 @@ class Vocabulary:
         return {token_id: token.content for token_id, token in added.items() if token.special}
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Decode tokens, without special ones."""
+        """Decode tokens, without special ones, except those that are kept."""
+        if skip_special_tokens and self._kept:
+            ids, skip_special_tokens = [i for i in ids if i not in self.special_tokens], False
         text: str = self._tokenizer.decode(
             ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
