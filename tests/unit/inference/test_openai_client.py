@@ -363,7 +363,7 @@ def test_a_prompt_that_is_too_long_says_by_how_much(client: openai.OpenAI) -> No
     client.completions.create(model="base", prompt=[5] * 500, max_tokens=12)
 
 
-ONLY_TEXT = "messages[0].content[0]: only text is supported, found image_url"
+ONLY_TEXT = "messages[0].content[0]: is a part of type 'image_url', expected {type: text, text}"
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,16 @@ ONLY_TEXT = "messages[0].content[0]: only text is supported, found image_url"
         ({"max_tokens": 100_000}, "max_tokens", "4096 or less"),
         ({"n": 100}, "n", "32 answers"),
         ({"max_completion_tokens": 100_000}, "max_completion_tokens", "max_completion_tokens is 100000"),
-        ({"tools": [{"type": "function"}]}, "tools", "tools: not supported"),
+        ({"messages": [{"role": "user"}]}, "messages", "messages[0].content: is null, expected text"),
+        ({"messages": [{"role": "assistant"}]}, "messages", "messages[0].content: is null, expected text"),
+        (
+            {"messages": [{"role": "user", "content": "a", "prefix": True}]},
+            "messages",
+            "messages[0].prefix: has no meaning",
+        ),
+        ({"tools": [{"type": "web_search"}]}, "tools", "tools[0].type: is 'web_search', expected function"),
+        ({"tool_choice": "required"}, "tool_choice", "requires a call, but tools has no function"),
+        ({"functions": [{"name": "f"}]}, "functions", "functions: not supported"),
         ({"top_logprobs": 3}, "top_logprobs", "logprobs to true"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
         ({"logit_bias": {"100000": 1}}, "logit_bias", "does not exist"),

@@ -27,7 +27,7 @@ from finetune_inference.api.responses import Completion, CompletionChoice, Usage
 from finetune_inference.api.streaming import sse
 from finetune_inference.engine.interface import FinishReason
 from finetune_inference.inference import InferenceService
-from finetune_inference.text.answer_decoder import TextDelta
+from finetune_inference.text.answer_decoder import AnswerDecoder, TextDelta
 from finetune_inference.text.detokenizer import certain_length
 from finetune_inference.text.vocabulary import Vocabulary
 
@@ -107,7 +107,7 @@ def _echoes(vocabulary: Vocabulary, body: CompletionRequest, prompts: list[list[
 
 
 @dataclass
-class _Completion(Reply[CompletionRequest]):
+class _Completion(Reply[CompletionRequest, TextDelta]):
     id_prefix = "cmpl"
 
     echoes: list[_Echo]
@@ -120,6 +120,9 @@ class _Completion(Reply[CompletionRequest]):
         super().__post_init__()
         echoes = self.echoes or [NO_ECHO] * len(self.requests)
         self._scores = [CompletionScores(self.served.vocabulary, echo.offsets, len(echo.text)) for echo in echoes]
+
+    def _decoders(self) -> list[AnswerDecoder]:
+        return [AnswerDecoder(self.served.vocabulary, self.body.text_rules, each.prompt) for each in self.requests]
 
     def _document(self, collected: list[list[TextDelta]]) -> Completion:
         choices = [self._choice(index, parts, first=True) for index, parts in enumerate(collected)]

@@ -81,7 +81,10 @@ _OPENAI = [
         messages="the conversation",
         max_completion_tokens="longest answer; comes before `max_tokens`",
         top_logprobs="up to 20 alternatives for each token",
-        reasoning_effort="given to the chat template, if it reads `reasoning_effort`",
+        reasoning_effort="sets the template's variable, or its switch `enable_thinking` or `thinking`",
+        tools="functions that the model may call; refused if the chat template has no place for them",
+        tool_choice="`auto`, `none`, `required` or a named function; a required call matches its schema",
+        parallel_tool_calls="false ends the answer after one call",
     ),
     *_served(
         "OpenAI",
@@ -96,16 +99,8 @@ _OPENAI = [
     *_ignored("OpenAI", "each prompt is computed", "prompt_cache_retention", "prompt_cache_options"),
     *_refused("OpenAI", "this server moderates nothing", "moderation"),
     *_ignored("OpenAI", "a guess that would only save time", "prediction", routes=CHAT),
-    *_ignored("OpenAI", "without tools there are no calls", "parallel_tool_calls", routes=CHAT),
-    *_refused("OpenAI", "this server does not call tools", "tools", "functions", routes=CHAT, neutral=[[], {}, ""]),
-    *_refused(
-        "OpenAI",
-        "this server does not call tools",
-        "tool_choice",
-        "function_call",
-        routes=CHAT,
-        neutral=["none", "auto", "", {}],
-    ),
+    *_refused("OpenAI", "use tools", "functions", routes=CHAT, neutral=[[], {}, ""]),
+    *_refused("OpenAI", "use tool_choice", "function_call", routes=CHAT, neutral=["none", "auto", "", {}]),
     *_refused("OpenAI", "answers are text", "modalities", routes=CHAT, neutral=[["text"], []]),
     *_refused("OpenAI", "answers are text", "audio", routes=CHAT, neutral=NOTHING),
     *_refused("OpenAI", "this server reaches nothing outside", "web_search_options", routes=CHAT),
@@ -180,7 +175,7 @@ _VLLM = [
     *_refused(
         "vLLM", "not supported by this server", "kv_transfer_params", "vllm_xargs", "prompt_embeds", neutral=[{}]
     ),
-    *_refused("vLLM", "`content` has the whole answer", "include_reasoning", routes=CHAT, neutral=[True]),
+    *_refused("vLLM", "reasoning comes in `reasoning_content`", "include_reasoning", routes=CHAT, neutral=[True]),
 ]
 _TGI = [
     *_instead(
@@ -199,7 +194,7 @@ _TGI = [
     *_refused("TGI", "use logprobs", "details", "decoder_input_details", neutral=[False]),
     *_refused("TGI", "use top_p or min_p", "typical_p", neutral=[1]),
     *_refused("TGI", "answers have no watermark", "watermark", neutral=[False]),
-    *_refused("TGI", "this server does not call tools", "tool_prompt", routes=CHAT),
+    *_refused("TGI", "the chat template shows the functions", "tool_prompt", routes=CHAT),
     *_refused("TGI", "use a message", "guideline", routes=CHAT),
 ]
 _LLAMA_CPP = [

@@ -32,13 +32,15 @@ from finetune_inference.api.structured_output import (
 )
 from finetune_inference.engine.interface import MAX_TOP_LOGPROBS
 from finetune_inference.text.answer_decoder import TextRules
+from finetune_model.messages import MessageError, normalize, normalize_tools
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
 MAX_STOP_TOKENS = 64
 MAX_BIASES = 1024
-MAX_KIND = 32
-"""Most characters of an unsupported part's type in a message."""
+MAX_TOOLS = 128
+"""Most functions of a request; OpenAI's own limit."""
+MAX_NAME = 256
 SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**63 - 1
 
 
@@ -173,34 +175,36 @@ class GenerationRequest(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class TextPart(BaseModel):
-    """Part of a message; only text is supported."""
-
-    type: Literal["text"]
-    text: StrictStr
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_other_types(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(kind := data.get("type"), str) and kind != "text":
-            raise ValueError(f"only text is supported, found {kind[:MAX_KIND]}")
+def read_conversation(data: Any) -> Any:
+    """Return a body with its messages and tools in the form that templates get. Raises FieldError, also for an unknown key."""
+    if not isinstance(data, dict):
         return data
+    messages, tools = data.get("messages"), data.get("tools")
+    if isinstance(tools, list) and len(tools) > MAX_TOOLS:
+        raise FieldError("tools", f"has {len(tools)} functions; use {MAX_TOOLS} or less")
+    try:
+        # Other types are refused with all other fields, in the same words.
+        read = {"messages": normalize(messages)[0]} if isinstance(messages, list) and messages else {}
+        return {**data, **read, **({"tools": normalize_tools(tools)} if isinstance(tools, list) else {})}
+    except MessageError as error:
+        raise FieldError(error.path, error.problem) from None
 
 
-class Message(BaseModel):
-    """Message of a conversation."""
+Messages = Annotated[list[dict[str, Any]], Field(min_length=1)]
+ToolList = list[dict[str, Any]]
 
-    model_config = ConfigDict(extra="ignore")
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: StrictStr | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
-    name: str | None = None
+class FunctionName(BaseModel):
+    """Function that the answer has to call."""
 
-    def to_template(self) -> dict[str, str]:
-        """Return the message for chat templates: text only, and `system` for OpenAI's newer role `developer`."""
-        parts = self.content if isinstance(self.content, list) else []
-        text = "\n".join(part.text for part in parts) if parts else self.content or ""
-        return {"role": "system" if self.role == "developer" else self.role, "content": str(text)}
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+
+
+class NamedToolChoice(BaseModel):
+    """Choice of one function."""
+
+    type: Literal["function"]
+    function: FunctionName
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -208,14 +212,22 @@ class ChatCompletionRequest(GenerationRequest):
 
     ROUTE: ClassVar[Route] = "chat"
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Messages
+    tools: ToolList | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    reasoning_effort: Annotated[StrictStr, Field(max_length=MAX_KIND)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_conversation(cls, data: Any) -> Any:
+        return read_conversation(data)
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
@@ -223,14 +235,27 @@ class ChatCompletionRequest(GenerationRequest):
             raise FieldError("top_logprobs", "set logprobs to true as well")
         if self.max_tokens == 0:
             raise FieldError("max_tokens", "use 1 or more")
+        self._check_tools()
         _check_chat_options(self.continue_final_message, self.add_generation_prompt)
         return self
 
-    @property
-    def template_kwargs(self) -> dict[str, Any]:
-        """Variables of the chat template."""
-        effort = {"reasoning_effort": self.reasoning_effort} if self.reasoning_effort is not None else {}
-        return effort | (self.chat_template_kwargs or {})
+    def _check_tools(self) -> None:
+        for index, tool in enumerate(self.tools or ()):
+            if tool["function"]["parameters"].get("type", "object") != "object":
+                raise FieldError(
+                    f"tools[{index}].function.parameters.type", "expected object, because arguments have names"
+                )
+        names = [tool["function"]["name"] for tool in self.tools or ()]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise FieldError("tools", f"has the function {twice[:MAX_NAME]} twice; names have to differ")
+        if self.tool_choice in (None, "none", "auto"):
+            return
+        if not names:
+            raise FieldError("tool_choice", "requires a call, but tools has no function")
+        if isinstance(self.tool_choice, NamedToolChoice) and self.tool_choice.function.name not in names:
+            raise FieldError("tool_choice.function.name", f"is not in tools, which has {', '.join(names)[:MAX_NAME]}")
+        if self.form is not None:
+            raise FieldError(self.form.field, "has no effect if tool_choice requires a call; remove one of them")
 
     @property
     def answer_limit(self) -> int | None:
@@ -297,11 +322,17 @@ class TokenizeRequest(BaseModel):
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     prompt: StrictStr | None = None
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    messages: Messages | None = None
+    tools: ToolList | None = None
     add_special_tokens: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_conversation(cls, data: Any) -> Any:
+        return read_conversation(data)
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:

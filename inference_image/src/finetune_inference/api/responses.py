@@ -1,10 +1,11 @@
 """Responses of OpenAI's API, in the part that this server supports."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from finetune_inference.engine.interface import FinishReason
+from finetune_inference.text.chat_answer import ChatFinishReason
 
 
 class TokenizeResponse(BaseModel):
@@ -53,12 +54,37 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
+class FunctionCall(BaseModel):
+    """Function that is called, with its arguments as the JSON text of an object."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallItem(BaseModel):
+    """Call of a function in an answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class AssistantMessage(BaseModel):
     """Answer of a chat."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """Text; null if the answer only calls functions."""
+    reasoning_content: str | None = None
+    """Text that the model generated before its answer, in the field that DeepSeek's API has for it; absent without one."""
+    tool_calls: list[ToolCallItem] | None = None
+    """Calls; absent without any."""
     refusal: None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        absent = [name for name in ("reasoning_content", "tool_calls") if getattr(self, name) is None]
+        return {key: value for key, value in serialize(self).items() if key not in absent}
 
 
 class ChatChoice(BaseModel):
@@ -67,7 +93,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class ChatCompletion(BaseModel):
@@ -82,11 +108,41 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str
 
 
+class FunctionCallDelta(BaseModel):
+    """Addition to a function call."""
+
+    name: str | None = None
+    arguments: str
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _set_only(serialize(self))
+
+
+class ToolCallDelta(BaseModel):
+    """Addition to the call with this index."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCallDelta
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _set_only(serialize(self))
+
+
+def _set_only(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
 class ChatDelta(BaseModel):
     """Addition to the answer by one chunk. Unset fields are not sent."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(BaseModel):
@@ -95,7 +151,7 @@ class ChatChunkChoice(BaseModel):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinishReason | None = None
 
 
 class CompletionLogprobs(BaseModel):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,16 +12,23 @@ from starlette.types import Receive, Scope, Send
 from finetune_inference.engine.interface import Event, TokenRequest
 from finetune_inference.engine.scheduler import Listener, Ticket
 from finetune_inference.inference import InferenceService
-from finetune_inference.text.answer_decoder import AnswerDecoder, TextDelta, TextRules
-from finetune_inference.text.vocabulary import Vocabulary
+from finetune_inference.text.answer_decoder import TextDelta
 
 Result = TypeVar("Result")
+Delta = TypeVar("Delta", bound=TextDelta, covariant=True)
 
 DONE = b"data: [DONE]\n\n"
 
 
 class ClientGoneError(Exception):
     """The client disconnected before the answer."""
+
+
+class Decoder(Protocol[Delta]):
+    """Decoder of one sequence's events."""
+
+    def feed(self, event: Event) -> Delta:
+        """Return the delta of one event; one with a finish reason is the last."""
 
 
 def sse(document: str) -> bytes:
@@ -31,8 +38,8 @@ def sse(document: str) -> bytes:
 
 @asynccontextmanager
 async def answers(
-    service: InferenceService, requests: Sequence[TokenRequest], vocabulary: Vocabulary, rules: TextRules
-) -> AsyncIterator[AsyncIterator[tuple[int, TextDelta]]]:
+    service: InferenceService, requests: Sequence[TokenRequest], decoders: Sequence[Decoder[Delta]]
+) -> AsyncIterator[AsyncIterator[tuple[int, Delta]]]:
     """Submit sequences and iterate over (index, delta) as they arrive, until all have finished.
 
     Leaving the block cancels unfinished sequences. Raises as `InferenceService.submit` does, before anything is sent.
@@ -50,9 +57,7 @@ async def answers(
 
     tickets = service.submit([(request, listener(index)) for index, request in enumerate(requests)])
     try:
-        yield _deltas(
-            service, tickets, events, [AnswerDecoder(vocabulary, rules, request.prompt) for request in requests]
-        )
+        yield _deltas(service, tickets, events, decoders)
     finally:
         service.cancel(tickets)
 
@@ -61,8 +66,8 @@ async def _deltas(
     service: InferenceService,
     tickets: Sequence[Ticket],
     events: "asyncio.Queue[tuple[int, Event]]",
-    decoders: Sequence[AnswerDecoder],
-) -> AsyncIterator[tuple[int, TextDelta]]:
+    decoders: Sequence[Decoder[Delta]],
+) -> AsyncIterator[tuple[int, Delta]]:
     unfinished = set(range(len(tickets)))
     while unfinished:
         index, event = await events.get()

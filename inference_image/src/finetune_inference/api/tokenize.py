@@ -22,14 +22,14 @@ async def tokenize(body: TokenizeRequest, request: Request) -> TokenizeResponse:
     service = server_state(request).service
     vocabulary, limit = service.model(body.model).vocabulary, service.facts.context_length
     if body.messages is not None:
-        messages = [message.to_template() for message in body.messages]
         encode_chat = partial(
             vocabulary.encode_chat,
+            tools=body.tools,
             template_kwargs=body.chat_template_kwargs,
             continue_final_message=bool(body.continue_final_message),
             add_generation_prompt=body.add_generation_prompt is not False,
         )
-        tokens = await asyncio.to_thread(encode_chat, messages, limit)
+        tokens = await asyncio.to_thread(encode_chat, body.messages, limit)
     else:
         encode = partial(vocabulary.encode, add_special_tokens=body.add_special_tokens is not False)
         tokens = await asyncio.to_thread(encode, body.prompt or "", limit)
