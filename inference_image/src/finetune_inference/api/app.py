@@ -12,14 +12,26 @@ from fastapi import FastAPI, Request, Response
 from finetune_api.serving import ServingConfig
 from finetune_inference.api import chat, chat_page, completions, errors, models, probes, promote, tokenize
 from finetune_inference.api.answer_headers import AnswerHeaders
+from finetune_inference.api.anthropic_messages import reply as anthropic_messages
+from finetune_inference.api.anthropic_messages.errors import anthropic_response
 from finetune_inference.api.body_limit import BodyLimit
 from finetune_inference.api.generation import ServerState
 from finetune_inference.api.metrics import CLIENT_GONE, Metrics, MetricsMiddleware
+from finetune_inference.api.openai_responses import reply as openai_responses
 from finetune_inference.api.streaming import ClientGoneError
 from finetune_inference.config import Settings
 from finetune_inference.inference import InferenceService
 
-ROUTERS = (chat.router, completions.router, tokenize.router, promote.router, models.router, probes.router)
+ROUTERS = (
+    chat.router,
+    openai_responses.router,
+    anthropic_messages.router,
+    completions.router,
+    tokenize.router,
+    promote.router,
+    models.router,
+    probes.router,
+)
 
 
 def create_app(config: ServingConfig, settings: Settings | None = None) -> FastAPI:
@@ -41,6 +53,7 @@ def app_around(service: InferenceService) -> FastAPI:
     app = FastAPI(title="finetune-inference", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server = ServerState(service, metrics)
     errors.install(app)
+    errors.FORMATS["/v1/messages"] = anthropic_response
     app.add_exception_handler(ClientGoneError, _on_client_gone)
     for router in ROUTERS:
         app.include_router(router)

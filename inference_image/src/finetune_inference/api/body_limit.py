@@ -3,7 +3,7 @@
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from finetune_inference.api.errors import ApiError
+from finetune_inference.api.errors import ApiError, response_at
 
 
 class BodyLimit:
@@ -19,7 +19,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         if _declared_length(scope) > self._max_bytes:
-            await self._too_long().response()(scope, receive, send)
+            await response_at(scope["path"], self._too_long())(scope, receive, send)
             return
         received = 0
 

@@ -7,6 +7,7 @@ Every error of a request becomes an `ApiError`. `install` makes FastAPI answer w
 import json
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -192,8 +193,18 @@ SERVICE_ERRORS: tuple[type[Exception], ...] = (
 """Errors that requests may cause without a defect of the server."""
 
 
+FORMATS: dict[str, Callable[[ApiError], Response]] = {}
+"""Makers of error responses by the path of the routes whose API has another format than OpenAI's."""
+
+
+def response_at(path: str, error: ApiError) -> Response:
+    """Return the response for an error, in the format of the path's API."""
+    make = next((make for prefix, make in FORMATS.items() if path.startswith(prefix)), ApiError.response)
+    return make(error)
+
+
 def install(app: FastAPI) -> None:
-    """Make `app` answer every error in OpenAI's format."""
+    """Make `app` answer every error in the format of the route's API."""
     for known in SERVICE_ERRORS:
         app.add_exception_handler(known, _on_service_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -201,20 +212,20 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_bug)
 
 
-async def _on_service_error(_: Request, error: Exception) -> Response:
-    return to_api_error(error).response()
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    return response_at(request.url.path, to_api_error(error))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - Starlette's type of a handler is wider than its calls
     if problem := _body_problem(request, error.body):
-        return invalid_value(problem, param=None, code="invalid_body").response()
+        return response_at(request.url.path, invalid_value(problem, param=None, code="invalid_body"))
     model = _body_class(request)
     in_body = [{**e, "loc": e["loc"][1:] if e["loc"][:1] == ("body",) else e["loc"]} for e in error.errors()]
-    problems = [_with_reason(problem, model) for problem in problems_of(in_body, document=error.body, model=model)]
+    problems = [with_reason(problem, model) for problem in problems_of(in_body, document=error.body, model=model)]
     # OpenAI's `param` is the top-level field of the request, without the path inside it.
     param = re.split(r"[.\[]", problems[0].field)[0] or None
-    return invalid_value(summary(problems), param, _code(problems[0].kind)).response()
+    return response_at(request.url.path, invalid_value(summary(problems), param, _code(problems[0].kind)))
 
 
 def _body_problem(request: Request, body: Any) -> str | None:
@@ -238,7 +249,7 @@ def _body_class(request: Request) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _with_reason(problem: Problem, model: type[BaseModel] | None) -> Problem:
+def with_reason(problem: Problem, model: type[BaseModel] | None) -> Problem:
     """Replace "unknown field" by the reason why a known field is refused."""
     if problem.kind != "extra_forbidden" or model is None or not issubclass(model, GenerationRequest):
         return problem
@@ -246,16 +257,16 @@ def _with_reason(problem: Problem, model: type[BaseModel] | None) -> Problem:
     return replace(problem, message=f"not supported: {reason}") if reason else problem
 
 
-async def _on_http_error(_: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
-    return ApiError(error.status_code, str(error.detail)).response()
+    return response_at(request.url.path, ApiError(error.status_code, str(error.detail)))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     # Starlette answers unhandled exceptions outside of all middleware, so the header of `AnswerHeaders` is set here.
     request_id = getattr(request.state, "request_id", "")
     log.error("Request %s failed: %s %s", request_id, request.method, request.url.path, exc_info=error)
-    response = to_api_error(error).response()
+    response = response_at(request.url.path, to_api_error(error))
     response.headers["X-Request-Id"] = request_id
     return response
 
