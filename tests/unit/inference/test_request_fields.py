@@ -25,7 +25,7 @@ BOTH = pytest.mark.parametrize("route", ["chat", "completions"])
 
 def ask(http: httpx.Client, route: Route, model: str = "formal", **fields: Any) -> httpx.Response:
     body = {"model": model, "max_tokens": 8, "temperature": 0} | BODIES[route] | fields
-    return http.post(ROUTES[route], json=body)
+    return http.post(ROUTES[route], json=body, timeout=120)
 
 
 def text(answer: httpx.Response) -> str:
