@@ -106,9 +106,12 @@ def first_version() -> list[Story]:
     restarted = (replace(new[0], restarts=1), *servers(story.service, name="other"))
     story.step("The new one restarts.", seen(story, *restarted))
     story.step("It is wrong now.", seen(story, *restarted), {("new0", 1, "a"): NO_EFFECT, ("other0", 0, "a"): MATCHED})
+    story.step("It hangs.", seen(story, replace(restarted[0], is_ready=False), restarted[1]))
     story.edit(replicas=2)
     story.step("The adapter is removed.", seen(story))
-    return [story]
+    absent = ServiceStory(service=a_service(adapters=[ADAPTER]))
+    absent.step("There is no folder.", seen(absent), answers(PROBED, REFUSED))
+    return [story, absent]
 
 
 def next_version() -> list[Story]:
@@ -243,7 +246,9 @@ def pods_of_their_own() -> list[Story]:
     story.step("A new version starts.", seen(story, old, new, **moving))
     story.step("It is verified beside the old one.", seen(story, old, new, **moving), answers("a", MATCHED))
     opened = replace(new, is_ready=True, verified_process=new.process)
-    story.step("The old one is gone.", seen(story, opened))
+    hanging = replace(opened, is_ready=False, are_containers_ready=False)
+    story.step("The old one is gone, and the new one hangs.", seen(story, hanging))
+    story.step("It answers again.", seen(story, opened))
     restarted = replace(opened, restarts=1, is_ready=False)
     story.step("It restarts.", seen(story, restarted))
     closed = replace(restarted, verified_process=None)
@@ -261,6 +266,14 @@ def pods_of_their_own() -> list[Story]:
     bad.step(
         "It is set back.", seen(bad, replace(old, name="s0"), replace(new, name="n0"), **moving), answers("a", MATCHED)
     )
+    undone = ServiceStory(service=a_service(adapters=[ADAPTER], **ROLLING))
+    undone.step("It is verified.", seen(undone, pod), answers("a", MATCHED))
+    undone.edit(adapters=[NEWER], **ROLLING)
+    undone.step("The next version is verified.", seen(undone, old, new, **moving), answers("a", MATCHED))
+    undone.edit(adapters=[ADAPTER], **ROLLING)
+    mixed = (replace(old, name="s0"), replace(opened, name="n0"))
+    undone.step("It is set back while both get traffic.", seen(undone, *mixed, **moving), answers("a", MATCHED))
+    undone.step("The next version is gone.", seen(undone, mixed[0]))
     empty = ServiceStory(service=a_service(**ROLLING))
     empty.step("It has no adapters.", seen(empty, *servers(empty.service)))
     merged = ServiceStory(service=a_service(adapters=[ADAPTER], mergeAdapter=True, **ROLLING))
@@ -273,7 +286,7 @@ def pods_of_their_own() -> list[Story]:
     rolling = {**children, **live(switched.service, 1, **moving)}
     pods = (*hot, *servers(switched.service, name="r"))
     switched.step("They start.", ServiceObserved(rolling, pods))
-    return [story, bad, empty, merged, switched]
+    return [story, bad, undone, empty, merged, switched]
 
 
 @pytest.mark.parametrize(

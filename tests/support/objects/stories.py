@@ -36,8 +36,10 @@ class Story:
 
     def tell(self, title: str, status: dict[str, Any], done: dict[str, Any]) -> None:
         """Add a step; what is empty is left out, so that a step without anything but its title wrote nothing."""
-        self.steps.append({"step": title, "write": status, **done})
-        self.steps[-1] = {key: value for key, value in self.steps[-1].items() if value not in ({}, [], None, False, "")}
+        told = {"step": title, "write": status, **done}
+        self.steps.append(
+            {key: value for key, value in told.items() if value is not False and value not in ({}, [], None)}
+        )
 
 
 @dataclass
@@ -76,6 +78,7 @@ class JobStory(Story):
         }
         self.tell(title, _written(self.job.status.to_dict(), decision.status.to_dict()), done)
         status = FinetuneJobStatus.model_validate(decision.status.to_dict())
+        assert status == decision.status, "what is read back is what was decided"
         self.job = self.job.model_copy(update={"status": status})
         return decision
 
@@ -118,6 +121,7 @@ class ServiceStory(Story):
         }
         self.tell(title, _written(self.service.status.to_dict(), decision.status.to_dict()), done)
         status = InferenceServiceStatus.model_validate(decision.status.to_dict())
+        assert status == decision.status, "what is read back is what was decided"
         self.service = self.service.model_copy(update={"status": status})
         return decision
 
