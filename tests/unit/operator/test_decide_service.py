@@ -344,6 +344,19 @@ def test_what_one_replica_was_wrong_in_is_not_said_of_the_others_once_it_is_gone
     assert (adapter.verified, adapter.reason, adapter.message) == ("True", "FingerprintMatched", "")
 
 
+def test_a_message_without_end_is_cut_and_still_names_the_version_that_clients_get() -> None:
+    service = changed(verified(ADAPTER), adapters=[NEWER])
+    disproven, silent = (
+        answered(service, replace(answer, message="x" * 9000), name="a@" + "1" * 12).status
+        for answer in (NO_EFFECT, SILENCE)
+    )
+    for status in (disproven, silent):
+        assert InferenceServiceStatus.model_validate(status.to_dict()) == status
+    kept = " Clients still get version sha256:000000000000."
+    assert disproven.adapters[0].message == "x" * (1024 - len(kept)) + kept
+    assert silent.adapters[0].message == "x" * 1024
+
+
 def test_a_replica_that_refused_and_then_is_silent_costs_no_write_each_time() -> None:
     service = changed(verified(ADAPTER), adapters=[NEWER])
     for answer in (REFUSED, SILENCE):
