@@ -69,8 +69,9 @@ def _has(live: dict[str, Any], key: str, value: Any) -> bool:
 
 def _same_quantity(left: Any, right: Any) -> bool:
     """Compare two quantities, because the API server rewrites them: 1000m becomes 1."""
-    values = [_QUANTITY.match(str(side)) for side in (left, right) if not isinstance(side, bool)]
-    if len(values) != 2 or values[0] is None or values[1] is None:
-        return False
-    first, second = (Decimal(match[1]) * _FACTORS[match[2] or ""] for match in values if match)
-    return first == second
+    first, second = (_QUANTITY.match(str(side)) for side in (left, right))
+    return first is not None and second is not None and _number(first) == _number(second)
+
+
+def _number(quantity: re.Match[str]) -> Decimal:
+    return Decimal(quantity[1]) * _FACTORS[quantity[2] or ""]
