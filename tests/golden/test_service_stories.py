@@ -183,6 +183,11 @@ def pods_that_do_not_come_up() -> list[Story]:
         stories.append(story)
     story = ServiceStory()
     story.step("There is no Secret to miss.", seen(story, ServerPod("s0", waiting=("CreateContainerConfigError", "x"))))
+    early = ServiceStory()
+    for title, status in (("Its Deployment has no status.", None), ("It has no pods.", {"observedGeneration": 1})):
+        children = live(early.service, 0)
+        children["Deployment"]["status"] = status
+        early.step(title, ServiceObserved(children))
     answering = ServiceStory(service=a_service(replicas=2))
     answering.step("It answers.", seen(answering))
     old = {"replicas": 3, "updatedReplicas": 1}
@@ -192,7 +197,7 @@ def pods_that_do_not_come_up() -> list[Story]:
     answering.edit(replicas=0)
     answering.step("It is scaled to none.", seen(answering, ServerPod("s0", is_deleting=True), replicas=1))
     answering.step("No pod is left.", ServiceObserved(live(answering.service, 0)))
-    return [*stories, story, answering]
+    return [*stories, story, early, answering]
 
 
 def children_of_others() -> list[Story]:

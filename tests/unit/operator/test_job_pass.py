@@ -1,6 +1,7 @@
 """What one pass over a FinetuneJob reads and writes, and what a child that cannot be made becomes."""
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -243,3 +244,37 @@ def test_a_malformed_job_gets_a_condition_and_nothing_else_happens() -> None:
     (condition,) = objects.objects["finetunejobs", "tone"]["status"]["conditions"]
     assert (condition["type"], condition["status"], condition["reason"]) == ("Validated", "False", "SpecInvalid")
     assert "spec.model.source" in condition["message"]
+
+
+def test_each_line_of_the_log_names_the_job_and_the_child(caplog: pytest.LogCaptureFixture) -> None:
+    expired = {"conditions": [SUCCEEDED], "completionTime": "2026-01-02T03:04:05Z"}
+    forbidden = stored(a_raw_job())
+    forbidden.refusals["PersistentVolumeClaim"] = 403
+    with caplog.at_level(logging.INFO, logger="finetune_operator"):
+        for objects in (
+            stored(a_raw_job()),
+            stored(a_raw_job({"adapter": ADAPTER}, serve={})),
+            stored(a_raw_job({"adapter": ADAPTER}, serve={"into": "chat"}), a_raw_service("chat", adaptersFrom="Jobs")),
+            stored(a_raw_job(expired, ttlSecondsAfterFinished=60)),
+            stored(a_raw_job({"attempt": 1}, suspend=True), JOB, {**POD, "status": {"phase": "Running", **RUNNING}}),
+            forbidden,
+        ):
+            reconcile(objects)
+    names = ("job", "child", "adapter", "error")
+    lines = {
+        (record.message, *(f"{name}={record.__dict__[name]}" for name in names if name in record.__dict__))
+        for record in caplog.records
+        if record.name == "finetune_operator.reconcile.job.reconcile"
+    }
+    assert lines == {
+        ("created", "job=ml/tone", "child=PersistentVolumeClaim/finetune-adapters"),
+        ("created", "job=ml/tone", f"child=Job/{CHILD}"),
+        ("applied", "job=ml/tone", "child=InferenceService/tone"),
+        ("added", "job=ml/tone", "child=InferenceService/chat", "adapter=tone"),
+        ("finished job has expired", "job=ml/tone"),
+        ("deleting Job", "job=ml/tone", f"child={CHILD}"),
+        (
+            "child was refused",
+            "error=cannot create persistentvolumeclaims finetune-adapters: 403: a policy forbids it",
+        ),
+    }

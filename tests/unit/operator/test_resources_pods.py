@@ -9,6 +9,7 @@ import pytest
 from finetune_api.v1alpha1.common import LocalSecretReference
 from finetune_operator.reconcile.service.served_versions import probed_hash, promotion_token
 from finetune_operator.resources.pods import dataset_env
+from finetune_operator.resources.serving import server_url
 from finetune_operator.settings import Settings
 from support.objects.operator_objects import UID, a_service
 
@@ -72,3 +73,18 @@ def test_a_promotion_token_is_for_one_service_generation_and_version() -> None:
     purpose = f"{UID}/1/tone@{'a' * 12}"
     assert promotion_token(service, adapter, settings) == hmac.new(b"k", purpose.encode(), hashlib.sha256).hexdigest()
     assert promotion_token(service, adapter, SETTINGS.model_copy(update={"promotion_key": None})) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "template", "url"),
+    [
+        ("10.0.0.1", None, "http://10.0.0.1:8000"),
+        ("fd00::1", None, "http://[fd00::1]:8000"),
+        ("10.0.0.1", "http://127.0.0.1:1/{namespace}/{pod}", "http://127.0.0.1:1/ml/s0"),
+    ],
+)
+def test_a_server_is_reached_by_its_pods_address_or_as_the_settings_say(
+    address: str, template: str | None, url: str
+) -> None:
+    settings = SETTINGS.model_copy(update={"server_url_template": template})
+    assert server_url(address, "s0", a_service(), settings) == url

@@ -36,7 +36,6 @@ def observe_rollout(service: InferenceService, deployment: Manifest, pods: tuple
     is_current = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
     total, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
     ready = status.get("readyReplicas", 0)
-    is_complete = is_current and wanted > 0 and total == updated == ready == wanted
     reason, message = _explain(service, pods)
     if wanted == 0:
         reason, message = Reason.ROLLING_OUT, "spec.replicas is 0."
@@ -44,7 +43,7 @@ def observe_rollout(service: InferenceService, deployment: Manifest, pods: tuple
         desired=wanted,
         replicas=total,
         ready_replicas=ready,
-        is_complete=is_complete or (is_current and wanted == 0 and total == 0),
+        is_complete=is_current and total == updated == ready == wanted,
         is_answering=is_current and wanted > 0 and ready > 0 and total == updated,
         reason=reason,
         message=message,
