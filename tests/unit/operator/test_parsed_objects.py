@@ -1,12 +1,17 @@
 """Raw objects as the kubelet and the Job controller write them, and all that decisions know of them."""
 
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from finetune_api.v1alpha1 import FinetuneJobStatus
+from finetune_operator.reconcile.job.attempts import find_attempt
 from finetune_operator.reconcile.job.training_pod import ChildJob, TrainingPod, parse_child_job, parse_training_pod
 from finetune_operator.reconcile.pod import ContainerEnd, parse_time
 from finetune_operator.reconcile.service.server_pod import ServerPod, parse_server_pod
+from support.objects.operator_objects import CREATED, NOW, a_child, a_finished_pod, a_running_pod
 
 T1, T2, T3, T4 = (f"2026-01-02T03:04:0{second}Z" for second in (1, 2, 3, 4))
 METADATA = {"name": "p", "uid": "0a-1b", "resourceVersion": "7", "creationTimestamp": T1, "annotations": {"note": "x"}}
@@ -225,3 +230,31 @@ def test_a_job_is_all_that_its_controller_says_of_it(raw: Any, expected: ChildJo
     child = parse_child_job(raw)
     assert child == expected
     assert child.is_finished == (expected.outcome != "")
+
+
+def test_of_several_pods_of_an_attempt_the_living_one_counts_and_of_equal_ones_the_newest() -> None:
+    old, new, undated = (
+        a_finished_pod(exit_code=1, name=name, created=created)
+        for name, created in (("old", CREATED), ("new", NOW), ("undated", None))
+    )
+    alive = a_running_pod(name="alive", created=CREATED - timedelta(hours=1))
+    other = a_running_pod(1, name="other")
+
+    def found(*pods: TrainingPod) -> str | None:
+        attempt = find_attempt(FinetuneJobStatus(), (), [other, *(replace(pod, attempt=2) for pod in pods)])
+        return attempt.pod.name if attempt.pod is not None else None
+
+    assert found(old, new, undated) == found(undated, new, old) == "new"
+    assert found(undated, old) == found(old, undated) == "old"
+    assert found(new, alive, old) == found(alive, new) == "alive"
+
+
+def test_the_latest_attempt_is_found_wherever_it_left_a_trace() -> None:
+    children = (a_child(1), a_child(3))
+    numbers = [
+        find_attempt(FinetuneJobStatus(attempt=status), jobs, pods).number
+        for status, jobs, pods in ((0, (), ()), (2, (), ()), (2, children, ()), (2, children, (a_running_pod(4),)))
+    ]
+    assert numbers == [0, 2, 3, 4]
+    attempt = find_attempt(FinetuneJobStatus(attempt=2), children, ())
+    assert attempt.child == children[1]

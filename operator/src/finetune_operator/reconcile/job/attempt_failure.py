@@ -31,7 +31,5 @@ def unusable_adapter(end: AttemptEnd) -> AttemptEnd:
         message="The trainer reported an adapter whose path or digest cannot be used.",
         is_success=False,
         is_retryable=True,
-        is_validation=False,
         outcome=None,
-        log_tail=None,
     )
