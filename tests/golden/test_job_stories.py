@@ -80,6 +80,8 @@ def from_a_spec_to_an_endpoint() -> list[Story]:
     )
     story.step("So still.", children=CHILD, pods=(a_pod(is_scheduled=True, waiting=("ImagePullBackOff", "wait")),))
     story.step("It validates.", children=CHILD, pods=(a_validating_pod(),))
+    story.step("Its node is lost.", children=CHILD, pods=(a_validating_pod(reason="NodeLost"),))
+    story.step("Its node is back.", children=CHILD, pods=(a_validating_pod(),))
     broken = a_validated_pod(waiting=("CreateContainerError", "no runtime nvidia"))
     story.step("The trainer cannot start.", children=CHILD, pods=(broken,))
     pod = replace(a_validated_pod(), phase="Running", started_at=NOW, waiting=None)
@@ -93,6 +95,8 @@ def from_a_spec_to_an_endpoint() -> list[Story]:
     smaller = MicroBatching(micro_batch_size=2, reductions=2)
     later = a_progress(8, timestamp=NOW.timestamp() + 60, checkpoint_step=8, passes=smaller, eta_seconds=130)
     story.step("It reports again.", children=CHILD, pods=(pod,), progress=later)
+    unchanged = a_progress(9, timestamp=NOW.timestamp() + 120, passes=smaller)
+    story.step("It reports the same batches.", children=CHILD, pods=(pod,), progress=unchanged)
     story.step("Its node is lost.", children=CHILD, pods=(replace(pod, reason="NodeLost"),))
     outcome = a_success(fingerprint=FINGERPRINT, base_revision="4f2a").model_copy(
         update={"message": "10 steps.", "trained_tokens": 77, "metrics": {"loss": 1 / 3, "eval_loss": 0.41}}
@@ -340,10 +344,14 @@ def endpoints() -> list[Story]:
     del late.steps[:]
     late.step("Somebody edits the endpoint.", service=edited)
     late.step("It is not verified in time.", 60, service=service)
+    unserved = trained(serve={})
+    del unserved.steps[:]
+    unserved.edit()
+    unserved.step("It is to be served no more.")
     unreadable = trained(serve={"name": "mine"})
     del unreadable.steps[:]
     unreadable.step("The object of its name cannot be read.", unreadable="spec.replicas: too many")
-    return [*stories, late, unreadable]
+    return [*stories, late, unserved, unreadable]
 
 
 OWNER = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FinetuneJob", "name": "tone", "controller": True}
@@ -384,12 +392,18 @@ def shared(metrics: Any = (), *adapters: Any, verdict: Any = None, **spec: Any) 
     """An endpoint of somebody else that serves an older version of the job's adapter."""
     served = {"source": "pvc://finetune-adapters/older", "digest": f"sha256:{'b' * 64}", "metrics": [*metrics]}
     old = {"name": "tone", "digest": served["digest"], "served": served, **PROVEN}
+    other = {**old, "name": "other", "served": {**served, "metrics": [{"name": "eval_loss", "value": "0.01"}]}}
     ready = {"type": "Ready", "lastTransitionTime": NOW - timedelta(days=1), **READY}
     return InferenceService.model_validate(
         {
             "metadata": {"name": "chat", "namespace": "ml", "uid": "chat", "generation": 1},
             "spec": {"model": {"source": "pvc://models/tiny"}, "adapters": adapters, "adaptersFrom": "Jobs", **spec},
-            "status": {"observedGeneration": 1, "conditions": [ready], "adapters": [verdict or old], "url": "http://c"},
+            "status": {
+                "observedGeneration": 1,
+                "conditions": [ready],
+                "adapters": [other, verdict or old],
+                "url": "http://c",
+            },
         }
     )
 
