@@ -343,7 +343,8 @@ def endpoints() -> list[Story]:
     service = an_endpoint(late, READY, OPEN)
     del late.steps[:]
     late.step("Somebody edits the endpoint.", service=edited)
-    late.step("It is not verified in time.", 60, service=service)
+    late.step("Less than a second is left.", 56, service=service)
+    late.step("It is not verified in time.", service=service)
     unserved = trained(serve={})
     del unserved.steps[:]
     unserved.edit()

@@ -131,6 +131,8 @@ def next_version() -> list[Story]:
     bad.edit(adapters=[NEWER], replicas=2)
     bad.step("One replica disproves it.", seen(bad), answers(PROBED_NEWER, MATCHED, NO_EFFECT))
     bad.step("Nothing has changed.", seen(bad))
+    bad.step("Its pods are rolled out again.", seen(bad, replicas=3, updatedReplicas=1))
+    bad.step("They are complete.", seen(bad))
     upgraded = servers(bad.service, 2, name="image")
     bad.step("The pods that disproved it are gone.", seen(bad, *upgraded))
     bad.step("It is probed again.", seen(bad, *upgraded))

@@ -79,11 +79,11 @@ def classify_pod(pod: TrainingPod) -> AttemptEnd:
     """Classify the end of a finished pod."""
     failed_validation = _failed_validation(pod)
     last = failed_validation or pod.end
-    end = last or ContainerEnd(exit_code=-1)
-    outcome = parse_outcome(end.message)
+    words = last.message if last else ""
+    outcome = parse_outcome(words)
     who = "The validation before training" if failed_validation else "The trainer"
     verdict = (
-        _from_kernel(end, who)
+        _from_kernel(last, who)
         or (_from_success(outcome) if outcome and outcome.result == Result.SUCCEEDED else None)
         or _from_disruption(pod, last)
         or (_from_outcome(outcome) if outcome else None)
@@ -99,9 +99,9 @@ def classify_pod(pod: TrainingPod) -> AttemptEnd:
         exit_code=last.exit_code if last else None,
         pod=pod.name,
         outcome=outcome,
-        log_tail=redact(end.message)[-LOG_TAIL_CHARACTERS:] or None if is_crash else None,
+        log_tail=redact(words)[-LOG_TAIL_CHARACTERS:] or None if is_crash else None,
         started_at=pod.started_at,
-        finished_at=end.finished_at,
+        finished_at=last.finished_at if last else None,
     )
 
 
@@ -120,8 +120,8 @@ def _failed_validation(pod: TrainingPod) -> ContainerEnd | None:
     return end if pod.started_at is None and end is not None and end.exit_code != ExitCode.SUCCEEDED else None
 
 
-def _from_kernel(end: ContainerEnd, who: str) -> AttemptEnd | None:
-    if end.reason != "OOMKilled":
+def _from_kernel(end: ContainerEnd | None, who: str) -> AttemptEnd | None:
+    if end is None or end.reason != "OOMKilled":
         return None
     return AttemptEnd(
         Reason.HOST_OUT_OF_MEMORY,
