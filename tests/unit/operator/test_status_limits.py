@@ -73,6 +73,7 @@ ADAPTER = AdapterStatus(
         ({"path": "../elsewhere"}, None),
         ({"path": ""}, None),
         ({"digest": f"sha256:{'a' * 65}"}, None),
+        ({"digest": "sha256:short"}, None),
     ],
 )
 def test_an_adapter_that_cannot_be_addressed_is_none(fields: dict[str, Any], expected: AdapterStatus | None) -> None:

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from finetune_api.conditions import ConditionType
 from finetune_api.outcome import Outcome
-from finetune_api.sources import parse_source
 from finetune_api.v1alpha1 import (
+    AdapterReference,
     AdapterStatus,
     FinetuneJob,
     FinetuneJobStatus,
@@ -96,7 +96,8 @@ def adapter_status(job: FinetuneJob, outcome: Outcome | None) -> AdapterStatus |
     committed = outcome.adapter
     uri = f"pvc://{job.spec.output.claim}/{committed.path}"
     try:
-        parse_source(uri, ("pvc",))
+        # By the rules of the list of adapters that a served job's endpoint gets, so that what is published can be served.
+        AdapterReference(name=job.adapter_name, source=uri, digest=committed.digest)
         return AdapterStatus(
             name=job.adapter_name,
             uri=uri,

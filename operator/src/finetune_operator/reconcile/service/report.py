@@ -145,7 +145,7 @@ def _events(old: InferenceServiceStatus, new: InferenceServiceStatus) -> tuple[E
         if adapter.verified != "Unknown" and (
             before is None or (before.verified, before.probed_hash) != (adapter.verified, adapter.probed_hash)
         ):
-            message = f"Adapter {adapter.name}: {adapter.message}"
+            message = f"Adapter {adapter.name}: {adapter.message}" if adapter.message else f"Adapter {adapter.name}."
             events.append(EventDraft(adapter.reason, message, is_warning=adapter.verified == "False"))
         if _version(before) is not None and _version(adapter) != _version(before) and adapter.served is not None:
             version = (adapter.served.digest or adapter.served.source)[:SHOWN_DIGEST]
