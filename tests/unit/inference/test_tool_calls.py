@@ -240,9 +240,10 @@ def test_a_settings_form_replaces_the_templates(tmp_path: Path) -> None:
         assert message == {"role": "assistant", "content": CALL, "refusal": None}
 
 
-def test_what_the_template_leaves_out_is_refused(http: httpx.Client) -> None:
-    """The template of the tiny model has no place for functions and calls."""
-    call = {"id": "c", "type": "function", "function": {"name": "track", "arguments": "{}"}}
+@pytest.mark.parametrize("name", ["track", "user", "assistant", "t"])
+def test_what_the_template_leaves_out_is_refused(http: httpx.Client, name: str) -> None:
+    """The template of the tiny model has no place for functions and calls, whatever word of a chat is their name."""
+    call = {"id": "c", "type": "function", "function": {"name": name, "arguments": "{}"}}
     history = [
         *QUESTION,
         {"role": "assistant", "tool_calls": [call]},
@@ -250,7 +251,7 @@ def test_what_the_template_leaves_out_is_refused(http: httpx.Client) -> None:
     ]
     for body, param, words in (
         (
-            {"messages": QUESTION, "tools": [TRACK]},
+            {"messages": QUESTION, "tools": [{**TRACK, "function": {**TRACK["function"], "name": name}}]},
             "tools",
             "tools: the model's chat template leaves out the functions",
         ),

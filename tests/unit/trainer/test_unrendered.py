@@ -42,6 +42,17 @@ def test_a_call_is_never_learnt_as_silence(family: Family, monkeypatch: pytest.M
     assert "would be learnt without its calls" in refused or "chat template" in refused
 
 
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["user", "assistant", "you"])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if not f.tools][:6], ids=lambda family: family.name)
+def test_a_call_that_is_named_like_another_word_of_the_chat_is_not_learnt_as_silence(
+    family: Family, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [user("Who are you?"), assistant(None, tool_calls=[call({}, name)])]
+    refused = found(family, messages, monkeypatch).refused or ""
+    assert "would be learnt without its calls" in refused or "chat template" in refused
+
+
 def test_each_place_of_a_rendering_counts_for_one_text() -> None:
     messages = [user("Please track it"), assistant("", tool_calls=[call({"id": 4})])]
     assert [path for path, _ in dropped_texts(messages, None, "Please track it")] == [

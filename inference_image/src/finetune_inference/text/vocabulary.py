@@ -136,8 +136,9 @@ class Vocabulary:
         if not self.has_chat_template:
             raise PromptError("this model has no chat template; use /v1/completions")
         self._check_variables(template_kwargs or {})
-        try:
-            text = render_chat(
+
+        def render(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> str:
+            return render_chat(
                 self._tokenizer,
                 messages,
                 tools=tools,
@@ -146,12 +147,15 @@ class Vocabulary:
                 add_generation_prompt=add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
             )
+
+        try:
+            text = render(messages, tools)
         except ChatTemplateError as error:
             raise PromptError(str(error)) from None
         _check_unicode(text)
         if limit is not None:
             self._check_length(text, limit)
-        if left_out := first_left_out(messages, tools, text):
+        if left_out := first_left_out(messages, tools, text, render):
             raise LeftOutError(*left_out)
         ids = encode_rendered(self._tokenizer, text)
         if not ids:

@@ -178,8 +178,7 @@ class _RowEncoder:
         for example in examples:
             try:
                 rendered = self._renderer.render(messages := _messages_of(example), example.tools)
-                texts_of_row = [one.text for one in rendered]
-                count_unrendered(example.where, messages, example.tools, texts_of_row, self.unrendered)
+                count_unrendered(example.where, messages, example.tools, rendered, self.unrendered)
             except (LostAnswerError, Unrenderable) as error:
                 problems.add(f"{example.where}: {error}")
                 continue
