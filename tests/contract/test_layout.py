@@ -90,3 +90,10 @@ def test_every_dockerfile_can_be_built_from_another_base() -> None:
         text = file.read_text()
         assert re.search(r"^ARG BASE_IMAGE=\S+:\S+$", text, re.MULTILINE), file
         assert re.search(r"^USER 10001", text, re.MULTILINE), file
+
+
+def test_no_file_has_the_marks_of_an_unfinished_merge() -> None:
+    marks = ("<" * 7 + " ", ">" * 7 + " ")
+    for file in tracked():
+        lines = file.read_bytes().decode(errors="replace").splitlines() if file.is_file() else []
+        assert not [line for line in lines if line.startswith(marks)], file
