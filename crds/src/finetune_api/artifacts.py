@@ -27,6 +27,8 @@ ADAPTER_WEIGHTS_FILE: Final = "adapter_model.safetensors"
 """Weights of a LoRA adapter, as peft names the file."""
 ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
 """Shape of a LoRA adapter (rank, alpha, modules), as peft names the file."""
+ADOPT_COMMAND: Final = "python -m finetune_trainer adopt DIRECTORY --model BASE"
+"""Command that checks a folder of another program, such as peft, and writes its manifest."""
 READ_CHUNK: Final = 1 << 20
 """Bytes hashed at a time."""
 
@@ -115,9 +117,7 @@ def read_verified(directory: Path) -> tuple[Manifest, str]:
             raise ArtifactError(f"{directory} is not a committed folder: {MANIFEST_FILE} is not a regular file")
         raw = manifest_path.read_bytes()
     except OSError as error:
-        raise ArtifactError(
-            f"{directory} is not a committed folder: {MANIFEST_FILE} cannot be read ({error})"
-        ) from None
+        raise ArtifactError(f"{directory} is not a committed folder: {_unread(directory, error)}") from None
     try:
         manifest = Manifest.model_validate_json(raw)
     except ValidationError as error:
@@ -128,6 +128,15 @@ def read_verified(directory: Path) -> tuple[Manifest, str]:
         except OSError as error:
             raise ArtifactError(f"{directory / entry.path} cannot be read: {error}") from None
     return manifest, digest_of(raw)
+
+
+def _unread(directory: Path, error: OSError) -> str:
+    """Return why a folder's manifest cannot be read, and for another program's folder what to do."""
+    if not isinstance(error, FileNotFoundError):
+        return f"{MANIFEST_FILE} cannot be read: {error.strerror}"
+    if not directory.exists():
+        return "it does not exist"
+    return f"it has no {MANIFEST_FILE}; if another program saved the adapter, first run {ADOPT_COMMAND}"
 
 
 def _verify_file(directory: Path, entry: FileEntry) -> None:

@@ -37,7 +37,11 @@ def test_a_whole_folder_gives_its_manifest_and_digest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "fragment"),
     [
-        (lambda d: (d / MANIFEST_FILE).unlink(), "not a committed folder"),
+        (
+            lambda d: (d / MANIFEST_FILE).unlink(),
+            "not a committed folder: it has no manifest.json; if another program saved the adapter, "
+            "first run python -m finetune_trainer adopt DIRECTORY --model BASE$",
+        ),
         (lambda d: (d / MANIFEST_FILE).write_text("{"), "not a manifest"),
         (lambda d: (d / "weights").unlink(), "missing"),
         (lambda d: (d / "weights").write_bytes(b"w" * 99), "99 bytes"),
@@ -64,6 +68,14 @@ def test_a_symlink_is_not_a_regular_file(tmp_path: Path) -> None:
     (tmp_path / "weights").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ArtifactError, match="not a regular file"):
         read_verified(tmp_path)
+
+
+def test_a_folder_that_is_absent_or_cannot_be_read_is_not_one_to_adopt(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"/absent is not a committed folder: it does not exist$"):
+        read_verified(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match=r"folder: manifest\.json cannot be read: Not a directory$"):
+        read_verified(tmp_path / "file")
 
 
 def test_a_file_that_the_system_cannot_read_is_no_file(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "nested-config": (nested, "adapter_config.json cannot be read: maximum recursion depth exceeded"),
     "torn": (torn, "its manifest says"),
     "flipped-bit": (flipped_bit, "has sha256"),
-    "uncommitted": (uncommitted, "is not a committed folder: manifest.json cannot be read"),
+    "uncommitted": (uncommitted, "is not a committed folder: it has no manifest.json; if another program"),
     "pickled": (pickled, "has no adapter_model.safetensors but adapter_model.bin; pickle files run code"),
     "not-safetensors": (not_safetensors, "is not a safetensors file"),
     "slipped-in": (slipped_in, "has tokenizer_config.json, which its manifest does not list"),
