@@ -13,6 +13,7 @@ A key that has no place in this form is reported to the caller or refused by nam
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -383,6 +384,9 @@ def _check_values(value: Any, path: str) -> None:
                 waiting.append((f"{place}.{key[:40]}", inner, depth + 1))
         elif isinstance(item, list):
             waiting += [(f"{place}[{i}]", inner, depth + 1) for i, inner in enumerate(item)]
+        elif isinstance(item, float) and not math.isfinite(item):
+            # Python reads NaN and Infinity, and 1e400 as infinity; a template would write them as words.
+            raise MessageError(place, "is not JSON: NaN" if math.isnan(item) else "is a number out of range")
         elif not isinstance(item, int | float | None):
             raise MessageError(place, f"is {kind(item)}, expected JSON")
 

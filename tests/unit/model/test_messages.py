@@ -85,6 +85,34 @@ def test_a_message_of_a_request_is_refused_by_its_path(messages: Any, path: str,
     assert problem in caught.value.problem
 
 
+@pytest.mark.parametrize(
+    ("arguments", "path", "problem"),
+    [
+        ('{"x": NaN}', ".x", "is not JSON: NaN"),
+        ('{"x": [1, Infinity]}', ".x[1]", "is a number out of range"),
+        ('{"x": -1e400}', ".x", "is a number out of range"),
+        ({"x": {"y": float("nan")}}, ".x.y", "is not JSON: NaN"),
+        ({"x": [{"y": 1e400}]}, ".x[0].y", "is a number out of range"),
+    ],
+)
+def test_a_number_that_json_does_not_have_is_refused_by_its_path(arguments: Any, path: str, problem: str) -> None:
+    calls = [{"id": "c", "type": "function", "function": {"name": "pay", "arguments": arguments}}]
+    with pytest.raises(MessageError) as caught:
+        normalize([USER, {"role": "assistant", "content": "", "tool_calls": calls}])
+    assert caught.value.path == f"messages[1].tool_calls[0].function.arguments{path}"
+    assert caught.value.problem == problem
+    with pytest.raises(MessageError) as caught:
+        normalize_tools([{"name": "pay", "parameters": arguments}])
+    assert (caught.value.path, caught.value.problem) == (f"tools[0].parameters{path}", problem)
+
+
+def test_the_largest_numbers_stay() -> None:
+    function = {"name": "pay", "arguments": '{"x": [1.7976931348623157e308, 5e-324, 100000000000000000000]}'}
+    messages, _ = normalize([USER, {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}])
+    found = messages[1]["tool_calls"][0]["function"]["arguments"]
+    assert found == {"x": [1.7976931348623157e308, 5e-324, 10**20]}
+
+
 def test_no_error_repeats_a_text() -> None:
     with pytest.raises(MessageError) as caught:
         normalize([{"role": "user", "content": {"secret": "hunter2"}}])
