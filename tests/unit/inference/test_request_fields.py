@@ -46,6 +46,12 @@ def test_the_table_serves_what_the_classes_have(route: Route) -> None:
     assert {name for name, field in FIELDS[route].items() if field.decision == "served"} == set(fields)
 
 
+def test_a_field_of_one_route_has_a_decision_on_the_other() -> None:
+    """A client that has mixed up the routes reads where the field belongs, not that it is unknown."""
+    for fields, others in (FIELDS["chat"], FIELDS["completions"]), (FIELDS["completions"], FIELDS["chat"]):
+        assert {name for name, field in fields.items() if field.decision == "served"} - set(others) == set()
+
+
 @BOTH
 def test_every_field_of_openais_client_has_a_decision(route: Route) -> None:
     from openai.types import completion_create_params as of_completions

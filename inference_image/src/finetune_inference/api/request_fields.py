@@ -114,7 +114,13 @@ _OPENAI = [
         "OpenAI", COMPLETIONS, max_completion_tokens="max_tokens", top_logprobs="logprobs, a number on this route"
     ),
     *_refused(
-        "OpenAI", "belongs to /v1/chat/completions", "tools", "tool_choice", "reasoning_effort", routes=COMPLETIONS
+        "OpenAI",
+        "belongs to /v1/chat/completions",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "reasoning_effort",
+        routes=COMPLETIONS,
     ),
     *_refused("OpenAI", "no answers are generated that are not returned; use n", "best_of", routes=CHAT, neutral=[1]),
 ]
@@ -159,6 +165,14 @@ _VLLM = [
     ),
     *_refused("vLLM", "belongs to chat_template_kwargs", "documents", "enable_thinking", routes=CHAT, neutral=[[]]),
     *_refused("vLLM", "belongs to /v1/chat/completions", "chat_template_kwargs", routes=COMPLETIONS, neutral=[{}]),
+    *_refused(
+        "vLLM",
+        "belongs to /v1/chat/completions",
+        "continue_final_message",
+        "add_generation_prompt",
+        routes=COMPLETIONS,
+        neutral=[False],
+    ),
     *_refused("vLLM", "answers are text", "mm_processor_kwargs", "media_io_kwargs", neutral=[{}]),
     *_refused("vLLM", "beams are not searched; use n", "use_beam_search", "early_stopping", neutral=[False]),
     *_refused("vLLM", "beams are not searched; use n", "length_penalty", neutral=[1, 0]),
