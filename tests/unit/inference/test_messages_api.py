@@ -167,6 +167,7 @@ def test_tokens_are_counted_as_they_would_be_read(qwen: Scripted, client: anthro
         ({"tool_choice": {"type": "some"}}, "tool_choice.type: is 'some', expected auto, any, tool or none"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.budget_tokens: cannot be enforced"),
         ({"thinking": {"type": "adaptive"}}, "thinking is high, but the model's chat template has no variable"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema: expected an object"),
         ({"mcp_servers": [{"url": "a"}]}, "mcp_servers: not supported: this server calls no tools"),
         ({"stop": ["a"]}, "stop: is a field of /v1/chat/completions; use stop_sequences here"),
         ({"n": 2}, "n: an answer of this route is one"),

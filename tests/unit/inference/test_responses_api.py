@@ -165,6 +165,17 @@ def test_log_probabilities_come_on_request(qwen: Scripted, client: openai.OpenAI
         ({"max_completion_tokens": 5}, "max_completion_tokens", "use max_output_tokens here"),
         ({"reasoning": {"effort": "high"}}, "reasoning", "has no variable for it"),
         ({"text": {"format": {"type": "grammar"}}}, "text", "text.format"),
+        ({"text": {"format": {"type": "text", "foo": 1}}}, "text", "text.format.foo: unknown field"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a", "schema": {}, "foo": 1}}},
+            "text",
+            "text.format.foo: unknown field",
+        ),
+        (
+            {"text": {"format": {"type": "json_schema", "schema": {}}}},
+            "text",
+            "text.format.name: required, but missing",
+        ),
         ({"include": ["file_search_call.results"]}, "include", "has 'file_search_call.results', expected"),
         ({"n": 2}, "n", "an answer of this route is one"),
         ({"input": []}, "input", "at least 1"),

@@ -65,8 +65,11 @@ def client_place(place: str, conversation: Conversation, names: Mapping[str, str
     """Return a field of a chat's request as the field of the client's request that it came from."""
     if found := re.match(r"messages\[(\d+)\](.*)", place):
         return conversation.places[int(found[1])] + found[2]
-    head, rest = re.match(r"(\w*)(.*)", place).groups()  # type: ignore[union-attr]  # the pattern matches any text
-    return names.get(head, head) + rest
+    # The longest name first, because a client's object may stand one level higher than ours.
+    for ours in sorted(names, key=len, reverse=True):
+        if re.match(rf"{re.escape(ours)}(?!\w)", place):
+            return names[ours] + place.removeprefix(ours)
+    return place
 
 
 def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:

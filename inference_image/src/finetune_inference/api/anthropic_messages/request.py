@@ -35,6 +35,7 @@ NAMES = {
     "max_completion_tokens": "max_tokens",
     "stop": "stop_sequences",
     "response_format": "output_config.format",
+    "response_format.json_schema": "output_config.format",
     "reasoning_effort": "thinking",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
 }
