@@ -148,6 +148,16 @@ def test_a_history_with_calls_is_rendered_as_its_rows_were(qwen: Scripted, clien
     ("fields", "param", "words"),
     [
         ({"tool_choice": {"type": "function", "function": {"name": "fly"}}}, "tool_choice", "is not in tools"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "track", "strict": True}}},
+            "tool_choice",
+            "tool_choice.function.strict: unknown field",
+        ),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "track"}, "name": "track"}},
+            "tool_choice",
+            "tool_choice.name: unknown field",
+        ),
         ({"tool_choice": "required", "tools": []}, "tool_choice", "tools has no function"),
         ({"tools": [TRACK, TRACK]}, "tools", "has the function track twice"),
         ({"tools": [{"type": "web_search"}]}, "tools", "tools[0].type: is 'web_search', expected function"),

@@ -197,11 +197,15 @@ ToolList = list[dict[str, Any]]
 class FunctionName(BaseModel):
     """Function that the answer has to call."""
 
+    model_config = ConfigDict(extra="forbid")
+
     name: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 
 
 class NamedToolChoice(BaseModel):
     """Choice of one function."""
+
+    model_config = ConfigDict(extra="forbid")
 
     type: Literal["function"]
     function: FunctionName
