@@ -160,6 +160,17 @@ def test_log_probabilities_come_on_request(qwen: Scripted, client: openai.OpenAI
         ({"truncation": "auto"}, "truncation", "disabled"),
         ({"tools": [{"type": "web_search"}]}, "tools", "tools[0].type: is 'web_search', expected function"),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice", "is 'web_search', expected function"),
+        (
+            {"tool_choice": {"type": "function", "name": "f", "function": {"name": "g"}}},
+            "tool_choice",
+            "tool_choice.function: not supported",
+        ),
+        ({"stream_options": {"include_obfuscation": False}}, "stream_options", "set stream to true as well"),
+        (
+            {"stream": True, "stream_options": {"include_usage": True}},
+            "stream_options",
+            "stream_options.include_usage: unknown field",
+        ),
         ({"max_output_tokens": 100_000}, "max_output_tokens", "max_output_tokens is 100000; this server allows"),
         ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens: expected 1 or more"),
         ({"max_completion_tokens": 5}, "max_completion_tokens", "use max_output_tokens here"),

@@ -74,6 +74,15 @@ class TextOptions(BaseModel):
     """Only the default, because chat templates have no variable for it."""
 
 
+class ResponsesStreamOptions(BaseModel):
+    """Options of a streamed answer; its last event always has the token counts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_obfuscation: bool | None = None
+    """Accepted without effect: no event of this server is padded to hide its length."""
+
+
 class ResponsesChat(ChatCompletionRequest):
     """A response's request as a chat's."""
 
@@ -97,7 +106,7 @@ class ResponsesRequest(BaseModel):
     reasoning: Reasoning | None = None
     store: bool | None = None
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: ResponsesStreamOptions | None = None
     temperature: float | None = None
     text: TextOptions | None = None
     tool_choice: StrictStr | dict[str, Any] | None = None
@@ -122,7 +131,9 @@ class ResponsesRequest(BaseModel):
         return data
 
     @model_validator(mode="after")
-    def _check_include(self) -> Self:
+    def _check_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise FieldError("stream_options", "set stream to true as well")
         for value in self.include or ():
             if value not in INCLUDABLE:
                 raise FieldError("include", f"has {value[:64]!r}, expected one of {', '.join(INCLUDABLE)}")
@@ -230,4 +241,5 @@ def _tool_choice(given: str | dict[str, Any] | None) -> Any:
         return given
     if given.get("type") != "function":
         raise unexpected_type("tool_choice", given.get("type"), "function")
+    refuse_keys(given, {"type", "name"}, "tool_choice")
     return {"type": "function", "function": {"name": given.get("name")}}
