@@ -168,6 +168,18 @@ def test_tokens_are_counted_as_they_would_be_read(qwen: Scripted, client: anthro
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.budget_tokens: cannot be enforced"),
         ({"thinking": {"type": "adaptive"}}, "thinking is high, but the model's chat template has no variable"),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema: expected an object"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {}, "strict": False}}},
+            "output_config.format.strict: not supported",
+        ),
+        ({"thinking": {"type": "disabled", "budget_tokens": 5}}, "thinking.budget_tokens: not supported"),
+        ({"thinking": {"type": "disabled", "foo": 1}}, "thinking.foo: not supported"),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}}, "thinking.display: not supported"),
+        ({"tool_choice": {"type": "auto", "name": "track"}}, "tool_choice.name: not supported"),
+        (
+            {"messages": [*QUESTION, {"role": "assistant", "content": "It"}], "continue_final_message": False},
+            "continue_final_message: not supported: a last message of the assistant is always continued",
+        ),
         ({"mcp_servers": [{"url": "a"}]}, "mcp_servers: not supported: this server calls no tools"),
         ({"stop": ["a"]}, "stop: is a field of /v1/chat/completions; use stop_sequences here"),
         ({"n": 2}, "n: an answer of this route is one"),

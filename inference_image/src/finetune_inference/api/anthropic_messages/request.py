@@ -29,6 +29,7 @@ NOT_SERVED: dict[str, str] = {
     "context_management": "this server edits no conversations",
     "speed": "this server has one speed",
     "diagnostics": "this server keeps no diagnostics",
+    "continue_final_message": "a last message of the assistant is always continued, and no other is",
 }
 """Fields that are refused unless they are null, with the reason."""
 NAMES = {
@@ -211,7 +212,8 @@ def _tool_choice(choice: dict[str, Any] | None) -> tuple[Any, bool | None]:
     """Return the choice of a chat's request, and whether several calls are allowed."""
     if choice is None:
         return None, None
-    refuse_keys(choice, {"type", "name", "disable_parallel_tool_use"}, "tool_choice")
+    known = {"type", "disable_parallel_tool_use"} | ({"name"} if choice.get("type") == "tool" else set())
+    refuse_keys(choice, known, "tool_choice")
     parallel = False if choice.get("disable_parallel_tool_use") else None
     kinds = {"auto": "auto", "any": "required", "none": "none"}
     match choice.get("type"):
@@ -224,10 +226,14 @@ def _tool_choice(choice: dict[str, Any] | None) -> tuple[Any, bool | None]:
 
 def _effort(thinking: dict[str, Any] | None, output_config: dict[str, Any] | None) -> str | None:
     """Return the effort of a chat's request."""
+    given = thinking or {}
+    if given.get("type") != "enabled":
+        # Thinking is sent in full, so that of `display` only the value for this is served.
+        refuse_keys(given, {"type", "display"} if given.get("display") == "summarized" else {"type"}, "thinking")
     effort = (output_config or {}).get("effort")
     if effort is not None and not isinstance(effort, str):
         raise FieldError("output_config.effort", "expected low, medium or high")
-    match (thinking or {}).get("type"):
+    match given.get("type"):
         case None if thinking is None:
             return effort
         case "disabled":
@@ -239,7 +245,7 @@ def _effort(thinking: dict[str, Any] | None, output_config: dict[str, Any] | Non
                 "thinking.budget_tokens",
                 "cannot be enforced by this server; use {type: adaptive}, and max_tokens as the limit",
             )
-    raise unexpected_type("thinking", (thinking or {}).get("type"), "adaptive or disabled")
+    raise unexpected_type("thinking", given.get("type"), "adaptive or disabled")
 
 
 def _response_format(output_config: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -251,6 +257,7 @@ def _response_format(output_config: dict[str, Any] | None) -> dict[str, Any] | N
         raise unexpected_type(
             "output_config.format", given.get("type") if isinstance(given, dict) else None, "json_schema"
         )
+    refuse_keys(given, {"type", "schema"}, "output_config.format")
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": given.get("schema"), "strict": True}}
 
 
