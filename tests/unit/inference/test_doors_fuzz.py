@@ -116,6 +116,20 @@ def check(answer: httpx.Response) -> None:
         assert set(document["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize("path", [*SEEDS, "/v1/completions", "/promote"])
+@pytest.mark.parametrize(
+    ("twin", "key"),
+    [('"temperature": 0, "temperature": 1', "temperature"), ('"tools": [{"a": {"b": 1, "c": 2, "b": 3}}]', "b")],
+)
+def test_a_key_that_occurs_twice_is_refused_by_name(http: httpx.Client, path: str, twin: str, key: str) -> None:
+    """Python keeps the last value, and the client may have meant the first."""
+    rest = json.dumps({"model": "base", "messages": []}).removeprefix("{")
+    answer = http.post(path, content=f"{{{twin}, {rest}", headers=HEADERS)
+    assert answer.status_code == 400
+    check(answer)
+    assert f'The body has the key "{key}" more than once in one object' in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("path", SEEDS)
 def test_the_seeds_are_valid(http: httpx.Client, path: str) -> None:
     answer = http.post(path, json=SEEDS[path])

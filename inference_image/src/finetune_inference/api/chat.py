@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from finetune_inference.api.chat_generation import ChatReply, prepare_chat
 from finetune_inference.api.generation import server_state
+from finetune_inference.api.json_body import JsonRoute
 from finetune_inference.api.logprobs import chat_logprobs
 from finetune_inference.api.reply import respond
 from finetune_inference.api.requests import ChatCompletionRequest
@@ -28,7 +29,7 @@ from finetune_inference.api.streaming import sse
 from finetune_inference.text.answer_parser import Content, Reasoning, ToolCall
 from finetune_inference.text.chat_answer import AnswerDelta
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion)

@@ -20,6 +20,7 @@ from finetune_inference.api.generation import (
     token_requests,
     truncated,
 )
+from finetune_inference.api.json_body import JsonRoute
 from finetune_inference.api.logprobs import CompletionScores, prompt_offsets
 from finetune_inference.api.reply import Reply, respond
 from finetune_inference.api.requests import CompletionRequest
@@ -34,7 +35,7 @@ from finetune_inference.text.vocabulary import Vocabulary
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this route."""
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions", response_model=Completion)

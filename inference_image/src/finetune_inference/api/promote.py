@@ -7,8 +7,9 @@ from fastapi import APIRouter, Request, Response
 from finetune_api.contract import PROMOTE_PATH
 from finetune_api.serving import PromotionRequest
 from finetune_inference.api.generation import server_state
+from finetune_inference.api.json_body import JsonRoute
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post(PROMOTE_PATH, status_code=204)

@@ -10,10 +10,11 @@ from functools import partial
 from fastapi import APIRouter, Request
 
 from finetune_inference.api.generation import server_state
+from finetune_inference.api.json_body import JsonRoute
 from finetune_inference.api.requests import TokenizeRequest
 from finetune_inference.api.responses import TokenizeResponse
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/tokenize")

@@ -15,11 +15,12 @@ from finetune_inference.api.anthropic_messages.request import NAMES, CountTokens
 from finetune_inference.api.chat_generation import ChatReply, encode_prompt, prepare_chat
 from finetune_inference.api.errors import ApiError
 from finetune_inference.api.generation import server_state
+from finetune_inference.api.json_body import JsonRoute
 from finetune_inference.api.reply import respond
 from finetune_inference.api.translation import renamed, translate
 from finetune_inference.text.chat_answer import AnswerDelta
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 DELTAS = {

@@ -14,13 +14,14 @@ from finetune_inference.api.answer_items import Add, Begin, End, Item, ItemList
 from finetune_inference.api.chat_generation import ChatReply, prepare_chat
 from finetune_inference.api.errors import ApiError
 from finetune_inference.api.generation import server_state
+from finetune_inference.api.json_body import JsonRoute
 from finetune_inference.api.logprobs import chat_logprobs
 from finetune_inference.api.openai_responses.request import NAMES, ResponsesRequest
 from finetune_inference.api.reply import respond
 from finetune_inference.api.translation import renamed, translate
 from finetune_inference.text.chat_answer import AnswerDelta, ChatFinishReason
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 ID_PREFIXES = {"reasoning": "rs", "text": "msg", "call": "fc"}
 PARTS = {"reasoning": "reasoning_text", "text": "output_text"}
