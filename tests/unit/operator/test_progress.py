@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import pytest
 
@@ -67,6 +68,24 @@ def test_memory_that_ran_out_is_told_once() -> None:
     assert "1 row with gradient checkpointing" in reduction_events(after, least)[0].message
 
 
+class FakeRedis:
+    """Answers GETs that were sent together."""
+
+    def __init__(self, answer: Callable[[list[str]], list[bytes]]) -> None:
+        self._answer = answer
+        self._keys: list[str] = []
+
+    def pipeline(self, *, transaction: bool) -> Self:
+        assert not transaction, "MULTI needs a right that the operator's user does not have"
+        return self
+
+    def get(self, key: str) -> None:
+        self._keys.append(key)
+
+    async def execute(self) -> list[bytes]:
+        return self._answer(self._keys)
+
+
 def test_without_a_broker_nobody_is_asked() -> None:
     assert asyncio.run(ProgressReader(None).read(UID, 1)) is None
     assert asyncio.run(ProgressReader("").read(UID, 1)) is None
@@ -77,12 +96,11 @@ def test_a_dead_broker_is_asked_once_and_then_left_alone() -> None:
     reader = ProgressReader("redis://127.0.0.1:9/0", clock=lambda: now[0])
     asked = []
 
-    class Dead:
-        async def mget(self, keys: list[str]) -> list[bytes]:
-            asked.extend(keys)
-            raise ConnectionError("no")
+    def die(keys: list[str]) -> list[bytes]:
+        asked.extend(keys)
+        raise ConnectionError("no")
 
-    reader._connected = lambda url: Dead()  # type: ignore[method-assign,assignment,return-value]
+    reader._connected = lambda url: FakeRedis(die)  # type: ignore[method-assign,assignment,return-value]
 
     async def read_often() -> None:
         for _ in range(50):
@@ -99,12 +117,11 @@ def test_hundreds_of_running_jobs_are_one_request() -> None:
     reader = ProgressReader("redis://127.0.0.1:9/0")
     asked: list[list[str]] = []
 
-    class Redis:
-        async def mget(self, keys: list[str]) -> list[bytes]:
-            asked.append(keys)
-            return [meta("PROGRESS", a_progress(int(key.rpartition("-")[2])).to_dict()) for key in keys]
+    def answer(keys: list[str]) -> list[bytes]:
+        asked.append(keys)
+        return [meta("PROGRESS", a_progress(int(key.rpartition("-")[2])).to_dict()) for key in keys]
 
-    reader._connected = lambda url: Redis()  # type: ignore[method-assign,assignment,return-value]
+    reader._connected = lambda url: FakeRedis(answer)  # type: ignore[method-assign,assignment,return-value]
 
     async def read_all() -> list[Any]:
         return await asyncio.gather(*(reader.read(UID, number) for number in range(1, 301)))

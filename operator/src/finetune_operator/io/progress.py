@@ -61,12 +61,17 @@ class ProgressReader:
             waiting, self._waiting = self._waiting, {}
             values: list[Any] = [None] * len(waiting)
             try:
-                values = await self._connected(url).mget(list(waiting))
+                # One round trip of GETs and not one MGET, because the operator's user of the chart's Redis may only GET.
+                requests = self._connected(url).pipeline(transaction=False)
+                for key in waiting:
+                    requests.get(key)
+                values = await requests.execute()
             except Exception as error:
                 # Any error: no failure of Redis may affect a job, and its client raises many kinds.
                 self._silent_until = self._clock() + PAUSE_SECONDS
                 logger.warning(
-                    "progress is not available: Redis does not answer", extra={"error": type(error).__name__}
+                    "progress is not available: Redis does not answer, or refuses",
+                    extra={"error": type(error).__name__},
                 )
             for future, value in zip(waiting.values(), values, strict=True):
                 if not future.done():
