@@ -1,5 +1,6 @@
 """Every field of a request is served, refused by name, or ignored for a reason: the table, the classes and a real server."""
 
+import itertools
 import json
 import re
 from typing import Any, get_args, get_type_hints
@@ -159,9 +160,7 @@ def answer_ids(server: Running, http: httpx.Client, **fields: Any) -> tuple[list
     assert answer.status_code == 200, answer.text
     choice = answer.json()["choices"][0]
     vocabulary = server.service.model().vocabulary
-    ids = [
-        next(i for i in range(vocabulary.size) if vocabulary.token_text(i) == t) for t in choice["logprobs"]["tokens"]
-    ]
+    ids = [next(i for i in itertools.count() if vocabulary.token_text(i) == t) for t in choice["logprobs"]["tokens"]]
     return ids, choice["text"], choice["finish_reason"]
 
 

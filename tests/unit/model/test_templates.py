@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_inference.text.vocabulary import Vocabulary
+from finetune_inference.text.vocabulary import LeftOutError, Vocabulary
 from finetune_model.chat import ChatSettings
 from finetune_trainer import data
 from finetune_trainer.errors import TrainingError
@@ -132,16 +132,20 @@ def differences(family: Family, variant: dict[str, Any], seed: int) -> list[str]
     except TrainingError as error:
         return [f"{family.name} {variant} {seed}: refused: {error.message}"]
     trained = [(start, list(row.input_ids)) for row in rows for start in runs(row)]
-    asked = [
-        server.encode_chat([{k: v for k, v in m.items() if k != "weight"} for m in messages[:index]], tools=tools)
-        for index, message in enumerate(messages)
-        if is_answer(message)
-    ]
+    asked: list[list[int] | None] = []
+    for index, message in enumerate(messages):
+        if is_answer(message):
+            before = [{k: v for k, v in m.items() if k != "weight"} for m in messages[:index]]
+            try:
+                asked.append(server.encode_chat(before, tools=tools))
+            except LeftOutError:
+                # The template drops a text of this prompt: the trainer reports it, and the server answers no such request.
+                asked.append(None)
     found = [f"{family.name} {seed}: {len(trained)} answers are learnt, {len(asked)} are asked"] * (
         len(trained) != len(asked)
     )
     for number, prompt in enumerate(asked):
-        if not any(start == len(prompt) and ids[:start] == prompt for start, ids in trained):
+        if prompt is not None and not any(start == len(prompt) and ids[:start] == prompt for start, ids in trained):
             found.append(f"{family.name} {variant} {seed}: answer {number} follows another prompt")
     return found
 
