@@ -19,7 +19,6 @@ pytestmark = pytest.mark.model
 REFUSED = {
     "all-linear": {
         "qwen3_moe",
-        "qwen2_moe",
         "mixtral",
         "olmoe",
         "deepseek_v3",
