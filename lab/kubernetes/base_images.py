@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
 from lab.kubernetes.buildah import Buildah, local_reference
-from lab.kubernetes.errors import ClusterError
+from lab.kubernetes.commands import run
 from lab.kubernetes.layout import Layout
 from lab.kubernetes.progress import step
 from lab.kubernetes.registry import find_image
@@ -49,7 +48,7 @@ def ensure_pause_image(layout: Layout) -> None:
         return
     with step("build the pause image"), tempfile.TemporaryDirectory() as directory:
         context = Path(directory)
-        _run("gcc", "-Os", "-static", "-s", "-o", str(context / "pause"), str(_RECIPES / "pause" / "pause.c"))
+        run("gcc", "-Os", "-static", "-s", "-o", str(context / "pause"), str(_RECIPES / "pause" / "pause.c"))
         _build_and_push(layout, context, _RECIPES / "pause" / "Dockerfile", reference)
 
 
@@ -64,7 +63,7 @@ def ensure_python_base(layout: Layout) -> str:
         ):
             root = Path(directory) / "rootfs"
             packages = ",".join(_DEBIAN_PACKAGES)
-            _run("debootstrap", "--variant=minbase", f"--include={packages}", DEBIAN_RELEASE, str(root))
+            run("debootstrap", "--variant=minbase", f"--include={packages}", DEBIAN_RELEASE, str(root))
             for unwanted in _NOT_IN_IMAGES:
                 for entry in (root / unwanted).glob("*"):
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -72,7 +71,7 @@ def ensure_python_base(layout: Layout) -> str:
             context.mkdir()
             # Devices and sockets of the running machine have no place in an image.
             archive = ["tar", "--create", "--sort=name", "--exclude=./dev/*", "--exclude=./proc/*", "--exclude=./sys/*"]
-            _run(*archive, "--file", str(context / "rootfs.tar"), "--directory", str(root), ".")
+            run(*archive, "--file", str(context / "rootfs.tar"), "--directory", str(root), ".")
             _build_and_push(layout, context, _RECIPES / "debian-python" / "Dockerfile", reference)
     return reference
 
@@ -88,9 +87,3 @@ def _digest(recipe: Path, *more: str) -> str:
     for file in sorted(path for path in recipe.rglob("*") if path.is_file()):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
-
-
-def _run(*command: str) -> None:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise ClusterError(f"`{' '.join(command)}` failed:\n{(result.stdout + result.stderr).strip()[-2000:]}")

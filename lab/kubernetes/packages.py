@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
+from lab.kubernetes.commands import run
 from lab.kubernetes.errors import ClusterError
 from lab.kubernetes.progress import step
 
@@ -52,6 +52,4 @@ def _present(program: str) -> bool:
 def _apt_get(*arguments: str) -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     command = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300", *arguments]
-    result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise ClusterError(f"`{' '.join(command)}` failed:\n{(result.stdout + result.stderr).strip()[-2000:]}")
+    run(*command, environment=environment)
