@@ -11,6 +11,7 @@ from finetune_inference.inference import InferenceService
 from lab.fixtures.tiny_adapter import make_tiny_adapter
 from lab.fixtures.tiny_model import make_tiny_model
 from support.server.running_inference import Running, running
+from support.server.scripted_server import Scripted, scripted
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +52,10 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
 def http(server: Running) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=30) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
+    """A server whose engine answers what the test says, in Qwen's template."""
+    with scripted(tmp_path_factory.mktemp("qwen"), "qwen3") as server:
+        yield server

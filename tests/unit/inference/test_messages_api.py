@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from support.server.running_inference import Running
-from support.server.scripted_server import Scripted, scripted
+from support.server.scripted_server import Scripted
 
 pytestmark = pytest.mark.model
 
@@ -22,12 +22,6 @@ QUESTION: list[Any] = [{"role": "user", "content": "Where is it?"}]
 
 def client_of(server: Running) -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
-    with scripted(tmp_path_factory.mktemp("qwen"), "qwen3") as server:
-        yield server
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from support.server.running_inference import Running
-from support.server.scripted_server import Scripted, scripted
+from support.server.scripted_server import Scripted
 
 pytestmark = pytest.mark.model
 
@@ -29,12 +29,6 @@ TRACK: Any = {
 }
 CALL = '<tool_call>\n{"name": "track", "arguments": {"id": "42"}}\n</tool_call>'
 THOUGHT = f"<think>\nLook it up.\n</think>\n\nOne moment.\n{CALL}"
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
-    with scripted(tmp_path_factory.mktemp("qwen"), "qwen3") as server:
-        yield server
 
 
 @pytest.fixture

@@ -39,12 +39,6 @@ CALL = f"<tool_call>\n{json.dumps({'name': 'track', 'arguments': ARGUMENTS})}\n<
 THOUGHT = f"<think>\nLook it up.\n</think>\n\nOne moment.\n{CALL}"
 
 
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
-    with scripted(tmp_path_factory.mktemp("qwen"), "qwen3") as server:
-        yield server
-
-
 @pytest.fixture
 def client(qwen: Scripted) -> Iterator[openai.OpenAI]:
     with qwen.server.openai as client:

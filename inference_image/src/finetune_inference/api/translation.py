@@ -1,7 +1,8 @@
 """Translation of other APIs' requests into a `ChatCompletionRequest`, with errors in the client's own terms."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -72,12 +73,16 @@ def client_place(place: str, conversation: Conversation, names: Mapping[str, str
     return place
 
 
-def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
-    """Return an error whose field has the client's name."""
-    if error.param is not None and error.param in names:
-        error.message = re.sub(rf"\b{error.param}\b", names[error.param], error.message)
-        error.param = _top(names[error.param])
-    return error
+@contextmanager
+def client_names(names: Mapping[str, str]) -> Iterator[None]:
+    """Give the field of an ApiError that the block raises the client's name."""
+    try:
+        yield
+    except ApiError as error:
+        if error.param is not None and error.param in names:
+            error.message = re.sub(rf"\b{error.param}\b", names[error.param], error.message)
+            error.param = _top(names[error.param])
+        raise
 
 
 def _top(place: str) -> str | None:

@@ -17,7 +17,7 @@ from finetune_inference.api.errors import ApiError
 from finetune_inference.api.generation import server_state
 from finetune_inference.api.json_body import JsonRoute
 from finetune_inference.api.reply import respond
-from finetune_inference.api.translation import renamed, translate
+from finetune_inference.api.translation import client_names, translate
 from finetune_inference.text.chat_answer import AnswerDelta
 
 router = APIRouter(route_class=JsonRoute)
@@ -36,10 +36,8 @@ Document = RootModel[dict[str, Any]]
 async def create_message(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation, at once or as a stream of events."""
     server = server_state(request)
-    try:
+    with client_names(NAMES):
         chat = await prepare_chat(server, translate(body.chat))
-    except ApiError as error:
-        raise renamed(error, NAMES) from None
     return await respond(request, _Reply(server, chat.served, chat.body, chat.requests, chat.counter, chat))
 
 
@@ -48,10 +46,8 @@ async def count_tokens(body: CountTokensRequest, request: Request) -> dict[str, 
     """Count the tokens of a conversation's prompt. Needs no weights, so that an evicted adapter is not loaded."""
     service = server_state(request).service
     served, chat = service.model(body.model), translate(body.chat)
-    try:
+    with client_names(NAMES):
         prompt = await asyncio.to_thread(encode_prompt, served, chat, service.facts.context_length)
-    except ApiError as error:
-        raise renamed(error, NAMES) from None
     return {"input_tokens": len(prompt)}
 
 

@@ -18,7 +18,7 @@ from finetune_inference.api.json_body import JsonRoute
 from finetune_inference.api.logprobs import chat_logprobs
 from finetune_inference.api.openai_responses.request import NAMES, ResponsesRequest
 from finetune_inference.api.reply import respond
-from finetune_inference.api.translation import renamed, translate
+from finetune_inference.api.translation import client_names, translate
 from finetune_inference.text.chat_answer import AnswerDelta, ChatFinishReason
 
 router = APIRouter(route_class=JsonRoute)
@@ -32,10 +32,8 @@ Document = RootModel[dict[str, Any]]
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
     """Answer a conversation, at once or as a stream of events."""
     server = server_state(request)
-    try:
+    with client_names(NAMES):
         chat = await prepare_chat(server, translate(body.chat))
-    except ApiError as error:
-        raise renamed(error, NAMES) from None
     return await respond(request, _Reply(server, chat.served, chat.body, chat.requests, chat.counter, chat, body))
 
 
