@@ -7,15 +7,21 @@ A separate program because the cluster tool itself must run before any package i
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
 
 def convert(source: Path, gguf_file: str, target: Path) -> None:
     """Write config, tokenizer with its chat template, and bf16 safetensors."""
+    import gguf  # type: ignore[import-not-found]  # beside this program, in no environment
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    # transformers parses the file for the configuration, the tokenizer and the weights, and makes the map of names for each
+    # module again: half of the time.
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
+    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
     model = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
